@@ -1,0 +1,21 @@
+//! The plaintext view of one sealed file: read, write, resize, settle.
+//!
+//! Implements `docs/FORMAT.md` sections 2, 3 and 6. Knows neither providers nor inodes nor errno. Invariants:
+//! * nothing is returned that did not authenticate, other than holes where the volume allows them;
+//! * the size, and everything else about the file's end, changes only under the exclusive lock of the range that begins at
+//!   its last page and never ends;
+//! * at every moment the bytes on disk are a file that opens, with the old content or the new.
+
+mod buffers;
+mod file;
+mod pages;
+mod ranges;
+mod read;
+mod resize;
+mod settle;
+#[cfg(test)]
+mod tests;
+mod write;
+
+pub use file::{Content, ContentError, Events, Rules};
+pub use settle::Unsettled;

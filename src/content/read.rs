@@ -1,0 +1,71 @@
+//! Reading: map the range, one read, open, crop.
+
+use crate::format::geometry::{PAGE_LEN, PAYLOAD_LEN, PageIndex, PlainOffset, pages_of};
+use crate::format::page::Page;
+
+use super::buffers::{Plain, with_disk_buffer};
+use super::pages;
+use super::ranges::Range;
+use super::{Content, ContentError};
+use crate::crypto::AeadSession;
+
+impl Content {
+    /// Reads at `offset` into `plain` and returns how many bytes there were: fewer than asked for only at the end.
+    ///
+    /// # Errors
+    /// [`ContentError`]; the content of `plain` must then not be used.
+    pub fn read(&self, offset: u64, plain: &mut [u8]) -> Result<usize, ContentError> {
+        let Some(asked) = pages_of(PlainOffset(offset), plain.len() as u64) else { return Ok(0) };
+        let _lock = self.ranges.shared(Range { first: *asked.start(), last: *asked.end() });
+        let left = self.size().saturating_sub(offset);
+        let len = usize::try_from(left).map_or(plain.len(), |left| left.min(plain.len()));
+        let Some(found) = pages_of(PlainOffset(offset), len as u64) else { return Ok(0) };
+        let count = usize::try_from(found.end() - found.start() + 1).map_err(|_| ContentError::TooLarge)?;
+        with_disk_buffer(count * PAGE_LEN, |disk| {
+            self.read_pages(PageIndex(*found.start()), disk)?;
+            self.open_into(PlainOffset(offset), disk, &mut plain[..len])
+        })?;
+        Ok(len)
+    }
+
+    /// Fills `disk` with the pages from `first` on.
+    pub(super) fn read_pages(&self, first: PageIndex, disk: &mut [u8]) -> Result<(), ContentError> {
+        let read = self.file.read_at(disk, first.disk().0)?;
+        if read < disk.len() {
+            return Err(ContentError::Cut { page: first.0 + (read / PAGE_LEN) as u64 });
+        }
+        Ok(())
+    }
+
+    /// Opens the pages in `disk`, the first of which holds `offset`, and puts what lies from `offset` on into `plain`.
+    /// Whole pages are opened in place, the two at the edges by way of a payload.
+    fn open_into(&self, offset: PlainOffset, disk: &[u8], plain: &mut [u8]) -> Result<(), ContentError> {
+        let mut session = self.keys()?.session();
+        let mut rest = plain;
+        let mut skip = offset.in_page();
+        for (index, page) in (offset.page().0..).map(PageIndex).zip(pages::each(disk)) {
+            let len = rest.len().min(PAYLOAD_LEN - skip);
+            let (part, after) = rest.split_at_mut(len);
+            if len == PAYLOAD_LEN {
+                self.open_checked(&mut session, index, page, part)?;
+            } else {
+                let mut whole = Plain::zeros();
+                self.open_checked(&mut session, index, page, &mut whole[..])?;
+                part.copy_from_slice(&whole[skip..skip + len]);
+            }
+            (rest, skip) = (after, 0);
+        }
+        Ok(())
+    }
+
+    pub(super) fn open_checked(
+        &self,
+        session: &mut AeadSession<'_>,
+        index: PageIndex,
+        page: &Page,
+        plain: &mut [u8],
+    ) -> Result<(), ContentError> {
+        let opened = pages::open(session, index, page, plain).inspect_err(|error| self.count(error))?;
+        self.check(index, opened)
+    }
+}

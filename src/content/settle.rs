@@ -1,0 +1,34 @@
+//! Settling: letting the disk size carry the plain size again, once the content is durable.
+
+use crate::format::geometry::settled_size;
+
+use super::file::DiskShape;
+use super::{Content, ContentError};
+
+/// Says that a file needs settling, and at which of its versions that was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unsettled(u64);
+
+impl Content {
+    /// Whether the disk size does not tell the plain size.
+    #[must_use]
+    pub fn unsettled(&self) -> Option<Unsettled> {
+        let shape = self.shape();
+        (shape.disk == DiskShape::Aligned && shape.partial_len().is_some()).then_some(Unsettled(shape.version))
+    }
+
+    /// Settles the file, unless its end has moved since `found`. Everything written before `found` must be durable by
+    /// now: the other order would leave a file of zeros after a power cut. Returns whether it did.
+    ///
+    /// # Errors
+    /// [`ContentError::Io`].
+    pub fn settle(&self, found: Unsettled) -> Result<bool, ContentError> {
+        let (_lock, shape) = self.lock_for_change(|shape| shape.end_range(u64::MAX));
+        if shape.version != found.0 {
+            return Ok(false);
+        }
+        self.file.set_size_quietly(settled_size(shape.size).0)?;
+        self.set_shape(shape.size, DiskShape::Settled, shape.tail);
+        Ok(true)
+    }
+}

@@ -1,0 +1,214 @@
+//! Writing: lock, prepare the end if it moves, seal every page of the request, one write. `docs/FORMAT.md` section 6.
+
+use std::ops::RangeInclusive;
+
+use crate::crypto::random_array;
+use crate::format::config::Holes;
+use crate::format::geometry::{
+    PAGE_LEN, PAYLOAD, PAYLOAD_LEN, PageIndex, PlainOffset, aligned_size, last_page, last_page_len, page_count,
+    pages_of,
+};
+use crate::format::page::{self, Page, Payload, Trailer};
+
+use super::buffers::{Plain, with_disk_buffer};
+use super::file::{DiskShape, Tail};
+use super::pages;
+use super::ranges::Range;
+use super::{Content, ContentError};
+
+/// Pages of zeros written at a time where holes are denied.
+const ZERO_BATCH: u64 = 256;
+
+/// One request: these bytes at this offset, and the size of the file before and after.
+struct Request<'s> {
+    offset: PlainOffset,
+    bytes: &'s [u8],
+    pages: RangeInclusive<u64>,
+    old_size: PlainOffset,
+    new_size: PlainOffset,
+    /// What the partial last page held, if the file grows and it is among `pages`.
+    old_last: Option<Plain>,
+}
+
+impl Content {
+    /// Writes `bytes` at `offset`; the file grows if they end past its end. A failed write that would have grown the file
+    /// leaves its size as it was, and each page of it old or new.
+    ///
+    /// # Errors
+    /// [`ContentError`]; [`ContentError::NoKey`] if the file needs keys first.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), ContentError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let offset = PlainOffset(offset);
+        let pages = pages_of(offset, bytes.len() as u64).ok_or(ContentError::TooLarge)?;
+        let end = PlainOffset(offset.0 + bytes.len() as u64);
+        let in_place = Range { first: *pages.start(), last: *pages.end() };
+        let (_lock, shape) = self.lock_for_change(|shape| match end <= shape.size {
+            true => in_place,
+            false => shape.end_range(in_place.first),
+        });
+        if end <= shape.size {
+            let (old_size, new_size) = (shape.size, shape.size);
+            return self.write_pages(&Request { offset, bytes, pages, old_size, new_size, old_last: None });
+        }
+        self.prepare_to_grow(offset)?;
+        self.extend(offset, bytes)
+    }
+
+    /// Makes the end ready to move to a write at `start`. Needs the exclusive lock of the end.
+    fn prepare_to_grow(&self, start: PlainOffset) -> Result<(), ContentError> {
+        if self.shape().disk == DiskShape::Headerless && start.page().0 > 0 {
+            self.write_header()?;
+        }
+        self.align()?;
+        if self.rules.holes == Holes::Deny {
+            self.fill_with_zeros(start.page().start())?;
+        }
+        Ok(())
+    }
+
+    /// Puts a header on a file that has none, before its first page comes. A write that begins in page 0 brings its own.
+    pub(super) fn write_header(&self) -> Result<(), ContentError> {
+        let header = self.new_header()?;
+        // What lies in a headerless file never belonged to a file that opens.
+        self.file.set_size(0)?;
+        if let Err(error) = self.file.write_at(header, 0) {
+            let _ = self.file.set_size(0);
+            return Err(error.into());
+        }
+        self.set_shape(PlainOffset(0), DiskShape::Aligned, Tail::Clean);
+        Ok(())
+    }
+
+    /// Writes sealed zeros from the end of the file up to `stop`. Needs a header and the exclusive lock of the end.
+    pub(super) fn fill_with_zeros(&self, stop: PlainOffset) -> Result<(), ContentError> {
+        let zeros = [0; PAYLOAD_LEN];
+        let mut batch = Vec::new();
+        loop {
+            let old = self.shape().size;
+            if old >= stop {
+                return Ok(());
+            }
+            let end = stop.0.min((old.page().0 + ZERO_BATCH) * PAYLOAD);
+            let len = usize::try_from(end - old.0).map_err(|_| ContentError::TooLarge)?;
+            if len <= zeros.len() {
+                self.extend(old, &zeros[..len])?;
+            } else {
+                batch.resize(len, 0);
+                self.extend(old, &batch)?;
+            }
+        }
+    }
+
+    /// A write that moves the end; the end is aligned and clean. If it fails, the end is put back.
+    fn extend(&self, offset: PlainOffset, bytes: &[u8]) -> Result<(), ContentError> {
+        let old_size = self.shape().size;
+        let pages = pages_of(offset, bytes.len() as u64).ok_or(ContentError::TooLarge)?;
+        let old_last = self.partial_last_page(old_size, &pages)?;
+        let new_size = PlainOffset(offset.0 + bytes.len() as u64);
+        let request = Request { offset, bytes, pages, old_size, new_size, old_last };
+        let result = self.write_pages(&request);
+        match result {
+            Ok(()) => self.set_shape(new_size, DiskShape::Aligned, Tail::Clean),
+            Err(_) => self.put_back(&request),
+        }
+        result
+    }
+
+    /// The content of the last page, if it is a partial one among `pages`.
+    fn partial_last_page(
+        &self,
+        size: PlainOffset,
+        pages: &RangeInclusive<u64>,
+    ) -> Result<Option<Plain>, ContentError> {
+        if size.0 % PAYLOAD == 0 || !pages.contains(&size.page().0) {
+            return Ok(None);
+        }
+        let mut old = Plain::zeros();
+        self.open_page(size.page(), &mut old[..])?;
+        Ok(Some(old))
+    }
+
+    /// Undoes a failed extension as well as the disk allows: cuts what it added, and puts the last page's length back.
+    fn put_back(&self, request: &Request<'_>) {
+        let headerless = self.shape().disk == DiskShape::Headerless;
+        let disk = if headerless { 0 } else { aligned_size(request.old_size).0 };
+        let cut = self.file.set_size(disk);
+        if let (Ok(()), Some(old), Some(last)) = (cut, &request.old_last, last_page(request.old_size)) {
+            let _ = self.write_page(last, Trailer::last(last_page_len(request.old_size)), old);
+        }
+    }
+
+    /// Seals and writes one page in place.
+    pub(super) fn write_page(&self, index: PageIndex, trailer: Trailer, plain: &Payload) -> Result<(), ContentError> {
+        let mut disk: Page = [0; PAGE_LEN];
+        pages::seal(&mut self.keys()?.session(), &random_array(), index, trailer, plain, &mut disk);
+        self.file.await_writeback(index.disk().0, PAGE_LEN as u64)?;
+        Ok(self.file.write_at(&disk, index.disk().0)?)
+    }
+
+    /// Seals every page of the request into one buffer and writes it, with the header in front if the file has none. Pages
+    /// that are on their way to the disk are left alone until they have arrived.
+    fn write_pages(&self, request: &Request<'_>) -> Result<(), ContentError> {
+        let header = match self.shape().disk {
+            DiskShape::Headerless => Some(self.new_header()?),
+            DiskShape::Settled | DiskShape::Aligned => None,
+        };
+        let lead = header.map_or(0, |header| header.len());
+        let (first, last) = (PageIndex(*request.pages.start()), *request.pages.end());
+        let count = usize::try_from(last - first.0 + 1).map_err(|_| ContentError::TooLarge)?;
+        with_disk_buffer(lead + count * PAGE_LEN, |disk| {
+            if let Some(header) = header {
+                disk[..lead].copy_from_slice(header);
+            }
+            self.seal_request(request, &mut disk[lead..])?;
+            let existing = page_count(request.old_size).min(last + 1).saturating_sub(first.0);
+            if existing > 0 {
+                self.file.await_writeback(first.disk().0, existing * PAGE_LEN as u64)?;
+            }
+            Ok(self.file.write_at(disk, first.disk().0 - lead as u64)?)
+        })
+    }
+
+    fn seal_request(&self, request: &Request<'_>, disk: &mut [u8]) -> Result<(), ContentError> {
+        let mut session = self.keys()?.session();
+        let base: [u8; 24] = random_array();
+        let mut rest = request.bytes;
+        let mut skip = request.offset.in_page();
+        for ((k, index), page) in (0..).zip(request.pages.clone().map(PageIndex)).zip(pages::each_mut(disk)) {
+            let (part, after) = rest.split_at(rest.len().min(PAYLOAD_LEN - skip));
+            let (trailer, nonce) = (request.trailer_of(index), page::nonce(&base, k));
+            if part.len() == PAYLOAD_LEN {
+                pages::seal(&mut session, &nonce, index, trailer, part, page);
+            } else {
+                let mut whole = self.old_payload(request, index)?;
+                whole[skip..skip + part.len()].copy_from_slice(part);
+                pages::seal(&mut session, &nonce, index, trailer, &whole[..], page);
+            }
+            (rest, skip) = (after, 0);
+        }
+        Ok(())
+    }
+
+    /// What a page holds before a part of it is written: zeros where there was none.
+    fn old_payload(&self, request: &Request<'_>, index: PageIndex) -> Result<Plain, ContentError> {
+        if let Some(old) = request.old_last.as_ref().filter(|_| index == request.old_size.page()) {
+            return Ok(Plain::copy_of(old));
+        }
+        let mut old = Plain::zeros();
+        if index.0 < page_count(request.old_size) {
+            self.open_page(index, &mut old[..])?;
+        }
+        Ok(old)
+    }
+}
+
+impl Request<'_> {
+    fn trailer_of(&self, index: PageIndex) -> Trailer {
+        match last_page(self.new_size) {
+            Some(last) if last == index => Trailer::last(last_page_len(self.new_size)),
+            _ => Trailer::INNER,
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! Pure functions over bytes: secrets, AEAD suites, key derivation, and the keys of a volume and of a file.
+//!
+//! Nothing here does I/O, logs, or knows where its bytes came from. Invariants:
+//! * a secret has no `Debug`, no `Clone`, is filled in place and wiped on drop;
+//! * [`FileKeys`] exist only after the header that names them authenticated and the data key matched its commitment;
+//! * every comparison of a MAC, a tag or a commitment takes constant time.
+//!
+//! Implements `docs/FORMAT.md` sections 3 (pages), 5 (keys of a file) and 7 (names).
+
+mod aead;
+mod file_keys;
+mod kdf;
+mod secret;
+mod suite;
+mod volume_keys;
+mod xaes;
+
+pub use aead::{AeadSession, SuiteKey, Unauthentic};
+pub use file_keys::{CommitmentMismatch, FileKeys, commitment};
+pub use secret::{DataKey, Secret, random_array};
+pub use suite::Suite;
+pub use volume_keys::{HeaderKey, LinkKey, NameKey, VerifiedHeader, VolumeKeys};
+
+/// Bytes of an authentication tag of either suite.
+pub const TAG_LEN: usize = 16;
+/// Bytes of a nonce of either suite; random nonces of this length are safe for 2^80 messages under one key.
+pub const NONCE_LEN: usize = 24;

@@ -1,0 +1,12 @@
+//! Bytes to types and back: no I/O, no cryptography, no policy.
+//!
+//! Implements the layouts of `docs/FORMAT.md`: [`geometry`] section 2 (sizes and offsets), [`page`] section 3,
+//! [`header`] section 4, [`name`] section 7, [`config`] section 8. Every parser is strict (what it accepts re-encodes to
+//! the same bytes), bounded before it allocates, and never panics.
+
+pub mod config;
+pub mod geometry;
+pub mod header;
+pub mod hex;
+pub mod name;
+pub mod page;

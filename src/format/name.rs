@@ -1,0 +1,127 @@
+//! Names in a cipher directory: how encrypted names, long names, directory ids and link targets are spelled.
+//! `docs/FORMAT.md` section 7.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+/// The symlink in each directory whose target is the directory's id.
+pub const DIRECTORY_ID: &str = ".kmsfs.dir";
+/// The directory of the volume's own files, in the root.
+pub const VOLUME_DIR: &str = ".kmsfs";
+/// The longest plain name in bytes.
+pub const NAME_MAX: usize = 255;
+/// The longest entry a backing filesystem takes.
+const ENTRY_MAX: usize = 255;
+/// The longest plain symlink target, in bytes, whose sealed form any backing filesystem takes.
+pub const LINK_TARGET_MAX: usize = 4095 / 4 * 3 - 40;
+
+/// How an encrypted name is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// The entry's name is the encrypted name.
+    Short(String),
+    /// The entry's name is a digest of the encrypted name, which is kept as the target of a symlink beside it.
+    Long {
+        /// The entry's name: `~` and the digest.
+        entry: String,
+        /// The name of the symlink: the entry's name and `.n`.
+        link: String,
+        /// The target of the symlink: the encrypted name.
+        target: String,
+    },
+}
+
+impl Stored {
+    /// The spelling of the encrypted name `sealed`. `digest` is the SHA-256 of the text it is given.
+    #[must_use]
+    pub fn new(sealed: &[u8], digest: impl FnOnce(&[u8]) -> [u8; 32]) -> Self {
+        let text = URL_SAFE_NO_PAD.encode(sealed);
+        if text.len() <= ENTRY_MAX {
+            return Self::Short(text);
+        }
+        let entry = format!("~{}", URL_SAFE_NO_PAD.encode(digest(text.as_bytes())));
+        Self::Long { link: link_of(&entry), entry, target: text }
+    }
+
+    /// The name of the directory entry.
+    #[must_use]
+    pub fn entry(&self) -> &str {
+        match self {
+            Self::Short(entry) | Self::Long { entry, .. } => entry,
+        }
+    }
+}
+
+/// What an entry of a cipher directory is, by its name alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry<'e> {
+    /// `.`, `..`, a directory id, or the volume's own directory.
+    Ours,
+    /// The symlink of a long name.
+    LongNameLink,
+    /// The entry of a long name; its encrypted name is the target of [`link_of`] it.
+    Long(&'e str),
+    /// An encrypted name.
+    Short(&'e str),
+}
+
+/// Sorts an entry by its name.
+#[must_use]
+pub fn classify(entry: &str) -> Entry<'_> {
+    match entry.as_bytes().first() {
+        Some(b'.') => Entry::Ours,
+        Some(b'~') if entry.ends_with(".n") => Entry::LongNameLink,
+        Some(b'~') => Entry::Long(entry),
+        _ => Entry::Short(entry),
+    }
+}
+
+/// The symlink that belongs to the long-name entry `entry`.
+#[must_use]
+pub fn link_of(entry: &str) -> String {
+    format!("{entry}.n")
+}
+
+/// Base64url without padding.
+#[must_use]
+pub fn encode(bytes: &[u8]) -> String {
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+/// The bytes of canonical base64url without padding.
+#[must_use]
+pub fn decode(text: &[u8]) -> Option<Vec<u8>> {
+    URL_SAFE_NO_PAD.decode(text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_names_stay_and_long_names_get_a_link() {
+        let digest = |_: &[u8]| [0; 32];
+        assert_eq!(Stored::new(&[0; 191], digest), Stored::Short("A".repeat(255)));
+        let Stored::Long { entry, link, target } = Stored::new(&[0; 192], digest) else { panic!("long") };
+        assert_eq!(entry, format!("~{}", "A".repeat(43)));
+        assert_eq!((link, target), (format!("{entry}.n"), "A".repeat(256)));
+    }
+
+    #[test]
+    fn entries_are_told_apart() {
+        for ours in [".", "..", DIRECTORY_ID, VOLUME_DIR] {
+            assert_eq!(classify(ours), Entry::Ours);
+        }
+        assert_eq!(classify("~abc"), Entry::Long("~abc"));
+        assert_eq!(classify("~abc.n"), Entry::LongNameLink);
+        assert_eq!(classify("-abc"), Entry::Short("-abc"));
+    }
+
+    #[test]
+    fn base64_is_canonical() {
+        assert_eq!(decode(encode(&[1, 2, 255]).as_bytes()), Some(vec![1, 2, 255]));
+        for bad in ["AQL_=", "AQL/", "AQ=", "AR", "A"] {
+            assert_eq!(decode(bad.as_bytes()), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! Wrapping keys: providers, and the path from a header's bytes to the keys of a file.
+//!
+//! ```text
+//! header bytes -> format/header -> ring -> cache -> flight -> provider
+//! ```
+//! Opens no user files. Invariants:
+//! * a provider is asked only for headers whose MAC was checked and whose wrapping key is on the volume's list;
+//! * no lock is held across a provider's call;
+//! * an unwrapped key is believed only if it matches the header's commitment.
+
+mod cache;
+mod context;
+mod error;
+mod flight;
+mod mint;
+mod provider;
+pub mod providers;
+mod ring;
+pub mod volume;
+
+pub use cache::CacheLimits;
+pub use context::EncryptionContext;
+pub use error::KeyError;
+pub use provider::{Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey};
+pub use ring::{AuthenticHeader, KeyStats, Ring};
+pub use volume::Volume;

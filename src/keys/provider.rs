@@ -1,0 +1,126 @@
+//! The one joint for wrapping keys: a provider wraps and unwraps, and nothing above it knows which it is.
+
+use std::fmt;
+
+use crate::crypto::DataKey;
+
+use super::EncryptionContext;
+
+/// The kinds of provider, by their tag in file headers and their name everywhere else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ProviderKind {
+    /// A keyring file.
+    Local,
+    /// AWS Key Management Service.
+    AwsKms,
+}
+
+impl ProviderKind {
+    const ALL: [Self; 2] = [Self::Local, Self::AwsKms];
+
+    /// The tag in a header record. Tags 3 (vault), 4 (pkcs11) and 5 (age) are reserved.
+    #[must_use]
+    pub fn tag(self) -> u8 {
+        match self {
+            Self::Local => 1,
+            Self::AwsKms => 2,
+        }
+    }
+
+    /// The kind with this tag.
+    #[must_use]
+    pub fn from_tag(tag: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.tag() == tag)
+    }
+
+    /// The name in arguments and configs.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::AwsKms => "aws-kms",
+        }
+    }
+
+    /// The kind with this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+impl fmt::Display for ProviderKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A data key under a wrapping key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrappedKey {
+    /// The wrapping key's canonical id, as the provider names it (a KMS key's ARN, a keyring's key id).
+    pub key_id: String,
+    /// The provider's ciphertext, at most 6144 bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A source of data keys. Implementations set a deadline on every wait, check every answer (exactly 32 bytes, the key
+/// that was asked for), and neither log nor keep what they unwrap.
+pub trait Provider: Send + Sync {
+    /// Which kind it is.
+    fn kind(&self) -> ProviderKind;
+
+    /// Whether calls cross a network, so that a thread that serves the kernel must not make them.
+    fn is_remote(&self) -> bool;
+
+    /// A new data key, bound to `context`, under the provider's own wrapping key.
+    ///
+    /// # Errors
+    /// [`ProviderError`].
+    fn generate_data_key(&self, context: &EncryptionContext) -> Result<(DataKey, WrappedKey), ProviderError>;
+
+    /// The data key in `wrapped`, which was wrapped by `key_id` with the same `context`. The caller has checked that
+    /// `key_id` is on the volume's list.
+    ///
+    /// # Errors
+    /// [`ProviderError`].
+    fn unwrap(&self, key_id: &str, wrapped: &[u8], context: &EncryptionContext) -> Result<DataKey, ProviderError>;
+}
+
+/// What kind of failure it is; decides the errno and whether trying again can help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ProviderErrorKind {
+    /// The caller may not use the key.
+    Denied,
+    /// The key is disabled, pending deletion or otherwise out of use.
+    KeyUnusable,
+    /// There is no such key, or it is not the one that wrapped this.
+    KeyNotFound,
+    /// Credentials are missing or expired; for a keyring: the passphrase is missing or wrong.
+    Credentials,
+    /// Throttled, unreachable, timed out: trying again later may help.
+    Unavailable,
+    /// The wrapped key or its context was changed, or belongs to another volume.
+    Tampered,
+    /// The provider answered something that cannot be right.
+    BadAnswer,
+    /// The provider's settings cannot work.
+    Misconfigured,
+}
+
+/// A failed call of a provider. Its text says what is wrong and what to do, and never contains key material.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ProviderError {
+    /// What kind of failure.
+    pub kind: ProviderErrorKind,
+    /// What is wrong, where, and what to do.
+    pub message: String,
+}
+
+impl ProviderError {
+    /// An error of `kind`.
+    pub fn new(kind: ProviderErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+}

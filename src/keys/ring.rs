@@ -1,0 +1,277 @@
+//! From a header to the keys of a file, and to new headers for new files.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use crate::crypto::{DataKey, FileKeys, HeaderKey, NameKey, Suite, VerifiedHeader, commitment, random_array};
+use crate::format::geometry::PAGE_LEN;
+use crate::format::header::{self, Header, HeaderError, HeaderPage, Record, Slot};
+
+use super::cache::{Cache, CacheKey};
+use super::flight::Flight;
+use super::mint::Mint;
+use super::{CacheLimits, EncryptionContext, KeyError, Provider, ProviderError, ProviderKind};
+
+/// Opens headers and makes new ones, for one volume.
+pub struct Ring {
+    volume_id: [u8; 16],
+    suite: Suite,
+    header_key: HeaderKey,
+    /// Tags and ids of the keys that may wrap data keys of this volume.
+    allowed: Vec<(u8, Vec<u8>)>,
+    /// The first one wraps new data keys. There is at least one.
+    providers: Vec<Arc<dyn Provider>>,
+    cache: Cache,
+    flight: Flight,
+    mint: Mint,
+    counts: Counts,
+}
+
+#[derive(Default)]
+struct Counts {
+    hits: AtomicU64,
+    misses: AtomicU64,
+    calls: AtomicU64,
+    failures: AtomicU64,
+}
+
+/// What the key path has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeyStats {
+    /// Openings answered from memory.
+    pub hits: u64,
+    /// Openings that needed a provider.
+    pub misses: u64,
+    /// Calls of providers.
+    pub calls: u64,
+    /// Calls that failed.
+    pub failures: u64,
+    /// Unwrapped keys in memory.
+    pub entries: u64,
+}
+
+/// A header whose MAC was checked.
+pub struct AuthenticHeader {
+    header: Header,
+    verified: VerifiedHeader,
+    cache_key: CacheKey,
+}
+
+impl AuthenticHeader {
+    /// What it says.
+    #[must_use]
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+}
+
+/// What a ring is made of.
+pub(super) struct RingParts {
+    pub(super) volume_id: [u8; 16],
+    pub(super) suite: Suite,
+    pub(super) header_key: HeaderKey,
+    pub(super) allowed: Vec<(u8, Vec<u8>)>,
+    pub(super) providers: Vec<Arc<dyn Provider>>,
+    pub(super) files_per_data_key: u32,
+    pub(super) limits: CacheLimits,
+}
+
+impl Ring {
+    pub(super) fn new(parts: RingParts) -> Self {
+        Self {
+            volume_id: parts.volume_id,
+            suite: parts.suite,
+            header_key: parts.header_key,
+            allowed: parts.allowed,
+            providers: parts.providers,
+            cache: Cache::new(parts.limits),
+            flight: Flight::default(),
+            mint: Mint::new(parts.files_per_data_key),
+            counts: Counts::default(),
+        }
+    }
+
+    /// Checks the MACs of a header page without asking any provider. The valid slot with the highest generation wins;
+    /// `None` is a page of zeros, a header that never became durable.
+    ///
+    /// # Errors
+    /// [`KeyError::Header`], [`KeyError::UnauthenticHeader`] or [`KeyError::UnknownSuite`] if no slot is valid.
+    pub fn authenticate(&self, page: &HeaderPage) -> Result<Option<AuthenticHeader>, KeyError> {
+        let [a, b] = header::parse_page(page).map(|slot| slot.map_err(KeyError::from).and_then(|s| self.verify(s)));
+        match (a, b) {
+            (Ok(a), Ok(b)) => Ok(Some(if b.header.generation > a.header.generation { b } else { a })),
+            (Ok(valid), Err(_)) | (Err(_), Ok(valid)) => Ok(Some(valid)),
+            (Err(KeyError::Header(HeaderError::Empty)), Err(KeyError::Header(HeaderError::Empty))) => Ok(None),
+            (Err(KeyError::Header(HeaderError::Empty)), Err(error)) | (Err(error), Err(_)) => Err(error),
+        }
+    }
+
+    fn verify(&self, slot: Slot<'_>) -> Result<AuthenticHeader, KeyError> {
+        let header = slot.header;
+        if header.volume_id != self.volume_id {
+            return Err(KeyError::UnauthenticHeader);
+        }
+        let suite =
+            Suite::from_id(header.suite).ok_or_else(|| KeyError::UnknownSuite(header.suite.to_string()))?;
+        let verified = self
+            .header_key
+            .verify(slot.signed, &slot.mac, suite, header.file_id, header.commitment)
+            .map_err(|_| KeyError::UnauthenticHeader)?;
+        let cache_key = CacheKey { data_key_id: header.data_key_id, records: digest(&header.records) };
+        Ok(AuthenticHeader { header, verified, cache_key })
+    }
+
+    /// The keys of the file, if its data key is in memory.
+    ///
+    /// # Errors
+    /// [`KeyError::Commitment`].
+    pub fn cached(&self, header: &AuthenticHeader) -> Option<Result<FileKeys, KeyError>> {
+        let data_key = self.cache.get(&header.cache_key, Instant::now())?;
+        self.counts.hits.fetch_add(1, Ordering::Relaxed);
+        Some(FileKeys::open(&header.verified, &data_key).map_err(KeyError::from))
+    }
+
+    /// The keys of the file; asks a provider, and so may take its deadline, if the data key is not in memory.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub fn open(&self, header: &AuthenticHeader) -> Result<FileKeys, KeyError> {
+        if let Some(keys) = self.cached(header) {
+            return keys;
+        }
+        self.counts.misses.fetch_add(1, Ordering::Relaxed);
+        self.flight.run(&header.cache_key, || self.unwrap(header)).and_then(|data_key| {
+            Ok(FileKeys::open(&header.verified, &data_key)?)
+        })
+    }
+
+    /// Tries the records in their order; keeps the key only if it matches the header's commitment.
+    fn unwrap(&self, header: &AuthenticHeader) -> Result<Arc<DataKey>, KeyError> {
+        let context = EncryptionContext::data_key(&self.volume_id, &header.header.data_key_id);
+        let mut failure = None;
+        for (record, provider) in header.header.records.iter().filter_map(|record| self.usable(record)) {
+            let key_id = String::from_utf8_lossy(&record.key_id);
+            match self.counted(provider.unwrap(&key_id, &record.wrapped, &context)) {
+                Ok(data_key) => {
+                    FileKeys::open(&header.verified, &data_key)?;
+                    let data_key = Arc::new(data_key);
+                    self.cache.put(header.cache_key.clone(), Arc::clone(&data_key), Instant::now());
+                    return Ok(data_key);
+                }
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        Err(failure.map_or_else(|| KeyError::NoUsableRecord(describe(&header.header.records)), KeyError::from))
+    }
+
+    /// A record counts only if its wrapping key is on the volume's list and its provider is connected.
+    fn usable<'r>(&self, record: &'r Record) -> Option<(&'r Record, &Arc<dyn Provider>)> {
+        if !self.allowed.iter().any(|(tag, key_id)| *tag == record.provider && *key_id == record.key_id) {
+            return None;
+        }
+        let provider = self.providers.iter().find(|provider| provider.kind().tag() == record.provider)?;
+        Some((record, provider))
+    }
+
+    /// Keys and a header page for a new file. Asks a provider if no data key is at hand.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub fn new_file(&self) -> Result<(FileKeys, Box<HeaderPage>), KeyError> {
+        let provider = self.providers.first().ok_or_else(|| KeyError::NoUsableRecord("none".to_owned()))?;
+        let minting = Counting { ring: self, provider: provider.as_ref() };
+        let minted = self.mint.take(&self.volume_id, &minting, Instant::now())?;
+        let file_id = random_array();
+        let header = Header {
+            suite: self.suite.id(),
+            generation: 1,
+            volume_id: self.volume_id,
+            file_id,
+            data_key_id: minted.data_key_id,
+            records: minted.records,
+            commitment: commitment(&minted.data_key, &file_id),
+        };
+        let signed = header.signed_bytes()?;
+        let mut page = Box::new([0; PAGE_LEN]);
+        header::put_slot(&mut page, 0, &signed, &self.header_key.mac(&signed));
+        Ok((FileKeys::create(&minted.data_key, self.suite, &file_id), page))
+    }
+
+    /// Whether a provider's call may take a network's time.
+    #[must_use]
+    pub fn is_remote(&self) -> bool {
+        self.providers.iter().any(|provider| provider.is_remote())
+    }
+
+    /// Wipes every unwrapped key that no open file uses.
+    pub fn clear(&self) {
+        self.cache.clear();
+        self.mint.clear();
+    }
+
+    /// What was done so far.
+    #[must_use]
+    pub fn stats(&self) -> KeyStats {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        KeyStats {
+            hits: read(&self.counts.hits),
+            misses: read(&self.counts.misses),
+            calls: read(&self.counts.calls),
+            failures: read(&self.counts.failures),
+            entries: self.cache.len() as u64,
+        }
+    }
+
+    fn counted<T>(&self, answer: Result<T, ProviderError>) -> Result<T, ProviderError> {
+        self.counts.calls.fetch_add(1, Ordering::Relaxed);
+        if answer.is_err() {
+            self.counts.failures.fetch_add(1, Ordering::Relaxed);
+        }
+        answer
+    }
+}
+
+/// A provider whose calls are counted.
+struct Counting<'r> {
+    ring: &'r Ring,
+    provider: &'r dyn Provider,
+}
+
+impl Provider for Counting<'_> {
+    fn kind(&self) -> ProviderKind {
+        self.provider.kind()
+    }
+
+    fn is_remote(&self) -> bool {
+        self.provider.is_remote()
+    }
+
+    fn generate_data_key(
+        &self,
+        context: &EncryptionContext,
+    ) -> Result<(DataKey, super::WrappedKey), ProviderError> {
+        self.ring.counted(self.provider.generate_data_key(context))
+    }
+
+    fn unwrap(&self, key_id: &str, wrapped: &[u8], context: &EncryptionContext) -> Result<DataKey, ProviderError> {
+        self.ring.counted(self.provider.unwrap(key_id, wrapped, context))
+    }
+}
+
+fn digest(records: &[Record]) -> [u8; 32] {
+    let mut bytes = Vec::new();
+    for field in records.iter().flat_map(|record| [&record.key_id, &record.wrapped]) {
+        bytes.extend_from_slice(&(field.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(field);
+    }
+    NameKey::digest(&bytes)
+}
+
+fn describe(records: &[Record]) -> String {
+    let names = records.iter().map(|record| {
+        let kind = ProviderKind::from_tag(record.provider).map_or("an unknown provider", ProviderKind::name);
+        format!("{kind}:{}", String::from_utf8_lossy(&record.key_id).escape_debug())
+    });
+    names.collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,155 @@
+//! Positioned I/O on one backing file.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{Timestamps, fdatasync, fstat, fsync, ftruncate, futimens};
+use rustix::io::{Errno, pread, pwrite};
+
+/// A ciphertext file as the content layer sees it.
+///
+/// What is assumed of the disk below: an aligned 4096-byte page reaches it whole or not at all; size changes are
+/// journaled; a sync returns only after what it covers is durable; after a crash a file has no bytes that were never
+/// written to it, except zeros.
+pub trait RawFile: Send + Sync {
+    /// Reads at `offset` until `buffer` is full or the file ends, and returns how many bytes it read.
+    ///
+    /// # Errors
+    /// Those of `pread(2)`.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Writes all of `bytes` at `offset`. On an error a part of them may have been written.
+    ///
+    /// # Errors
+    /// Those of `pwrite(2)`.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+
+    /// The size in bytes.
+    ///
+    /// # Errors
+    /// Those of `fstat(2)`.
+    fn size(&self) -> io::Result<u64>;
+
+    /// Sets the size in bytes.
+    ///
+    /// # Errors
+    /// Those of `ftruncate(2)`.
+    fn set_size(&self, size: u64) -> io::Result<()>;
+
+    /// Sets the size in bytes, and leaves access and modification time as they were.
+    ///
+    /// # Errors
+    /// Those of `fstat(2)`, `ftruncate(2)` and `futimens(2)`.
+    fn set_size_quietly(&self, size: u64) -> io::Result<()>;
+
+    /// Makes the content durable, and with `metadata` times and modes too.
+    ///
+    /// # Errors
+    /// Those of `fsync(2)`.
+    fn sync(&self, metadata: bool) -> io::Result<()>;
+
+    /// Waits until no page of the range is on its way to the disk. Costs nothing for pages that are not, and sends none.
+    ///
+    /// # Errors
+    /// Those of `sync_file_range(2)`.
+    fn await_writeback(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Sends the pages of the range to the disk and waits until it has taken them, so that a metadata change made after
+    /// this cannot become durable before them.
+    ///
+    /// # Errors
+    /// Those of `sync_file_range(2)`.
+    fn push_out(&self, offset: u64, len: u64) -> io::Result<()>;
+}
+
+/// A file of the backing filesystem.
+#[derive(Clone)]
+pub struct DiskFile(Arc<OwnedFd>);
+
+impl DiskFile {
+    /// Takes a descriptor open for reading, or for both.
+    #[must_use]
+    pub fn new(fd: Arc<OwnedFd>) -> Self {
+        Self(fd)
+    }
+
+    fn sync_range(&self, offset: u64, len: u64, flags: libc::c_uint) -> io::Result<()> {
+        let range = |value: u64| i64::try_from(value).map_err(|_| io::Error::from(Errno::FBIG));
+        match sync_file_range(self.0.as_fd(), range(offset)?, range(len)?, flags) {
+            // A filesystem without page cache of its own has nothing in flight that we could wait for.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::ESPIPE)) => Ok(()),
+            result => result,
+        }
+    }
+}
+
+#[allow(unsafe_code)] // no safe wrapper of this system call exists in the crates we use
+fn sync_file_range(fd: BorrowedFd<'_>, offset: i64, len: i64, flags: libc::c_uint) -> io::Result<()> {
+    // SAFETY: takes no pointers; the descriptor is borrowed for the call.
+    match unsafe { libc::sync_file_range(fd.as_raw_fd(), offset, len, flags) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+impl RawFile for DiskFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buffer.len() {
+            match pread(&self.0, &mut buffer[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            match pwrite(&self.0, &bytes[done..], offset + done as u64) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(u64::try_from(fstat(&self.0)?.st_size).unwrap_or(0))
+    }
+
+    fn set_size(&self, size: u64) -> io::Result<()> {
+        Ok(ftruncate(&self.0, size)?)
+    }
+
+    fn set_size_quietly(&self, size: u64) -> io::Result<()> {
+        let stat = fstat(&self.0)?;
+        let time = |sec, nsec| rustix::fs::Timespec { tv_sec: sec, tv_nsec: i64::try_from(nsec).unwrap_or(0) };
+        let times = Timestamps {
+            last_access: time(stat.st_atime, stat.st_atime_nsec),
+            last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
+        };
+        ftruncate(&self.0, size)?;
+        Ok(futimens(&self.0, &times)?)
+    }
+
+    fn sync(&self, metadata: bool) -> io::Result<()> {
+        Ok(if metadata { fsync(&self.0) } else { fdatasync(&self.0) }?)
+    }
+
+    fn await_writeback(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.sync_range(offset, len, libc::SYNC_FILE_RANGE_WAIT_BEFORE)
+    }
+
+    fn push_out(&self, offset: u64, len: u64) -> io::Result<()> {
+        let flags =
+            libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        self.sync_range(offset, len, flags)
+    }
+}

@@ -1,0 +1,18 @@
+//! The backing tree: positioned file I/O, directory handles, and the cipher directory as a whole.
+//!
+//! Knows nothing of keys, pages or headers. Invariants:
+//! * no path is walked after start: every operation is relative to a held descriptor and names one entry;
+//! * symlinks are never followed and mounts below the cipher directory never entered;
+//! * what is assumed of the disk is written down at [`RawFile`] and in `docs/FORMAT.md` section 1.
+
+pub mod cipher_directory;
+mod directory;
+mod file;
+mod memory;
+mod node;
+
+pub use cipher_directory::CipherDirectory;
+pub use directory::{DirEntry, DirStream};
+pub use file::{DiskFile, RawFile};
+pub use memory::MemoryFile;
+pub use node::{Access, FileSystemStat, Node, NodeKind, RenameMode, SetTime, Stat, Timestamp};

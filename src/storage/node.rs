@@ -1,0 +1,412 @@
+//! A held object of the backing tree: a descriptor that pins one inode, and every operation relative to it.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use rustix::fs::{
+    self, AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid,
+};
+use rustix::io::Errno;
+
+use super::DirStream;
+
+/// How a file is to be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// For reading.
+    Read,
+    /// For reading and writing: a partial page is read before it is written.
+    ReadWrite,
+}
+
+/// What kind of object an inode is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A FIFO.
+    Fifo,
+    /// A socket.
+    Socket,
+    /// A character device.
+    CharDevice,
+    /// A block device.
+    BlockDevice,
+}
+
+impl NodeKind {
+    fn new(kind: fs::FileType) -> io::Result<Self> {
+        Ok(match kind {
+            fs::FileType::RegularFile => Self::File,
+            fs::FileType::Directory => Self::Directory,
+            fs::FileType::Symlink => Self::Symlink,
+            fs::FileType::Fifo => Self::Fifo,
+            fs::FileType::Socket => Self::Socket,
+            fs::FileType::CharacterDevice => Self::CharDevice,
+            fs::FileType::BlockDevice => Self::BlockDevice,
+            fs::FileType::Unknown => return Err(io::ErrorKind::Unsupported.into()),
+        })
+    }
+
+    /// The kind that a readdir entry claims; `None` if the backing filesystem does not tell.
+    #[must_use]
+    pub(super) fn of_entry(kind: fs::FileType) -> Option<Self> {
+        Self::new(kind).ok()
+    }
+
+    fn to_raw(self) -> fs::FileType {
+        match self {
+            Self::File => fs::FileType::RegularFile,
+            Self::Directory => fs::FileType::Directory,
+            Self::Symlink => fs::FileType::Symlink,
+            Self::Fifo => fs::FileType::Fifo,
+            Self::Socket => fs::FileType::Socket,
+            Self::CharDevice => fs::FileType::CharacterDevice,
+            Self::BlockDevice => fs::FileType::BlockDevice,
+        }
+    }
+}
+
+/// Seconds since 1970 (negative before) and nanoseconds within the second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp {
+    /// Seconds.
+    pub seconds: i64,
+    /// 0 to 999 999 999.
+    pub nanoseconds: u32,
+}
+
+/// What to do with a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetTime {
+    /// Leave it.
+    Keep,
+    /// The backing filesystem's current time.
+    Now,
+    /// This one.
+    At(Timestamp),
+}
+
+/// The attributes of an inode of the backing tree.
+#[derive(Clone, Copy, Debug)]
+pub struct Stat {
+    /// Device number.
+    pub dev: u64,
+    /// Inode number.
+    pub ino: u64,
+    /// Kind.
+    pub kind: NodeKind,
+    /// Permission, set-id and sticky bits: `0o7777`.
+    pub mode: u32,
+    /// Hard links.
+    pub nlink: u64,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// The device a device node stands for.
+    pub rdev: u64,
+    /// Bytes on disk.
+    pub size: u64,
+    /// 512-byte units allocated.
+    pub blocks: u64,
+    /// Last access.
+    pub atime: Timestamp,
+    /// Last modification.
+    pub mtime: Timestamp,
+    /// Last change of the inode.
+    pub ctime: Timestamp,
+}
+
+/// What `statfs` tells of the backing filesystem, in units of `block_size` bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct FileSystemStat {
+    /// Bytes in a block.
+    pub block_size: u64,
+    /// Blocks in all.
+    pub blocks: u64,
+    /// Free blocks.
+    pub free: u64,
+    /// Free blocks that an ordinary user may use.
+    pub available: u64,
+    /// Inodes in all.
+    pub files: u64,
+    /// Free inodes.
+    pub files_free: u64,
+}
+
+/// What a rename does with an existing target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RenameMode {
+    /// Replaces it.
+    Replace,
+    /// Fails.
+    NoReplace,
+    /// Swaps the two.
+    Exchange,
+}
+
+/// A held inode of the backing tree. `openable` tells whether the descriptor does I/O or only pins.
+#[derive(Clone)]
+pub struct Node {
+    fd: Arc<OwnedFd>,
+    openable: bool,
+}
+
+/// Descriptor that may be used as the base of relative operations.
+impl AsFd for Node {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Node {
+    /// Pins the directory at `path`.
+    ///
+    /// # Errors
+    /// Those of `open(2)`.
+    pub fn open_root(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self::pin(fs::open(path, flags, Mode::empty())?))
+    }
+
+    fn pin(fd: OwnedFd) -> Self {
+        Self { fd: Arc::new(fd), openable: false }
+    }
+
+    /// Pins the entry `name` of this directory without opening it: devices and FIFOs do not notice.
+    ///
+    /// # Errors
+    /// Those of `openat2(2)`; `EXDEV` for a mount point.
+    pub fn lookup(&self, name: &str) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        Ok(Self::pin(fs::openat2(&self.fd, name, flags, Mode::empty(), resolve)?))
+    }
+
+    /// Creates the regular file `name` and opens it for reading and writing; fails if the entry exists.
+    ///
+    /// # Errors
+    /// Those of `openat(2)`.
+    pub fn create_file(&self, name: &str, mode: u32) -> io::Result<Self> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = fs::openat(&self.fd, name, flags, Mode::from_raw_mode(mode & 0o7777))?;
+        Ok(Self { fd: Arc::new(fd), openable: true })
+    }
+
+    /// A descriptor of this regular file that does I/O; the pin itself if it can.
+    ///
+    /// # Errors
+    /// Those of `open(2)`.
+    pub fn open_file(&self, access: Access) -> io::Result<Arc<OwnedFd>> {
+        if self.openable {
+            return Ok(Arc::clone(&self.fd));
+        }
+        let flags = match access {
+            Access::Read => OFlags::RDONLY,
+            Access::ReadWrite => OFlags::RDWR,
+        };
+        Ok(Arc::new(self.reopen(flags | OFlags::NONBLOCK)?))
+    }
+
+    /// A stream of this directory's entries.
+    ///
+    /// # Errors
+    /// Those of `open(2)`.
+    pub fn open_directory(&self) -> io::Result<DirStream> {
+        Ok(DirStream::new(self.reopen(OFlags::RDONLY | OFlags::DIRECTORY)?))
+    }
+
+    fn reopen(&self, flags: OFlags) -> io::Result<OwnedFd> {
+        Ok(fs::openat(own_descriptors()?, self.descriptor_name(), flags | OFlags::CLOEXEC, Mode::empty())?)
+    }
+
+    fn descriptor_name(&self) -> String {
+        self.fd.as_raw_fd().to_string()
+    }
+
+    /// Where the inode is now, for messages.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let link = own_descriptors().and_then(|dir| Ok(fs::readlinkat(dir, self.descriptor_name(), Vec::new())?));
+        link.map_or_else(|_| "(unknown)".to_owned(), |path| path.to_string_lossy().into_owned())
+    }
+
+    /// The inode's attributes.
+    ///
+    /// # Errors
+    /// Those of `fstat(2)`.
+    pub fn stat(&self) -> io::Result<Stat> {
+        to_stat(&fs::fstat(&self.fd)?)
+    }
+
+    /// Makes a directory.
+    ///
+    /// # Errors
+    /// Those of `mkdirat(2)`.
+    pub fn mkdir(&self, name: &str, mode: u32) -> io::Result<()> {
+        Ok(fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode & 0o7777))?)
+    }
+
+    /// Makes a symlink.
+    ///
+    /// # Errors
+    /// Those of `symlinkat(2)`.
+    pub fn symlink(&self, target: &str, name: &str) -> io::Result<()> {
+        Ok(fs::symlinkat(target, &self.fd, name)?)
+    }
+
+    /// Makes a special file.
+    ///
+    /// # Errors
+    /// Those of `mknodat(2)`.
+    pub fn mknod(&self, name: &str, kind: NodeKind, mode: u32, rdev: u64) -> io::Result<()> {
+        Ok(fs::mknodat(&self.fd, name, kind.to_raw(), Mode::from_raw_mode(mode & 0o7777), rdev)?)
+    }
+
+    /// The target of the symlink `name`.
+    ///
+    /// # Errors
+    /// Those of `readlinkat(2)`.
+    pub fn readlink(&self, name: &str) -> io::Result<Vec<u8>> {
+        Ok(fs::readlinkat(&self.fd, name, Vec::with_capacity(256))?.into_bytes())
+    }
+
+    /// The target of this symlink.
+    ///
+    /// # Errors
+    /// Those of `readlinkat(2)`.
+    pub fn readlink_self(&self) -> io::Result<Vec<u8>> {
+        self.readlink("")
+    }
+
+    /// Removes the entry `name`, which is not a directory.
+    ///
+    /// # Errors
+    /// Those of `unlinkat(2)`.
+    pub fn unlink(&self, name: &str) -> io::Result<()> {
+        Ok(fs::unlinkat(&self.fd, name, AtFlags::empty())?)
+    }
+
+    /// Removes the empty directory `name`.
+    ///
+    /// # Errors
+    /// Those of `unlinkat(2)`.
+    pub fn rmdir(&self, name: &str) -> io::Result<()> {
+        Ok(fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR)?)
+    }
+
+    /// Gives this inode another name.
+    ///
+    /// # Errors
+    /// Those of `linkat(2)`.
+    pub fn link_as(&self, directory: &Self, name: &str) -> io::Result<()> {
+        let from = own_descriptors()?;
+        Ok(fs::linkat(from, self.descriptor_name(), &directory.fd, name, AtFlags::SYMLINK_FOLLOW)?)
+    }
+
+    /// Renames `from` of this directory to `to` of `directory`.
+    ///
+    /// # Errors
+    /// Those of `renameat2(2)`.
+    pub fn rename(&self, from: &str, directory: &Self, to: &str, mode: RenameMode) -> io::Result<()> {
+        let flags = match mode {
+            RenameMode::Replace => RenameFlags::empty(),
+            RenameMode::NoReplace => RenameFlags::NOREPLACE,
+            RenameMode::Exchange => RenameFlags::EXCHANGE,
+        };
+        Ok(fs::renameat_with(&self.fd, from, &directory.fd, to, flags)?)
+    }
+
+    /// Sets permission, set-id and sticky bits.
+    ///
+    /// # Errors
+    /// Those of `chmod(2)`.
+    pub fn set_mode(&self, mode: u32) -> io::Result<()> {
+        let mode = Mode::from_raw_mode(mode & 0o7777);
+        Ok(fs::chmodat(own_descriptors()?, self.descriptor_name(), mode, AtFlags::empty())?)
+    }
+
+    /// Sets owner and group; `None` keeps them.
+    ///
+    /// # Errors
+    /// Those of `fchownat(2)`.
+    pub fn set_owner(&self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+        let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
+        Ok(fs::chownat(&self.fd, "", uid, gid, AtFlags::EMPTY_PATH)?)
+    }
+
+    /// Sets access and modification time.
+    ///
+    /// # Errors
+    /// Those of `utimensat(2)`.
+    pub fn set_times(&self, atime: SetTime, mtime: SetTime) -> io::Result<()> {
+        let times = Timestamps { last_access: to_timespec(atime), last_modification: to_timespec(mtime) };
+        Ok(fs::utimensat(&self.fd, "", &times, AtFlags::EMPTY_PATH)?)
+    }
+
+    /// The backing filesystem's space.
+    ///
+    /// # Errors
+    /// Those of `fstatvfs(3)`.
+    pub fn filesystem_stat(&self) -> io::Result<FileSystemStat> {
+        let stat = fs::fstatvfs(&self.fd)?;
+        Ok(FileSystemStat {
+            block_size: stat.f_frsize,
+            blocks: stat.f_blocks,
+            free: stat.f_bfree,
+            available: stat.f_bavail,
+            files: stat.f_files,
+            files_free: stat.f_ffree,
+        })
+    }
+
+    /// Makes everything on the backing filesystem durable.
+    ///
+    /// # Errors
+    /// Those of `syncfs(2)`.
+    pub fn sync_filesystem(&self) -> io::Result<()> {
+        Ok(fs::syncfs(self.reopen(OFlags::RDONLY)?)?)
+    }
+}
+
+/// `/proc/self/fd`, from which a pinned inode is opened without a path walk through the tree.
+fn own_descriptors() -> io::Result<BorrowedFd<'static>> {
+    static DIRECTORY: OnceLock<Result<OwnedFd, Errno>> = OnceLock::new();
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = DIRECTORY.get_or_init(|| fs::openat(CWD, "/proc/self/fd", flags, Mode::empty()));
+    opened.as_ref().map(AsFd::as_fd).map_err(|error| (*error).into())
+}
+
+fn to_stat(stat: &fs::Stat) -> io::Result<Stat> {
+    let time = |seconds, nanoseconds| Timestamp { seconds, nanoseconds: u32::try_from(nanoseconds).unwrap_or(0) };
+    Ok(Stat {
+        dev: stat.st_dev,
+        ino: stat.st_ino,
+        kind: NodeKind::new(fs::FileType::from_raw_mode(stat.st_mode))?,
+        mode: stat.st_mode & 0o7777,
+        nlink: stat.st_nlink,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        rdev: stat.st_rdev,
+        size: u64::try_from(stat.st_size).unwrap_or(0),
+        blocks: u64::try_from(stat.st_blocks).unwrap_or(0),
+        atime: time(stat.st_atime, stat.st_atime_nsec),
+        mtime: time(stat.st_mtime, stat.st_mtime_nsec),
+        ctime: time(stat.st_ctime, stat.st_ctime_nsec),
+    })
+}
+
+fn to_timespec(time: SetTime) -> Timespec {
+    match time {
+        SetTime::Keep => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        SetTime::Now => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+        SetTime::At(at) => Timespec { tv_sec: at.seconds, tv_nsec: at.nanoseconds.into() },
+    }
+}
