@@ -110,8 +110,8 @@ class Keyring:
             materials = [materials[i:i + 32] for i in range(0, len(materials), 32)]
         else:
             materials = [base64.b64decode(version["material"], validate=True) for _, version in versions]
-        self.keys = {(key["id"], version["number"]): material
-                     for (key, version), material in zip(versions, materials, strict=True) if key["state"] == "enabled"}
+        self.keys = {(key["id"], version["number"]): (key["state"], material)
+                     for (key, version), material in zip(versions, materials, strict=True)}
 
     @staticmethod
     def passphrase_key(settings, passphrase):
@@ -127,9 +127,9 @@ class Keyring:
     def unwrap(self, key_id, wrapped, bound):
         if len(wrapped) != 77 or wrapped[0] != 1:
             raise Bad("wrapped key", "not one of the local provider")
-        key = self.keys.get((key_id, struct.unpack_from("<I", wrapped, 1)[0]))
-        if key is None:
-            raise Bad("wrapped key", f"the keyring has no enabled key {key_id} of that version")
+        state, key = self.keys.get((key_id, struct.unpack_from("<I", wrapped, 1)[0]), (None, None))
+        if state != "enabled":
+            raise Bad("key disabled" if state else "no such key", f"{key_id}, or its version")
         bound = wrapped[:5] + struct.pack("<H", len(key_id)) + key_id.encode() + bound
         return unseal(XAES, key, wrapped[5:29], wrapped[29:], bound, "wrapped key")
 
@@ -147,14 +147,16 @@ def parse_config(file):
         config = tomllib.loads(body.decode())
         if type(config.get("format")) is int and config["format"] != 1:
             raise Bad("unknown version", f"of the volume: {config['format']}")
-        known = (set(config) == FIELDS and config["suite"] in SUITES and config["holes"] in ("allow", "deny")
-                 and config["end"] in ("lenient", "strict") and 1 <= config["files-per-data-key"] <= 1_000_000
+        known = (set(config) == FIELDS and config["holes"] in ("allow", "deny") and config["end"] in ("lenient", "strict")
+                 and 1 <= config["files-per-data-key"] <= 1_000_000
                  and str(uuid.UUID(config["volume-id"])) == config["volume-id"]
                  and config["wrapping-key"] and config["volume-key"])
     except (ValueError, TypeError, AttributeError) as error:
         raise Bad("malformed", f"the config: {error}") from None
     if not known:
         raise Bad("malformed", "a field of the config is missing, unknown or impossible")
+    if config["suite"] not in SUITES:
+        raise Bad("unknown suite", config["suite"])
     return config, body, bytes.fromhex(seal[:64].decode())
 
 
@@ -200,9 +202,11 @@ def parse_slot(slot, volume):
         raise Bad("malformed", "a field ends past the slot") from None
     if not records or any(slot[at + 64:]):
         raise Bad("malformed", "no record, or bytes after the MAC")
+    if volume_id != volume.id:
+        raise Bad("header mac", "another volume")
     check_mac(volume.header_key, slot[:at + 32], mac, "header mac")
-    if volume_id != volume.id or suite not in SUITES.values():
-        raise Bad("malformed", "another volume, or an unknown suite")
+    if suite not in SUITES.values():
+        raise Bad("unknown suite", str(suite))
     return generation, suite, file_id, data_key_id, records, commitment
 
 
@@ -296,7 +300,7 @@ def decrypt_name(text, directory, volume):
     except (InvalidTag, ValueError):
         raise Bad("name", "does not authenticate") from None
     if not 1 <= len(name) <= 255 or name in (b".", b"..") or b"/" in name or b"\0" in name:
-        raise Bad("name", "decrypts to no name")
+        raise Bad("no name", "what the name decrypts to")
     return name
 
 

@@ -27,5 +27,8 @@
 pub mod content;
 pub mod crypto;
 pub mod format;
+pub mod fs;
 pub mod keys;
+#[cfg(feature = "mount")]
+pub mod mount;
 pub mod storage;

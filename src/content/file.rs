@@ -88,7 +88,9 @@ pub struct Content {
     pub(super) file: Arc<dyn RawFile>,
     pub(super) rules: Rules,
     pub(super) ranges: RangeLock,
-    keys: OnceLock<(FileKeys, Option<Box<HeaderPage>>)>,
+    keys: OnceLock<FileKeys>,
+    /// The header that goes to disk with the first write.
+    new_header: Mutex<Option<Box<HeaderPage>>>,
     shape: Mutex<Shape>,
     events: Arc<Events>,
 }
@@ -143,7 +145,8 @@ impl Content {
             file,
             rules,
             ranges: RangeLock::default(),
-            keys: keys.map_or_else(OnceLock::new, |keys| OnceLock::from((keys, None))),
+            keys: keys.map_or_else(OnceLock::new, OnceLock::from),
+            new_header: Mutex::default(),
             shape: Mutex::new(shape),
             events,
         };
@@ -188,7 +191,10 @@ impl Content {
 
     /// Gives a headerless file its header and keys; it goes to disk with the first write. Of two calls the first one wins.
     pub fn adopt(&self, keys: FileKeys, header: Box<HeaderPage>) {
-        let _ = self.keys.set((keys, Some(header)));
+        let mut new_header = self.lock_new_header();
+        if self.keys.set(keys).is_ok() {
+            *new_header = Some(header);
+        }
     }
 
     /// Makes the content durable, and with `metadata` times and modes too. No page of the file is written meanwhile.
@@ -201,12 +207,16 @@ impl Content {
     }
 
     pub(super) fn keys(&self) -> Result<&FileKeys, ContentError> {
-        self.keys.get().map(|(keys, _)| keys).ok_or(ContentError::NoKey)
+        self.keys.get().ok_or(ContentError::NoKey)
     }
 
     /// The header that a headerless file is to get.
-    pub(super) fn new_header(&self) -> Result<&HeaderPage, ContentError> {
-        self.keys.get().and_then(|(_, header)| header.as_deref()).ok_or(ContentError::NoKey)
+    pub(super) fn new_header(&self) -> Result<Box<HeaderPage>, ContentError> {
+        self.lock_new_header().clone().ok_or(ContentError::NoKey)
+    }
+
+    fn lock_new_header(&self) -> MutexGuard<'_, Option<Box<HeaderPage>>> {
+        self.new_header.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn shape(&self) -> MutexGuard<'_, Shape> {
@@ -229,6 +239,9 @@ impl Content {
     /// Records a change of the end; needs the exclusive lock of the end.
     pub(super) fn set_shape(&self, size: PlainOffset, disk: DiskShape, tail: Tail) {
         let mut shape = self.shape();
+        if shape.disk == DiskShape::Headerless && disk != DiskShape::Headerless {
+            *self.lock_new_header() = None;
+        }
         (shape.size, shape.disk, shape.tail) = (size, disk, tail);
         shape.version += 1;
     }

@@ -73,7 +73,7 @@ impl Content {
         let header = self.new_header()?;
         // What lies in a headerless file never belonged to a file that opens.
         self.file.set_size(0)?;
-        if let Err(error) = self.file.write_at(header, 0) {
+        if let Err(error) = self.file.write_at(&header[..], 0) {
             let _ = self.file.set_size(0);
             return Err(error.into());
         }
@@ -155,12 +155,12 @@ impl Content {
             DiskShape::Headerless => Some(self.new_header()?),
             DiskShape::Settled | DiskShape::Aligned => None,
         };
-        let lead = header.map_or(0, |header| header.len());
+        let lead = if header.is_some() { PAGE_LEN } else { 0 };
         let (first, last) = (PageIndex(*request.pages.start()), *request.pages.end());
         let count = usize::try_from(last - first.0 + 1).map_err(|_| ContentError::TooLarge)?;
         with_disk_buffer(lead + count * PAGE_LEN, |disk| {
-            if let Some(header) = header {
-                disk[..lead].copy_from_slice(header);
+            if let Some(header) = &header {
+                disk[..lead].copy_from_slice(&header[..]);
             }
             self.seal_request(request, &mut disk[lead..])?;
             let existing = page_count(request.old_size).min(last + 1).saturating_sub(first.0);

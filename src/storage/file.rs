@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Timestamps, fdatasync, fstat, fsync, ftruncate, futimens};
 use rustix::io::{Errno, pread, pwrite};
@@ -63,20 +63,45 @@ pub trait RawFile: Send + Sync {
     fn push_out(&self, offset: u64, len: u64) -> io::Result<()>;
 }
 
-/// A file of the backing filesystem.
-#[derive(Clone)]
-pub struct DiskFile(Arc<OwnedFd>);
+/// A file of the backing filesystem. It may begin as readable and become writable later.
+pub struct DiskFile {
+    first: Arc<OwnedFd>,
+    writable: OnceLock<Arc<OwnedFd>>,
+}
 
 impl DiskFile {
-    /// Takes a descriptor open for reading, or for both.
+    /// Takes a descriptor open for reading only.
     #[must_use]
-    pub fn new(fd: Arc<OwnedFd>) -> Self {
-        Self(fd)
+    pub fn readable(fd: Arc<OwnedFd>) -> Self {
+        Self { first: fd, writable: OnceLock::new() }
+    }
+
+    /// Takes a descriptor open for reading and writing.
+    #[must_use]
+    pub fn writable(fd: Arc<OwnedFd>) -> Self {
+        Self { first: Arc::clone(&fd), writable: OnceLock::from(fd) }
+    }
+
+    /// Whether it can be written.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.writable.get().is_some()
+    }
+
+    /// Becomes writable if `other`, the same file, is.
+    pub fn make_writable_like(&self, other: &Self) {
+        if let Some(fd) = other.writable.get() {
+            let _ = self.writable.set(Arc::clone(fd));
+        }
+    }
+
+    fn fd(&self) -> &OwnedFd {
+        self.writable.get().unwrap_or(&self.first)
     }
 
     fn sync_range(&self, offset: u64, len: u64, flags: libc::c_uint) -> io::Result<()> {
         let range = |value: u64| i64::try_from(value).map_err(|_| io::Error::from(Errno::FBIG));
-        match sync_file_range(self.0.as_fd(), range(offset)?, range(len)?, flags) {
+        match sync_file_range(self.fd().as_fd(), range(offset)?, range(len)?, flags) {
             // A filesystem without page cache of its own has nothing in flight that we could wait for.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::ESPIPE)) => Ok(()),
             result => result,
@@ -97,7 +122,7 @@ impl RawFile for DiskFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut done = 0;
         while done < buffer.len() {
-            match pread(&self.0, &mut buffer[done..], offset + done as u64) {
+            match pread(self.fd(), &mut buffer[done..], offset + done as u64) {
                 Ok(0) => break,
                 Ok(n) => done += n,
                 Err(Errno::INTR) => {}
@@ -110,7 +135,7 @@ impl RawFile for DiskFile {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut done = 0;
         while done < bytes.len() {
-            match pwrite(&self.0, &bytes[done..], offset + done as u64) {
+            match pwrite(self.fd(), &bytes[done..], offset + done as u64) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => done += n,
                 Err(Errno::INTR) => {}
@@ -121,26 +146,26 @@ impl RawFile for DiskFile {
     }
 
     fn size(&self) -> io::Result<u64> {
-        Ok(u64::try_from(fstat(&self.0)?.st_size).unwrap_or(0))
+        Ok(u64::try_from(fstat(self.fd())?.st_size).unwrap_or(0))
     }
 
     fn set_size(&self, size: u64) -> io::Result<()> {
-        Ok(ftruncate(&self.0, size)?)
+        Ok(ftruncate(self.fd(), size)?)
     }
 
     fn set_size_quietly(&self, size: u64) -> io::Result<()> {
-        let stat = fstat(&self.0)?;
+        let stat = fstat(self.fd())?;
         let time = |sec, nsec| rustix::fs::Timespec { tv_sec: sec, tv_nsec: i64::try_from(nsec).unwrap_or(0) };
         let times = Timestamps {
             last_access: time(stat.st_atime, stat.st_atime_nsec),
             last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
         };
-        ftruncate(&self.0, size)?;
-        Ok(futimens(&self.0, &times)?)
+        ftruncate(self.fd(), size)?;
+        Ok(futimens(self.fd(), &times)?)
     }
 
     fn sync(&self, metadata: bool) -> io::Result<()> {
-        Ok(if metadata { fsync(&self.0) } else { fdatasync(&self.0) }?)
+        Ok(if metadata { fsync(self.fd()) } else { fdatasync(self.fd()) }?)
     }
 
     fn await_writeback(&self, offset: u64, len: u64) -> io::Result<()> {

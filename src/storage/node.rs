@@ -152,6 +152,9 @@ pub enum RenameMode {
     Exchange,
 }
 
+/// Permission to read and write for the owner.
+const OWNER_READ_WRITE: u32 = 0o600;
+
 /// A held inode of the backing tree. `openable` tells whether the descriptor does I/O or only pins.
 #[derive(Clone)]
 pub struct Node {
@@ -174,6 +177,14 @@ impl Node {
     pub fn open_root(path: &Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self::pin(fs::open(path, flags, Mode::empty())?))
+    }
+
+    /// Pins the directory that `fd` holds.
+    ///
+    /// # Errors
+    /// Those of `dup(2)`.
+    pub fn of_directory(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        Ok(Self::pin(fd.try_clone_to_owned()?))
     }
 
     fn pin(fd: OwnedFd) -> Self {
@@ -215,6 +226,18 @@ impl Node {
         Ok(Arc::new(self.reopen(flags | OFlags::NONBLOCK)?))
     }
 
+    /// Like [`Self::open_file`] for reading and writing, for the owner of a file that its mode keeps him from reading: the
+    /// mode is widened for the moment of opening.
+    ///
+    /// # Errors
+    /// Those of `open(2)` and `chmod(2)`.
+    pub fn open_own_file(&self, mode: u32) -> io::Result<Arc<OwnedFd>> {
+        self.set_mode(mode | OWNER_READ_WRITE)?;
+        let opened = self.open_file(Access::ReadWrite);
+        self.set_mode(mode)?;
+        opened
+    }
+
     /// A stream of this directory's entries.
     ///
     /// # Errors
@@ -229,6 +252,12 @@ impl Node {
 
     fn descriptor_name(&self) -> String {
         self.fd.as_raw_fd().to_string()
+    }
+
+    /// Whether this process made the inode, and has held it since.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.openable
     }
 
     /// Where the inode is now, for messages.

@@ -136,7 +136,10 @@ def case(name, what, kind, expect, read, **fields):
 
 
 def header_case(name, what, expect, a=bytes(SLOT), b=bytes(SLOT), data_key=DATA_KEY):
-    case(f"header-{name}", what, "header", expect, lambda: file_key(a + b, Fake(data_key))[1],
+    def read():
+        suite, key = file_key(a + b, Fake(data_key))
+        return seal(suite, key, bytes(24), b"probe", b"")
+    case(f"header-{name}", what, "header", expect, read,
          volume_id=VOLUME_ID, volume_key=VOLUME_KEY, data_key=data_key, key_id=KEY_ID, header=a + b)
 
 
@@ -161,11 +164,13 @@ def headers():
     header_case("key-id-length", "A key id that ends past the slot.", "malformed", put(good, 82, b"\xff\xff"))
     header_case("trailing", "A byte after the MAC.", "malformed", put(good, SLOT - 1, b"\1"))
     header_case("mac", "One bit of the MAC.", "header mac", flip(good, 81 + len(record()) + 32))
-    for at, field in (8, "generation"), (16, "volume-id"), (32, "file-id"), (64, "data-key-id"), (6, "suite"), (120, "wrapped"), (81 + len(record()), "commitment"):
+    header_case("changed-suite", "The suite was changed to the other one.", "header mac", put(good, 6, bytes([XCHACHA])))
+    for at, field in ((8, "generation"), (16, "volume-id"), (32, "file-id"), (64, "data-key-id"), (120, "wrapped"),
+                      (81 + len(record()), "commitment")):
         header_case(f"changed-{field}", f"One bit of the {field} was changed.", "header mac", flip(good, at, 2))
     header_case("other-volume", "Made under another volume's header key.", "header mac", slot(key=fixed("another", 32)))
-    header_case("other-volume-id", "The right key, and the id of another volume.", "malformed", slot(volume_id=fixed("another", 16)))
-    header_case("suite-unknown", "A suite that does not exist.", "malformed", slot(suite=3))
+    header_case("other-volume-id", "The right key, and the id of another volume.", "header mac", slot(volume_id=fixed("another", 16)))
+    header_case("suite-unknown", "A suite that does not exist.", "unknown suite", slot(suite=3))
     header_case("key-not-allowed", "The wrapping key is not on the volume's list.", "no usable record", slot(records=[record(key_id=b"k-ffffffffffffffff")]))
     header_case("provider-not-known", "Only a record of a provider that does not exist yet.", "no usable record", slot(records=[record(tag=200)]))
     header_case("commitment", "The provider answers another data key.", "commitment", good, data_key=fixed("another", 32))
@@ -257,9 +262,9 @@ def names():
     name_case("alphabet", "The alphabet of the other base64.", "name", base64.b64encode(fixed("+/", 26)).decode().rstrip("=")[:-2] + "+/")
     name_case("unused-bits", "Bits that no byte has are not zero.", "name", good[:-1] + chr(ord(good[-1]) + 1))
     name_case("short", "Shorter than its own tag.", "name", base64url(fixed("short", 15)))
-    name_case("empty", "An authentic empty name.", "name", base64url(sealed_name(b"") if False else siv_empty()))
+    name_case("empty", "An authentic empty name.", "no name", base64url(siv_empty()))
     for name, plain in ("dot", b"."), ("dotdot", b".."), ("slash", b"a/b"), ("nul", b"a\0b"), ("256-bytes", b"n" * 256):
-        name_case(name, f"An authentic name that no directory can have: {name}.", "name", base64url(sealed_name(plain)))
+        name_case(name, f"An authentic name that no directory can have: {name}.", "no name", base64url(sealed_name(plain)))
 
 
 def siv_empty():
@@ -334,7 +339,7 @@ def configs():
     config_case("no-version", "No version.", "malformed", config(format=None))
     config_case("unknown-field", "A field of a later version.", "malformed", config(more=1))
     config_case("missing-field", "A field is missing.", "malformed", config(holes=None))
-    config_case("suite", "A suite that does not exist.", "malformed", config(suite="null"))
+    config_case("suite", "A suite that does not exist.", "unknown suite", config(suite="null"))
     config_case("holes", "A rule that does not exist.", "malformed", config(holes="maybe"))
     config_case("volume-id", "The volume id is in capitals.", "malformed", config(**{"volume-id": str(uuid.UUID(bytes=VOLUME_ID)).upper()}))
     config_case("files-per-data-key-0", "No files for a data key.", "malformed", config(**{"files-per-data-key": 0}))
@@ -360,12 +365,12 @@ def wrapped_keys():
     wrapped_case("good", "A data key.", "ok", wrap())
     wrapped_case("bit", "One bit.", "wrapped key", flip(wrap(), 40))
     wrapped_case("version", "Another layout.", "wrapped key", wrap(b"\2\7\0\0\0"))
-    wrapped_case("key-version", "A version that the keyring does not have.", "wrapped key", wrap(b"\1\6\0\0\0"))
+    wrapped_case("key-version", "A version that the keyring does not have.", "no such key", wrap(b"\1\6\0\0\0"))
     wrapped_case("key-id", "Wrapped under the same key with another id.", "wrapped key", wrap(key_id="k-ffffffffffffffff"))
     wrapped_case("context", "Wrapped for another data key.", "wrapped key", wrap(bound=context(data_key=str(uuid.UUID(int=0)), volume=str(uuid.UUID(bytes=VOLUME_ID)))))
     wrapped_case("purpose", "A wrapped volume key.", "wrapped key", wrap(bound=context(purpose="volume", volume=str(uuid.UUID(bytes=VOLUME_ID)))))
     wrapped_case("31-bytes", "A data key of 31 bytes.", "wrapped key", wrap(plain=DATA_KEY[:31]))
-    wrapped_case("disabled", "The key is disabled.", "wrapped key", wrap(), keyring.replace("enabled", "disabled"))
+    wrapped_case("disabled", "The key is disabled.", "key disabled", wrap(), keyring.replace("enabled", "disabled"))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,160 @@
+//! Attributes: what `stat` shows, and what `chmod`, `chown`, `truncate` and `utimensat` change.
+
+use std::sync::Arc;
+
+use crate::crypto::LinkKey;
+use crate::format::geometry::{
+    DiskOffset, PAYLOAD_LEN, PageIndex, SizeHint, plain_len_of_base64, size_hint, size_with_last_page,
+};
+use crate::format::page::{Trailer, part};
+use crate::storage::{Access, DiskFile, FileSystemStat, NodeKind, RawFile, SetTime, Stat, Timestamp};
+
+use super::inode::Inode;
+use super::{Error, Filesystem, InodeId, ROOT};
+
+/// What `stat` shows.
+#[derive(Clone, Copy, Debug)]
+pub struct Attributes {
+    /// The inode.
+    pub id: InodeId,
+    /// Kind.
+    pub kind: NodeKind,
+    /// Permission, set-id and sticky bits: `0o7777`.
+    pub mode: u32,
+    /// Hard links.
+    pub nlink: u64,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// The device a device node stands for.
+    pub rdev: u64,
+    /// Plain size in bytes.
+    pub size: u64,
+    /// 512-byte units allocated on disk.
+    pub blocks: u64,
+    /// Last access.
+    pub atime: Timestamp,
+    /// Last modification.
+    pub mtime: Timestamp,
+    /// Last change of the inode.
+    pub ctime: Timestamp,
+}
+
+/// What to change; `None` and [`SetTime::Keep`] leave as is.
+#[derive(Clone, Copy, Debug)]
+pub struct Change {
+    /// Permission, set-id and sticky bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Last access.
+    pub atime: SetTime,
+    /// Last modification.
+    pub mtime: SetTime,
+}
+
+impl Filesystem {
+    /// The attributes of an inode.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn attributes(&self, id: InodeId) -> Result<Attributes, Error> {
+        let inode = self.inodes.get(id)?;
+        self.attributes_of(&inode, &inode.node.stat()?)
+    }
+
+    pub(super) fn attributes_of(&self, inode: &Inode, stat: &Stat) -> Result<Attributes, Error> {
+        // The volume's own directory is not shown, so it does not count.
+        let nlink = if inode.id == ROOT { stat.nlink.saturating_sub(1).max(2) } else { stat.nlink };
+        Ok(Attributes {
+            id: inode.id,
+            kind: stat.kind,
+            mode: stat.mode,
+            nlink,
+            uid: stat.uid,
+            gid: stat.gid,
+            rdev: stat.rdev,
+            size: plain_size(inode, stat),
+            blocks: stat.blocks,
+            atime: stat.atime,
+            mtime: stat.mtime,
+            ctime: stat.ctime,
+        })
+    }
+
+    /// Changes attributes other than the size, in the order owner, mode, times: a change of owner clears set-id bits.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn change(&self, id: InodeId, change: &Change) -> Result<Attributes, Error> {
+        self.check_writable()?;
+        let inode = self.inodes.get(id)?;
+        if change.uid.is_some() || change.gid.is_some() {
+            inode.node.set_owner(change.uid, change.gid)?;
+        }
+        if let Some(mode) = change.mode {
+            inode.node.set_mode(mode)?;
+        }
+        if (change.atime, change.mtime) != (SetTime::Keep, SetTime::Keep) {
+            let _settling_waits = inode.lock_times();
+            inode.node.set_times(change.atime, change.mtime)?;
+        }
+        self.attributes_of(&inode, &inode.node.stat()?)
+    }
+
+    /// The space of the backing filesystem.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn space(&self) -> Result<FileSystemStat, Error> {
+        Ok(self.inodes.get(ROOT)?.node.filesystem_stat()?)
+    }
+}
+
+/// The plain size, without a key. Trusted no further than any other attribute: reading authenticates for itself.
+fn plain_size(inode: &Inode, stat: &Stat) -> u64 {
+    match stat.kind {
+        NodeKind::File => open_size(inode).unwrap_or_else(|| size_at_rest(inode, stat)),
+        NodeKind::Symlink => plain_len_of_base64(stat.size, LinkKey::OVERHEAD),
+        _ => stat.size,
+    }
+}
+
+fn open_size(inode: &Inode) -> Option<u64> {
+    inode.slot().open.as_ref().map(|open| open.content.size())
+}
+
+/// What the disk size says, or the trailer of the last page where the disk size does not. A disk size that no file has
+/// shows as it is; opening such a file says what is wrong.
+fn size_at_rest(inode: &Inode, stat: &Stat) -> u64 {
+    match size_hint(DiskOffset(stat.size)) {
+        Ok(SizeHint::Known(size)) => size.0,
+        Ok(SizeHint::AskLastPage(last)) => size_with_last_page(last, len_of_last_page(inode, last)).0,
+        Err(_) => stat.size,
+    }
+}
+
+/// The length in the trailer of a page; the whole page if it is a hole, or not readable by this process.
+fn len_of_last_page(inode: &Inode, last: PageIndex) -> usize {
+    let read = || {
+        let file = DiskFile::readable(inode.node.open_file(Access::Read).ok()?);
+        let mut page = [0; crate::format::geometry::PAGE_LEN];
+        let trailer = &mut page[part::TRAILER];
+        file.read_at(trailer, last.disk().0 + part::TRAILER.start as u64).ok()?;
+        Trailer::parse(&page).ok()
+    };
+    read().map_or(PAYLOAD_LEN, |trailer| trailer.len.into())
+}
+
+impl Filesystem {
+    /// Attributes of a node that was just found, which counts as a lookup.
+    pub(super) fn learn(&self, node: crate::storage::Node) -> Result<(Arc<Inode>, Attributes), Error> {
+        let stat = node.stat()?;
+        let inode = self.inodes.learn(node, &stat);
+        let attributes = self.attributes_of(&inode, &stat)?;
+        Ok((inode, attributes))
+    }
+}

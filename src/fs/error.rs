@@ -1,0 +1,174 @@
+//! The one table from what can go wrong to what the kernel is told. `docs/SEMANTICS.md` lists it for users.
+
+use std::io;
+
+use rustix::io::Errno;
+
+use crate::content::ContentError;
+use crate::keys::{KeyError, ProviderErrorKind};
+
+/// Why an operation of the filesystem failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The backing filesystem failed; its errno is passed on.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The file's content failed.
+    #[error(transparent)]
+    Content(#[from] ContentError),
+    /// The file's key cannot be had.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// There is no such entry.
+    #[error("no such entry")]
+    NoEntry,
+    /// The entry is there already.
+    #[error("the entry exists")]
+    Exists,
+    /// The directory still has entries.
+    #[error("the directory is not empty")]
+    NotEmpty,
+    /// The inode is not one that the kernel knows.
+    #[error("the inode is not known")]
+    UnknownInode,
+    /// The handle is not open.
+    #[error("the handle is not open")]
+    UnknownHandle,
+    /// The name is longer than 255 bytes, or the link target longer than what can be sealed.
+    #[error("the name is too long")]
+    NameTooLong,
+    /// The mount is read-only.
+    #[error("the mount is read-only")]
+    ReadOnly,
+    /// The operation does not fit the kind of file.
+    #[error("not possible for this kind of file")]
+    WrongKind,
+    /// An entry with entries has no directory id, or one that does not authenticate.
+    #[error("the directory's id is missing or does not authenticate: names in it cannot be read")]
+    DirectoryId,
+    /// A link target does not authenticate.
+    #[error("the link's target does not authenticate")]
+    LinkTarget,
+    /// A file without a header in a volume where every file has one.
+    #[error("the file has no header: it was cut off, or put there by something else")]
+    NoHeader,
+    /// The kernel does it by itself, or does without, and need not ask again.
+    #[error("left to the kernel")]
+    LeftToKernel,
+    /// There is no such control operation.
+    #[error("no such control operation")]
+    NoControl,
+}
+
+impl Error {
+    /// The errno, as a positive number.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Io(error) => io_errno(error),
+            Self::Content(error) => content_errno(error),
+            Self::Key(error) => key_errno(error),
+            Self::NoEntry => Errno::NOENT.raw_os_error(),
+            Self::Exists => Errno::EXIST.raw_os_error(),
+            Self::NotEmpty => Errno::NOTEMPTY.raw_os_error(),
+            Self::UnknownInode => Errno::STALE.raw_os_error(),
+            Self::UnknownHandle => Errno::BADF.raw_os_error(),
+            Self::NameTooLong => Errno::NAMETOOLONG.raw_os_error(),
+            Self::ReadOnly => Errno::ROFS.raw_os_error(),
+            Self::WrongKind => Errno::INVAL.raw_os_error(),
+            Self::DirectoryId | Self::LinkTarget | Self::NoHeader => Errno::IO.raw_os_error(),
+            Self::LeftToKernel => Errno::NOSYS.raw_os_error(),
+            Self::NoControl => Errno::NOTTY.raw_os_error(),
+        }
+    }
+
+    /// Whether an operator should hear of it: something is wrong with the data or the keys, not with the request.
+    #[must_use]
+    pub fn is_alarming(&self) -> bool {
+        match self {
+            Self::Content(error) => !matches!(error, ContentError::Io(_) | ContentError::TooLarge),
+            Self::Key(_) | Self::DirectoryId | Self::LinkTarget | Self::NoHeader => true,
+            _ => false,
+        }
+    }
+}
+
+fn io_errno(error: &io::Error) -> i32 {
+    let of_kind = || match error.kind() {
+        io::ErrorKind::StorageFull => Errno::NOSPC,
+        io::ErrorKind::FileTooLarge => Errno::FBIG,
+        _ => Errno::IO,
+    };
+    error.raw_os_error().unwrap_or_else(|| of_kind().raw_os_error())
+}
+
+fn content_errno(error: &ContentError) -> i32 {
+    match error {
+        ContentError::Io(error) => io_errno(error),
+        ContentError::TooLarge => Errno::FBIG.raw_os_error(),
+        ContentError::NoKey => Errno::NOKEY.raw_os_error(),
+        ContentError::Unauthentic { .. }
+        | ContentError::BadTrailer { .. }
+        | ContentError::Hole { .. }
+        | ContentError::NoEndMark { .. }
+        | ContentError::Cut { .. }
+        | ContentError::ImpossibleSize(_) => Errno::IO.raw_os_error(),
+    }
+}
+
+fn key_errno(error: &KeyError) -> i32 {
+    let errno = match error {
+        KeyError::Provider(error) => provider_errno(error.kind),
+        KeyError::NoUsableRecord(_) | KeyError::NoVolumeRecord(_) => Errno::NOKEY,
+        KeyError::Header(_)
+        | KeyError::UnauthenticHeader
+        | KeyError::UnknownSuite(_)
+        | KeyError::Commitment(_)
+        | KeyError::Config(_)
+        | KeyError::BrokenSeal => Errno::IO,
+    };
+    errno.raw_os_error()
+}
+
+fn provider_errno(kind: ProviderErrorKind) -> Errno {
+    match kind {
+        ProviderErrorKind::Denied => Errno::ACCESS,
+        ProviderErrorKind::KeyUnusable => Errno::KEYREVOKED,
+        ProviderErrorKind::KeyNotFound => Errno::NOKEY,
+        ProviderErrorKind::Credentials => Errno::KEYEXPIRED,
+        ProviderErrorKind::Unavailable => Errno::TIMEDOUT,
+        ProviderErrorKind::Tampered | ProviderErrorKind::BadAnswer | ProviderErrorKind::Misconfigured => Errno::IO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::ProviderError;
+
+    /// The rows of the table in `docs/SEMANTICS.md` that concern keys.
+    #[test]
+    fn provider_failures_have_the_documented_errno() {
+        let rows = [
+            (ProviderErrorKind::Denied, libc::EACCES),
+            (ProviderErrorKind::KeyUnusable, libc::EKEYREVOKED),
+            (ProviderErrorKind::KeyNotFound, libc::ENOKEY),
+            (ProviderErrorKind::Credentials, libc::EKEYEXPIRED),
+            (ProviderErrorKind::Unavailable, libc::ETIMEDOUT),
+            (ProviderErrorKind::Tampered, libc::EIO),
+            (ProviderErrorKind::BadAnswer, libc::EIO),
+            (ProviderErrorKind::Misconfigured, libc::EIO),
+        ];
+        for (kind, errno) in rows {
+            assert_eq!(Error::from(KeyError::from(ProviderError::new(kind, ""))).errno(), errno, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn backing_errors_pass_through() {
+        for errno in [libc::ENOSPC, libc::EDQUOT, libc::EACCES, libc::EXDEV] {
+            assert_eq!(Error::from(io::Error::from_raw_os_error(errno)).errno(), errno);
+            assert_eq!(Error::from(ContentError::from(io::Error::from_raw_os_error(errno))).errno(), errno);
+        }
+    }
+}

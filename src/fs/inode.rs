@@ -1,0 +1,242 @@
+//! The inodes that the kernel knows, and what is kept for each.
+//!
+//! Invariants: an inode in the table is pinned by its node, so its number cannot be reused; all handles and hard links of a
+//! file share one inode here and so one content; the table's lock is never held across I/O.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use crate::content::Content;
+use crate::storage::{DiskFile, Node, NodeKind, Stat};
+
+use super::Error;
+
+/// Names an inode towards the kernel; what `stat` shows as inode number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct InodeId(pub u64);
+
+/// The root of the mount.
+pub const ROOT: InodeId = InodeId(1);
+
+/// Numbers of inodes that cannot keep their backing number begin here.
+const SPILL: u64 = 1 << 63;
+
+pub(super) struct Inode {
+    pub(super) id: InodeId,
+    pub(super) node: Node,
+    pub(super) kind: NodeKind,
+    /// Set once the directory's id was read and authenticated.
+    pub(super) directory_id: OnceLock<[u8; 16]>,
+    pub(super) slot: Mutex<Slot>,
+    /// Held while times are set, so that settling does not put older ones back.
+    pub(super) times: Mutex<()>,
+    /// The settler has it on its list.
+    pub(super) watched: AtomicBool,
+    lookups: AtomicU64,
+}
+
+/// A file's content, while it is in use.
+#[derive(Default)]
+pub(super) struct Slot {
+    pub(super) open: Option<OpenFile>,
+    /// Opened and not yet released by the kernel.
+    pub(super) handles: u64,
+}
+
+#[derive(Clone)]
+pub(super) struct OpenFile {
+    pub(super) content: Arc<Content>,
+    pub(super) file: Arc<DiskFile>,
+}
+
+impl Inode {
+    fn new(id: InodeId, node: Node, kind: NodeKind) -> Self {
+        Self {
+            id,
+            node,
+            kind,
+            directory_id: OnceLock::new(),
+            slot: Mutex::default(),
+            times: Mutex::default(),
+            watched: AtomicBool::new(false),
+            lookups: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn slot(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn lock_times(&self) -> MutexGuard<'_, ()> {
+        self.times.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keyed by the number that the kernel uses, which is the backing inode number for all but a few.
+pub(super) struct InodeTable {
+    device: u64,
+    known: Mutex<Known>,
+}
+
+struct Known {
+    by_id: HashMap<InodeId, Arc<Inode>>,
+    /// Inodes of other devices, and the one whose number is that of the root.
+    spilled: HashMap<(u64, u64), InodeId>,
+    next_spilled: u64,
+}
+
+impl InodeTable {
+    pub(super) fn new(root: Node, stat: &Stat) -> Self {
+        let root = Arc::new(Inode::new(ROOT, root, NodeKind::Directory));
+        root.lookups.store(1, Ordering::Relaxed);
+        let known =
+            Known { by_id: HashMap::from([(ROOT, root)]), spilled: HashMap::new(), next_spilled: SPILL };
+        Self { device: stat.dev, known: Mutex::new(known) }
+    }
+
+    pub(super) fn get(&self, id: InodeId) -> Result<Arc<Inode>, Error> {
+        self.known().by_id.get(&id).cloned().ok_or(Error::UnknownInode)
+    }
+
+    /// The inode whose backing number a directory entry names, if it is known: pinned, so it is still that one.
+    pub(super) fn by_entry(&self, ino: u64) -> Option<Arc<Inode>> {
+        let id = InodeId(ino);
+        (id > ROOT && ino < SPILL).then(|| self.known().by_id.get(&id).cloned()).flatten()
+    }
+
+    /// Counts a lookup of the inode behind `node`, which becomes known if it was not.
+    pub(super) fn learn(&self, node: Node, stat: &Stat) -> Arc<Inode> {
+        let mut known = self.known();
+        let id = self.id_of(&mut known, stat);
+        let inode = known.by_id.entry(id).or_insert_with(|| Arc::new(Inode::new(id, node, stat.kind)));
+        inode.lookups.fetch_add(1, Ordering::Relaxed);
+        Arc::clone(inode)
+    }
+
+    /// Counts another lookup of an inode that was known a moment ago.
+    pub(super) fn count_lookup(&self, inode: &Arc<Inode>) -> Arc<Inode> {
+        let mut known = self.known();
+        let inode = known.by_id.entry(inode.id).or_insert_with(|| Arc::clone(inode));
+        inode.lookups.fetch_add(1, Ordering::Relaxed);
+        Arc::clone(inode)
+    }
+
+    /// Takes back `count` lookups. An inode that the kernel no longer knows goes, unless it is watched: then it is returned.
+    pub(super) fn forget(&self, id: InodeId, count: u64) -> Option<Arc<Inode>> {
+        let mut known = self.known();
+        let inode = Arc::clone(known.by_id.get(&id)?);
+        let left = inode.lookups.load(Ordering::Relaxed).saturating_sub(count);
+        inode.lookups.store(left, Ordering::Relaxed);
+        known.drop_unused(id);
+        drop(known);
+        (left == 0 && inode.watched.load(Ordering::Relaxed)).then_some(inode)
+    }
+
+    /// Keeps the inode known until [`Self::unwatch`]. Returns whether it was not watched before.
+    pub(super) fn watch(&self, inode: &Inode) -> bool {
+        let _known = self.known();
+        !inode.watched.swap(true, Ordering::Relaxed)
+    }
+
+    pub(super) fn unwatch(&self, inode: &Inode) {
+        let mut known = self.known();
+        inode.watched.store(false, Ordering::Relaxed);
+        known.drop_unused(inode.id);
+    }
+
+    /// How many files have an open handle.
+    pub(super) fn open_files(&self) -> u64 {
+        let inodes: Vec<_> = self.known().by_id.values().cloned().collect();
+        inodes.iter().filter(|inode| inode.slot().handles > 0).count() as u64
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.known().by_id.len()
+    }
+
+    fn id_of(&self, known: &mut Known, stat: &Stat) -> InodeId {
+        if stat.dev == self.device && stat.ino > ROOT.0 && stat.ino < SPILL {
+            return InodeId(stat.ino);
+        }
+        let next = InodeId(known.next_spilled);
+        let id = *known.spilled.entry((stat.dev, stat.ino)).or_insert(next);
+        known.next_spilled += u64::from(id == next);
+        id
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    fn drop_unused(&mut self, id: InodeId) {
+        let Some(inode) = self.by_id.get(&id) else { return };
+        if id == ROOT || inode.lookups.load(Ordering::Relaxed) > 0 || inode.watched.load(Ordering::Relaxed) {
+            return;
+        }
+        if id.0 >= SPILL {
+            self.spilled.retain(|_, spilled| *spilled != id);
+        }
+        self.by_id.remove(&id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> (tempfile::TempDir, InodeTable, Node) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Node::open_root(dir.path()).unwrap();
+        let table = InodeTable::new(root.clone(), &root.stat().unwrap());
+        (dir, table, root)
+    }
+
+    #[test]
+    fn counts_lookups_and_forgets() {
+        let (_dir, table, root) = table();
+        let file = root.create_file("a", 0o600).unwrap();
+        let stat = file.stat().unwrap();
+        let first = table.learn(file.clone(), &stat);
+        let second = table.learn(root.lookup("a").unwrap(), &stat);
+        assert!(Arc::ptr_eq(&first, &second));
+        assert_eq!(first.id, InodeId(stat.ino));
+        table.forget(first.id, 1);
+        assert!(table.get(first.id).is_ok());
+        table.forget(first.id, 1);
+        assert!(matches!(table.get(first.id), Err(Error::UnknownInode)));
+        table.forget(ROOT, 1);
+        assert!(table.get(ROOT).is_ok());
+    }
+
+    /// Else a file that waits for being settled could get a second content.
+    #[test]
+    fn a_watched_inode_stays_the_same_one() {
+        let (_dir, table, root) = table();
+        let file = root.create_file("a", 0o600).unwrap();
+        let stat = file.stat().unwrap();
+        let first = table.learn(file, &stat);
+        assert!(table.watch(&first));
+        assert!(!table.watch(&first));
+        table.forget(first.id, 1);
+        let again = table.learn(root.lookup("a").unwrap(), &stat);
+        assert!(Arc::ptr_eq(&first, &again));
+        table.forget(first.id, 1);
+        table.unwatch(&first);
+        assert!(table.get(first.id).is_err());
+    }
+
+    #[test]
+    fn foreign_devices_get_numbers_of_their_own() {
+        let (_dir, table, root) = table();
+        let mut stat = root.stat().unwrap();
+        stat.dev += 1;
+        let a = table.learn(root.clone(), &stat);
+        let again = table.learn(root.clone(), &stat);
+        stat.ino += 1;
+        let b = table.learn(root, &stat);
+        assert_eq!((a.id, again.id, b.id), (InodeId(SPILL), InodeId(SPILL), InodeId(SPILL + 1)));
+    }
+}

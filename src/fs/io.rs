@@ -1,0 +1,46 @@
+//! Reading, writing and syncing through an inode: content is kept per inode, so no handle is needed.
+
+use std::sync::Arc;
+
+use crate::storage::Access;
+
+use super::inode::{Inode, OpenFile};
+use super::{Error, Filesystem, InodeId};
+
+impl Filesystem {
+    /// Reads at `offset` into `plain`, and returns how many bytes there were.
+    ///
+    /// # Errors
+    /// [`Error`]; the content of `plain` must then not be used.
+    pub fn read(&self, id: InodeId, offset: u64, plain: &mut [u8]) -> Result<usize, Error> {
+        let (inode, open) = self.opened(id, Access::Read)?;
+        let result = open.content.read(offset, plain).map_err(Error::from);
+        result.inspect_err(|error| self.report(&inode, error))
+    }
+
+    /// Writes at `offset`.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn write(&self, id: InodeId, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        let (inode, open) = self.opened(id, Access::ReadWrite)?;
+        let written = self.ensure_keys(&open.content).and_then(|()| Ok(open.content.write(offset, bytes)?));
+        written.inspect_err(|error| self.report(&inode, error))
+    }
+
+    /// Makes a file durable: its content, and with `metadata` its attributes.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn sync(&self, id: InodeId, metadata: bool) -> Result<(), Error> {
+        let (inode, open) = self.opened(id, Access::Read)?;
+        let synced = open.content.sync(metadata).map_err(Error::from);
+        synced.inspect_err(|error| self.report(&inode, error))
+    }
+
+    fn opened(&self, id: InodeId, access: Access) -> Result<(Arc<Inode>, OpenFile), Error> {
+        let inode = self.inodes.get(id)?;
+        let open = self.open_now(&inode, access)?;
+        Ok((inode, open))
+    }
+}

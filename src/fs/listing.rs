@@ -1,0 +1,174 @@
+//! Reading directories. Positions are the backing filesystem's own, so they stay valid while entries come and go.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use crate::storage::{DirEntry, DirStream, NodeKind};
+
+use super::inode::Inode;
+use super::{Attributes, Error, Filesystem, InodeId};
+
+/// Names an open directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DirectoryHandle(pub u64);
+
+/// An entry to be delivered.
+pub struct Listed<'e> {
+    /// Its plain name.
+    pub name: &'e [u8],
+    /// Its inode.
+    pub id: InodeId,
+    /// Its kind, if it is known without asking.
+    pub kind: Option<NodeKind>,
+    /// The position after it.
+    pub next_position: u64,
+    /// Its attributes, if they were asked for. Delivering it then counts as a lookup, unless it is `.` or `..`.
+    pub attributes: Option<Attributes>,
+}
+
+#[derive(Default)]
+pub(super) struct OpenDirectories {
+    next: AtomicU64,
+    open: RwLock<HashMap<DirectoryHandle, Arc<OpenDirectory>>>,
+}
+
+struct OpenDirectory {
+    inode: Arc<Inode>,
+    stream: Mutex<DirStream>,
+}
+
+impl OpenDirectories {
+    fn insert(&self, directory: OpenDirectory) -> DirectoryHandle {
+        let handle = DirectoryHandle(self.next.fetch_add(1, Ordering::Relaxed));
+        self.open.write().unwrap_or_else(PoisonError::into_inner).insert(handle, Arc::new(directory));
+        handle
+    }
+
+    fn get(&self, handle: DirectoryHandle) -> Result<Arc<OpenDirectory>, Error> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        open.get(&handle).cloned().ok_or(Error::UnknownHandle)
+    }
+
+    fn remove(&self, handle: DirectoryHandle) {
+        self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&handle);
+    }
+}
+
+impl Filesystem {
+    /// Opens a directory for reading.
+    ///
+    /// # Errors
+    /// [`Error::DirectoryId`] if names in it cannot be read.
+    pub fn open_directory(&self, id: InodeId) -> Result<DirectoryHandle, Error> {
+        let inode = self.inodes.get(id)?;
+        self.directory_id(&inode).inspect_err(|error| self.report(&inode, error))?;
+        let stream = Mutex::new(inode.node.open_directory()?);
+        Ok(self.directories.insert(OpenDirectory { inode, stream }))
+    }
+
+    /// Closes a directory.
+    pub fn close_directory(&self, handle: DirectoryHandle) {
+        self.directories.remove(handle);
+    }
+
+    /// Hands entries from `position` on to `deliver`, until it says that it has no room for one or there are no more.
+    ///
+    /// # Errors
+    /// [`Error`]; not after an entry was delivered.
+    pub fn list(
+        &self,
+        handle: DirectoryHandle,
+        position: u64,
+        with_attributes: bool,
+        mut deliver: impl FnMut(&Listed<'_>) -> bool,
+    ) -> Result<(), Error> {
+        let directory = self.directories.get(handle)?;
+        let mut stream = directory.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut position, mut delivered) = (position, false);
+        loop {
+            let entry = match stream.entry_at(position) {
+                Ok(Some(entry)) => entry,
+                Ok(None) => return Ok(()),
+                Err(_) if delivered => return Ok(()),
+                Err(error) => return Err(error.into()),
+            };
+            position = entry.next_position;
+            match self.deliver(&directory.inode, entry, with_attributes, &mut deliver) {
+                Delivery::Full => return Ok(()),
+                Delivery::Done => delivered = true,
+                Delivery::Skipped => {}
+            }
+            stream.advance();
+        }
+    }
+
+    fn deliver(
+        &self,
+        directory: &Inode,
+        entry: &DirEntry,
+        with_attributes: bool,
+        deliver: &mut impl FnMut(&Listed<'_>) -> bool,
+    ) -> Delivery {
+        let (id, next_position) = (InodeId(entry.ino), entry.next_position);
+        if entry.name == "." || entry.name == ".." {
+            let id = if entry.name == "." { directory.id } else { id };
+            let kind = Some(NodeKind::Directory);
+            let listed = Listed { name: entry.name.as_bytes(), id, kind, next_position, attributes: None };
+            return Delivery::of(deliver(&listed));
+        }
+        let Ok(Some(name)) = self.plain_name(directory, &entry.name) else { return Delivery::Skipped };
+        let mut listed = Listed { name: &name, id, kind: entry.kind, next_position, attributes: None };
+        if !with_attributes {
+            return Delivery::of(deliver(&listed));
+        }
+        let Ok((inode, attributes)) = self.entry_attributes(directory, entry) else { return Delivery::Skipped };
+        (listed.id, listed.attributes) = (inode.id, Some(attributes));
+        let delivery = Delivery::of(deliver(&listed));
+        if delivery == Delivery::Full {
+            self.inodes.forget(inode.id, 1);
+        }
+        delivery
+    }
+
+    /// Attributes of an entry, counting a lookup. An inode that is known already is not opened again.
+    fn entry_attributes(&self, directory: &Inode, entry: &DirEntry) -> Result<(Arc<Inode>, Attributes), Error> {
+        if let Some(known) = self.inodes.by_entry(entry.ino) {
+            let inode = self.inodes.count_lookup(&known);
+            let attributes = inode.node.stat().map_err(Error::from).and_then(|stat| self.attributes_of(&inode, &stat));
+            if attributes.is_err() {
+                self.inodes.forget(inode.id, 1);
+            }
+            return Ok((inode, attributes?));
+        }
+        self.learn(directory.node.lookup(&entry.name)?)
+    }
+
+    /// Makes the entries of a directory durable.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn sync_directory(&self, handle: DirectoryHandle) -> Result<(), Error> {
+        let directory = self.directories.get(handle)?;
+        let stream = directory.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        match stream.sync() {
+            // A filesystem that cannot sync directories keeps their order without.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+            result => Ok(result?),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Delivery {
+    Done,
+    Full,
+    Skipped,
+}
+
+impl Delivery {
+    fn of(room_left: bool) -> Self {
+        if room_left { Self::Done } else { Self::Full }
+    }
+}

@@ -1,0 +1,136 @@
+//! What a filesystem means, without the kernel's types: inodes, names, attributes, handles, and the errno table.
+//!
+//! Knows content, keys and storage; calls no cipher, and of crypto knows only the names of keys. Invariants:
+//! * every operation names inodes by [`InodeId`] and entries by plain name, and reaches the disk through held nodes;
+//! * nothing waits for a provider on the caller's thread while others could be served: see [`Filesystem::open`];
+//! * every failure becomes an errno in one table: see [`Error::errno`].
+
+mod attributes;
+mod error;
+mod inode;
+mod io;
+mod lane;
+mod listing;
+mod names;
+mod namespace;
+mod open;
+mod settle;
+mod stats;
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+pub use attributes::{Attributes, Change};
+pub use error::Error;
+pub use inode::{InodeId, ROOT};
+pub use listing::{DirectoryHandle, Listed};
+pub use namespace::Caller;
+pub use open::Answer;
+pub use stats::Stats;
+
+pub use crate::storage::{Access, FileSystemStat, NodeKind, RenameMode, SetTime, Timestamp};
+
+use crate::content::{ContentError, Events, Rules};
+use crate::keys::Volume;
+use crate::storage::{CipherDirectory, Node};
+
+use inode::{Inode, InodeTable};
+use lane::Lane;
+use listing::OpenDirectories;
+use settle::Settler;
+
+/// The same alarm is logged at most this often.
+const ALARM_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How a filesystem is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Nothing is changed, on disk or by the kernel.
+    pub read_only: bool,
+}
+
+/// A mounted volume.
+pub struct Filesystem {
+    volume: Volume,
+    directory: CipherDirectory,
+    inodes: InodeTable,
+    directories: OpenDirectories,
+    settler: Arc<Settler>,
+    lane: Lane,
+    rules: Rules,
+    read_only: bool,
+    /// The daemon may make files for other users.
+    privileged: bool,
+    /// The daemon's own user.
+    user: u32,
+    events: Arc<Events>,
+    undecryptable_names: AtomicU64,
+    alarms: Mutex<HashMap<&'static str, Instant>>,
+}
+
+impl Filesystem {
+    /// Opens an unlocked volume. The caller holds its lock.
+    ///
+    /// # Errors
+    /// [`Error`] if the root cannot be pinned or its directory id does not authenticate.
+    pub fn open(directory: CipherDirectory, volume: Volume, options: Options) -> Result<Arc<Self>, Error> {
+        let root = Node::of_directory(directory.root_fd())?;
+        let stat = root.stat()?;
+        let user = rustix::process::geteuid().as_raw();
+        let fs = Arc::new(Self {
+            rules: Rules { holes: volume.config.holes, end: volume.config.end },
+            volume,
+            directory,
+            inodes: InodeTable::new(root, &stat),
+            directories: OpenDirectories::default(),
+            settler: Arc::default(),
+            lane: Lane::new(),
+            read_only: options.read_only,
+            privileged: user == 0,
+            user,
+            events: Arc::default(),
+            undecryptable_names: AtomicU64::new(0),
+            alarms: Mutex::default(),
+        });
+        let root = fs.inodes.get(ROOT)?;
+        fs.directory_id(&root)?;
+        if !options.read_only {
+            Settler::start(&fs)?;
+        }
+        Ok(fs)
+    }
+
+    /// Settles every file and wipes every key. For after the unmount: nothing may be asked of it any more.
+    pub fn shutdown(&self) {
+        self.settler.stop();
+        if !self.read_only {
+            self.settle_rested(true);
+        }
+        self.volume.ring.clear();
+    }
+
+    fn check_writable(&self) -> Result<(), Error> {
+        if self.read_only { Err(Error::ReadOnly) } else { Ok(()) }
+    }
+
+    /// Logs what an operator should hear of, with the place of the file.
+    fn report(&self, inode: &Inode, error: &Error) {
+        if error.is_alarming() {
+            self.alarm("file", || format!("{}: {error}", inode.node.describe()));
+        }
+    }
+
+    /// Logs a warning, unless one of the same kind was logged a moment ago.
+    fn alarm(&self, kind: &'static str, message: impl FnOnce() -> String) {
+        let now = Instant::now();
+        let mut alarms = self.alarms.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = alarms.get(kind).is_some_and(|last| now.duration_since(*last) < ALARM_INTERVAL);
+        if !recent {
+            alarms.insert(kind, now);
+            drop(alarms);
+            tracing::warn!("{}", message());
+        }
+    }
+}

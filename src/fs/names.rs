@@ -1,0 +1,148 @@
+//! Names in a cipher directory: the entry for a plain name, the plain name of an entry, directory ids, and the symlinks of
+//! long names. `docs/FORMAT.md` section 7.
+//!
+//! Order of steps: the symlink of a long name is made before its entry and removed after it, so that an entry's name can
+//! always be read. A symlink without its entry is harmless.
+
+use std::io;
+use std::sync::atomic::Ordering;
+
+use crate::crypto::NameKey;
+use crate::format::name::{self, DIRECTORY_ID, Entry, NAME_MAX, Stored};
+use crate::storage::Node;
+
+use super::inode::Inode;
+use super::{Error, Filesystem};
+
+impl Filesystem {
+    /// How `name` is stored in `directory`.
+    pub(super) fn stored_name(&self, directory: &Inode, name: &[u8]) -> Result<Stored, Error> {
+        if name.len() > NAME_MAX {
+            return Err(Error::NameTooLong);
+        }
+        let id = self.directory_id(directory)?;
+        Ok(Stored::new(&self.volume.names.seal(&id, name), NameKey::digest))
+    }
+
+    /// The plain name of an entry; `None` if it is one of our own, or (counted) does not decrypt.
+    pub(super) fn plain_name(&self, directory: &Inode, entry: &str) -> Result<Option<Vec<u8>>, Error> {
+        let sealed = match name::classify(entry) {
+            Entry::Ours | Entry::LongNameLink => return Ok(None),
+            Entry::Short(entry) => name::decode(entry.as_bytes()),
+            Entry::Long(entry) => self.long_name(directory, entry),
+        };
+        let id = self.directory_id(directory)?;
+        let plain = sealed.and_then(|sealed| self.volume.names.open(&id, &sealed).ok());
+        if plain.is_none() {
+            self.undecryptable_names.fetch_add(1, Ordering::Relaxed);
+            self.alarm("entry", || format!("{entry} in {} does not decrypt: left out", directory.node.describe()));
+        }
+        Ok(plain)
+    }
+
+    /// The encrypted name behind a long-name entry, if its symlink is there and is the one that the entry is a digest of.
+    fn long_name(&self, directory: &Inode, entry: &str) -> Option<Vec<u8>> {
+        let text = directory.node.readlink(&name::link_of(entry)).ok()?;
+        let sealed = name::decode(&text)?;
+        (Stored::new(&sealed, NameKey::digest).entry() == entry).then_some(sealed)
+    }
+
+    /// The id of a directory, read once.
+    pub(super) fn directory_id(&self, directory: &Inode) -> Result<[u8; 16], Error> {
+        if let Some(id) = directory.directory_id.get() {
+            return Ok(*id);
+        }
+        let id = match directory.node.readlink(DIRECTORY_ID) {
+            Ok(text) => {
+                let signed = name::decode(&text).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+                signed.and_then(|signed| self.volume.names.directory_id(&signed).ok()).ok_or(Error::DirectoryId)?
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.adopt_empty_directory(directory)?,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(*directory.directory_id.get_or_init(|| id))
+    }
+
+    /// A crash between making a directory and giving it an id leaves an empty one without: it gets one now.
+    fn adopt_empty_directory(&self, directory: &Inode) -> Result<[u8; 16], Error> {
+        if self.read_only || !holds_nothing(&directory.node)? {
+            return Err(Error::DirectoryId);
+        }
+        self.give_directory_id(&directory.node)
+    }
+
+    /// Puts a new id on a directory.
+    pub(super) fn give_directory_id(&self, directory: &Node) -> Result<[u8; 16], Error> {
+        let (id, signed) = self.volume.names.new_directory_id();
+        directory.symlink(&name::encode(&signed), DIRECTORY_ID)?;
+        Ok(id)
+    }
+}
+
+/// Runs `make` for the entry of `stored`, with the symlink of a long name in place before it. Removes the symlink again if
+/// `make` fails and nothing else needs it.
+pub(super) fn with_long_name_link<T>(
+    directory: &Node,
+    stored: &Stored,
+    make: impl FnOnce(&str) -> io::Result<T>,
+) -> io::Result<T> {
+    let Stored::Long { entry, link, target } = stored else { return make(stored.entry()) };
+    let added = match directory.symlink(target, link) {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+        Err(error) => return Err(error),
+    };
+    let made = make(entry);
+    if made.is_err() && added {
+        remove_long_name_link(directory, stored);
+    }
+    made
+}
+
+/// Removes what is left of a long name once its entry is gone. A leftover is harmless, so a failure is too.
+pub(super) fn remove_long_name_link(directory: &Node, stored: &Stored) {
+    if let Stored::Long { link, entry, .. } = stored
+        && directory.lookup(entry).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    {
+        let _ = directory.unlink(link);
+    }
+}
+
+/// Whether a directory has no entries but a directory id and symlinks of long names that are gone.
+pub(super) fn holds_nothing(directory: &Node) -> io::Result<bool> {
+    let mut stream = directory.open_directory()?;
+    let mut position = 0;
+    while let Some(entry) = stream.entry_at(position)? {
+        if matches!(name::classify(&entry.name), Entry::Short(_) | Entry::Long(_)) {
+            return Ok(false);
+        }
+        position = entry.next_position;
+        stream.advance();
+    }
+    Ok(true)
+}
+
+/// Removes everything that [`holds_nothing`] overlooks, so that the directory can be removed. Returns the directory id's
+/// text, for putting it back.
+pub(super) fn strip_directory(directory: &Node) -> io::Result<Option<Vec<u8>>> {
+    let id = directory.readlink(DIRECTORY_ID).ok();
+    let mut leftovers = Vec::new();
+    let mut stream = directory.open_directory()?;
+    let mut position = 0;
+    while let Some(entry) = stream.entry_at(position)? {
+        if name::classify(&entry.name) == Entry::LongNameLink || entry.name == DIRECTORY_ID {
+            leftovers.push(entry.name.clone());
+        }
+        position = entry.next_position;
+        stream.advance();
+    }
+    leftovers.iter().try_for_each(|entry| directory.unlink(entry))?;
+    Ok(id)
+}
+
+/// Puts back the id of a directory that could not be removed after all.
+pub(super) fn restore_directory_id(directory: &Node, id: Option<&[u8]>) {
+    if let Some(text) = id.and_then(|id| std::str::from_utf8(id).ok()) {
+        let _ = directory.symlink(text, DIRECTORY_ID);
+    }
+}

@@ -1,0 +1,294 @@
+//! Operations on names: lookup, create, link, rename, remove.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::format::config::End;
+use crate::format::name::{self, LINK_TARGET_MAX, Stored};
+use crate::storage::{Access, Node, NodeKind, RenameMode};
+
+use super::inode::Inode;
+use super::names::{
+    holds_nothing, remove_long_name_link, restore_directory_id, strip_directory, with_long_name_link,
+};
+use super::{Attributes, Error, Filesystem, InodeId};
+
+/// Who asks, as far as new files are concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Effective user.
+    pub uid: u32,
+    /// Effective group.
+    pub gid: u32,
+}
+
+/// Set-group-id: on a directory, new entries inherit its group.
+const SETGID: u32 = 0o2000;
+/// Set-user-id and set-group-id.
+const SET_IDS: u32 = 0o6000;
+/// What the owner needs to put a directory id into a new directory.
+const OWNER_ALL: u32 = 0o700;
+
+impl Filesystem {
+    /// The inode of an entry; counts as a lookup.
+    ///
+    /// # Errors
+    /// [`Error::NoEntry`] if it is not there.
+    pub fn lookup(&self, directory: InodeId, name: &[u8]) -> Result<Attributes, Error> {
+        let directory = self.inodes.get(directory)?;
+        let stored = self.stored_name(&directory, name)?;
+        match directory.node.lookup(stored.entry()) {
+            Ok(node) => Ok(self.learn(node)?.1),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::NoEntry),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes back lookups that the kernel no longer needs.
+    pub fn forget(&self, id: InodeId, count: u64) {
+        if let Some(waiting) = self.inodes.forget(id, count) {
+            self.drop_if_nameless(&waiting);
+        }
+    }
+
+    /// Makes a directory; counts as a lookup.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn mkdir(&self, directory: InodeId, name: &[u8], mode: u32, caller: Caller) -> Result<Attributes, Error> {
+        let directory = self.writable_directory(directory)?;
+        let stored = self.stored_name(&directory, name)?;
+        let node = with_long_name_link(&directory.node, &stored, |entry| {
+            directory.node.mkdir(entry, mode | OWNER_ALL)?;
+            directory.node.lookup(entry)
+        })?;
+        let finished = self.give_directory_id(&node).and_then(|id| {
+            self.hand_over_directory(&directory, &node, mode, caller)?;
+            Ok(id)
+        });
+        match finished {
+            Ok(id) => {
+                let (inode, attributes) = self.learn(node)?;
+                let _ = inode.directory_id.set(id);
+                Ok(attributes)
+            }
+            Err(error) => {
+                let _ = strip_directory(&node).and_then(|_| directory.node.rmdir(stored.entry()));
+                remove_long_name_link(&directory.node, &stored);
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes a FIFO, socket or device, or an empty file; counts as a lookup.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn mknod(
+        &self,
+        directory: InodeId,
+        name: &[u8],
+        kind: NodeKind,
+        mode: u32,
+        rdev: u64,
+        caller: Caller,
+    ) -> Result<Attributes, Error> {
+        let directory = self.writable_directory(directory)?;
+        if kind == NodeKind::File {
+            let (inode, attributes) = self.create_node(&directory, name, mode, caller)?;
+            if self.rules.end == End::Strict {
+                self.open_now(&inode, Access::ReadWrite)?;
+            }
+            return Ok(attributes);
+        }
+        if matches!(kind, NodeKind::Directory | NodeKind::Symlink) {
+            return Err(Error::WrongKind);
+        }
+        let stored = self.stored_name(&directory, name)?;
+        let node = with_long_name_link(&directory.node, &stored, |entry| {
+            directory.node.mknod(entry, kind, mode, rdev)?;
+            directory.node.lookup(entry)
+        })?;
+        self.hand_over(&directory, &node, mode, caller)?;
+        Ok(self.learn(node)?.1)
+    }
+
+    /// Makes a regular file and learns it.
+    pub(super) fn create_node(
+        &self,
+        directory: &Inode,
+        name: &[u8],
+        mode: u32,
+        caller: Caller,
+    ) -> Result<(Arc<Inode>, Attributes), Error> {
+        let stored = self.stored_name(directory, name)?;
+        let node =
+            with_long_name_link(&directory.node, &stored, |entry| directory.node.create_file(entry, mode))?;
+        self.hand_over(directory, &node, mode, caller)?;
+        self.learn(node)
+    }
+
+    /// Makes a symlink; counts as a lookup.
+    ///
+    /// # Errors
+    /// [`Error::NameTooLong`] if the target is longer than what can be sealed.
+    pub fn symlink(
+        &self,
+        directory: InodeId,
+        name: &[u8],
+        target: &[u8],
+        caller: Caller,
+    ) -> Result<Attributes, Error> {
+        let directory = self.writable_directory(directory)?;
+        if target.len() > LINK_TARGET_MAX {
+            return Err(Error::NameTooLong);
+        }
+        let sealed = name::encode(&self.volume.links.seal(target));
+        let stored = self.stored_name(&directory, name)?;
+        let node = with_long_name_link(&directory.node, &stored, |entry| {
+            directory.node.symlink(&sealed, entry)?;
+            directory.node.lookup(entry)
+        })?;
+        self.own(&directory, &node, caller)?;
+        Ok(self.learn(node)?.1)
+    }
+
+    /// The target of a symlink.
+    ///
+    /// # Errors
+    /// [`Error::LinkTarget`] if it does not authenticate.
+    pub fn readlink(&self, id: InodeId) -> Result<Vec<u8>, Error> {
+        let inode = self.inodes.get(id)?;
+        let sealed = name::decode(&inode.node.readlink_self()?);
+        let target = sealed.and_then(|sealed| self.volume.links.open(&sealed).ok());
+        target.ok_or(Error::LinkTarget).inspect_err(|error| self.report(&inode, error))
+    }
+
+    /// Gives an inode another name; counts as a lookup.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn link(&self, id: InodeId, directory: InodeId, name: &[u8]) -> Result<Attributes, Error> {
+        let directory = self.writable_directory(directory)?;
+        let inode = self.inodes.get(id)?;
+        let stored = self.stored_name(&directory, name)?;
+        with_long_name_link(&directory.node, &stored, |entry| inode.node.link_as(&directory.node, entry))?;
+        let inode = self.inodes.count_lookup(&inode);
+        self.attributes_of(&inode, &inode.node.stat()?)
+    }
+
+    /// Removes an entry that is not a directory. Needs no key.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn unlink(&self, directory: InodeId, name: &[u8]) -> Result<(), Error> {
+        let directory = self.writable_directory(directory)?;
+        let stored = self.stored_name(&directory, name)?;
+        directory.node.unlink(stored.entry())?;
+        remove_long_name_link(&directory.node, &stored);
+        Ok(())
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// [`Error::NotEmpty`].
+    pub fn rmdir(&self, directory: InodeId, name: &[u8]) -> Result<(), Error> {
+        let directory = self.writable_directory(directory)?;
+        let stored = self.stored_name(&directory, name)?;
+        let victim = directory.node.lookup(stored.entry())?;
+        with_emptied(&victim, || directory.node.rmdir(stored.entry()))?;
+        remove_long_name_link(&directory.node, &stored);
+        Ok(())
+    }
+
+    /// Renames an entry.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn rename(
+        &self,
+        from: InodeId,
+        name: &[u8],
+        to: InodeId,
+        new_name: &[u8],
+        mode: RenameMode,
+    ) -> Result<(), Error> {
+        let (from, to) = (self.writable_directory(from)?, self.writable_directory(to)?);
+        let (old, new) = (self.stored_name(&from, name)?, self.stored_name(&to, new_name)?);
+        with_long_name_link(&to.node, &new, |entry| {
+            rename_over_empty_directory(&from.node, &old, &to.node, entry, mode)
+        })?;
+        if mode != RenameMode::Exchange {
+            remove_long_name_link(&from.node, &old);
+        }
+        Ok(())
+    }
+
+    pub(super) fn writable_directory(&self, id: InodeId) -> Result<Arc<Inode>, Error> {
+        self.check_writable()?;
+        self.inodes.get(id)
+    }
+
+    /// Gives a new directory the owner, group and mode that it would have if its caller had made it.
+    fn hand_over_directory(&self, parent: &Inode, node: &Node, mode: u32, caller: Caller) -> Result<(), Error> {
+        self.own(parent, node, caller)?;
+        if mode & OWNER_ALL != OWNER_ALL {
+            node.set_mode(mode | node.stat()?.mode & SETGID)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a new file the owner, group and mode that it would have if its caller had made it.
+    fn hand_over(&self, parent: &Inode, node: &Node, mode: u32, caller: Caller) -> Result<(), Error> {
+        let changed = self.own(parent, node, caller)?;
+        if changed && mode & SET_IDS != 0 {
+            node.set_mode(mode)?;
+        }
+        Ok(())
+    }
+
+    /// A privileged daemon makes files for others; one that is not makes all its files for itself. Returns whether the owner
+    /// was changed.
+    fn own(&self, parent: &Inode, node: &Node, caller: Caller) -> Result<bool, Error> {
+        if !self.privileged || (caller.uid, caller.gid) == (0, 0) {
+            return Ok(false);
+        }
+        let inherits_group = parent.node.stat()?.mode & SETGID != 0;
+        node.set_owner(Some(caller.uid), (!inherits_group).then_some(caller.gid))?;
+        Ok(true)
+    }
+}
+
+/// A directory that looks empty still has its id, which keeps the backing filesystem from removing it: `remove` is run with
+/// the id taken away, and the id put back if that fails.
+fn with_emptied(victim: &Node, remove: impl FnOnce() -> io::Result<()>) -> Result<(), Error> {
+    if victim.stat()?.kind != NodeKind::Directory {
+        return Ok(remove()?);
+    }
+    if !holds_nothing(victim)? {
+        return Err(Error::NotEmpty);
+    }
+    let id = strip_directory(victim)?;
+    remove().inspect_err(|_| restore_directory_id(victim, id.as_deref()))?;
+    Ok(())
+}
+
+fn rename_over_empty_directory(
+    from: &Node,
+    old: &Stored,
+    to: &Node,
+    entry: &str,
+    mode: RenameMode,
+) -> io::Result<()> {
+    let rename = || from.rename(old.entry(), to, entry, mode);
+    match rename() {
+        Err(error) if mode == RenameMode::Replace && error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+            with_emptied(&to.lookup(entry)?, rename).map_err(|failure| match failure {
+                Error::Io(error) => error,
+                _ => error,
+            })
+        }
+        result => result,
+    }
+}

@@ -1,0 +1,297 @@
+//! The one place that holds both halves: reads a header through storage, asks keys to open it, hands the verified keys to
+//! content.
+//!
+//! A provider may take a network's time to answer. An operation that needs it is answered later, from another thread; one
+//! whose key is in memory is answered at once. No lock is held meanwhile.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::content::Content;
+use crate::crypto::FileKeys;
+use crate::format::config::End;
+use crate::format::geometry::{ImpossibleSize, PAGE_LEN, PAGE_SIZE};
+use crate::format::header::HeaderPage;
+use crate::keys::AuthenticHeader;
+use crate::storage::{Access, DiskFile, NodeKind, RawFile};
+
+use super::inode::{Inode, OpenFile};
+use super::namespace::Caller;
+use super::{Attributes, Change, ContentError, Error, Filesystem, InodeId};
+
+/// Takes the answer of an operation, now or later.
+pub type Answer<T> = Box<dyn FnOnce(Result<T, Error>) + Send>;
+
+/// What was found of a file's header.
+enum Found {
+    /// The file is empty and has none.
+    None,
+    /// One that authenticates.
+    Header(Box<AuthenticHeader>),
+}
+
+impl Filesystem {
+    /// Opens a regular file; the answer may come from another thread.
+    pub fn open_file(self: &Arc<Self>, id: InodeId, access: Access, answer: Answer<()>) {
+        let opened = self.inodes.get(id).and_then(|inode| {
+            if access == Access::ReadWrite {
+                self.check_writable()?;
+            }
+            Ok(inode)
+        });
+        match opened {
+            Err(error) => answer(Err(error)),
+            Ok(inode) => self.with_content(inode, access, answer, move |fs, inode, open| {
+                fs.count_open(inode, open, access);
+                Ok(())
+            }),
+        }
+    }
+
+    /// Makes a regular file and opens it; counts as a lookup. The answer may come from another thread.
+    pub fn create(
+        self: &Arc<Self>,
+        directory: InodeId,
+        name: &[u8],
+        mode: u32,
+        caller: Caller,
+        answer: Answer<Attributes>,
+    ) {
+        let created = self
+            .writable_directory(directory)
+            .and_then(|directory| self.create_node(&directory, name, mode, caller));
+        let (inode, attributes) = match created {
+            Ok(created) => created,
+            Err(error) => return answer(Err(error)),
+        };
+        let (fs, name) = (Arc::clone(self), name.to_vec());
+        let undo = Box::new(move |result: Result<Attributes, Error>| {
+            // Without a key the file can hold nothing: the caller is told so, and finds no empty file left behind.
+            if result.is_err() {
+                let _ = fs.unlink(directory, &name);
+                fs.forget(attributes.id, 1);
+            }
+            answer(result);
+        });
+        self.with_content(inode, Access::ReadWrite, undo, move |fs, inode, open| {
+            fs.count_open(inode, open, Access::ReadWrite);
+            Ok(attributes)
+        });
+    }
+
+    fn count_open(&self, inode: &Arc<Inode>, open: &OpenFile, access: Access) {
+        inode.slot().handles += 1;
+        if access == Access::ReadWrite || (open.file.is_writable() && open.content.unsettled().is_some()) {
+            self.settler.watch(&self.inodes, inode);
+        }
+    }
+
+    /// Closes one handle of a file. The content goes with the last one, unless it waits for being settled.
+    pub fn release(&self, id: InodeId) {
+        let Ok(inode) = self.inodes.get(id) else { return };
+        let mut slot = inode.slot();
+        slot.handles = slot.handles.saturating_sub(1);
+        let waits = |open: &OpenFile| inode.watched.load(Ordering::Relaxed) && open.content.unsettled().is_some();
+        if slot.handles == 0 && !slot.open.as_ref().is_some_and(waits) {
+            slot.open = None;
+        }
+    }
+
+    /// Sets the plain size of a file; the answer may come from another thread.
+    pub fn resize(self: &Arc<Self>, id: InodeId, size: u64, answer: Answer<()>) {
+        let inode = match self.check_writable().and_then(|()| self.inodes.get(id)) {
+            Ok(inode) => inode,
+            Err(error) => return answer(Err(error)),
+        };
+        self.with_content(inode, Access::ReadWrite, answer, move |fs, inode, open| {
+            if size > 0 {
+                fs.ensure_keys(&open.content)?;
+            }
+            let result = open.content.resize(size).map_err(Error::from);
+            fs.settler.watch(&fs.inodes, inode);
+            result.inspect_err(|error| fs.report(inode, error))
+        });
+    }
+
+    /// Sets the size and then the other attributes; the answer may come from another thread.
+    pub fn set_attributes(
+        self: &Arc<Self>,
+        id: InodeId,
+        size: Option<u64>,
+        change: Change,
+        answer: Answer<Attributes>,
+    ) {
+        let Some(size) = size else { return answer(self.change(id, &change)) };
+        let fs = Arc::clone(self);
+        let then = move |result: Result<(), Error>| answer(result.and_then(|()| fs.change(id, &change)));
+        self.resize(id, size, Box::new(then));
+    }
+
+    /// Runs `work` on the content of a file and hands its result to `answer`: at once if no provider has to be asked, else
+    /// from another thread.
+    fn with_content<T: Send + 'static>(
+        self: &Arc<Self>,
+        inode: Arc<Inode>,
+        access: Access,
+        answer: Answer<T>,
+        work: impl FnOnce(&Self, &Arc<Inode>, &OpenFile) -> Result<T, Error> + Send + 'static,
+    ) {
+        match self.open_at_once(&inode, access) {
+            Ok(Some(open)) => answer(work(self, &inode, &open)),
+            Err(error) => answer(Err(error)),
+            Ok(None) => {
+                let fs = Arc::clone(self);
+                let later = move || {
+                    let opened = fs.open_now(&inode, access);
+                    answer(opened.and_then(|open| work(&fs, &inode, &open)));
+                };
+                self.lane.run(Box::new(later));
+            }
+        }
+    }
+
+    /// The content, if no provider that is far away has to be asked for it.
+    fn open_at_once(&self, inode: &Inode, access: Access) -> Result<Option<OpenFile>, Error> {
+        if let Some(open) = opened(inode, access) {
+            return Ok(Some(open).filter(|open| !self.must_ask(open, access)));
+        }
+        if !self.volume.ring.is_remote() {
+            return self.open_now(inode, access).map(Some);
+        }
+        let file = self.open_backing(inode, access)?;
+        let keys = match self.find_header(inode, &file)? {
+            Found::Header(header) => match self.volume.ring.cached(&header) {
+                Some(keys) => Some(keys?),
+                None => return Ok(None),
+            },
+            Found::None if access == Access::ReadWrite => return Ok(None),
+            Found::None => None,
+        };
+        self.install(inode, file, keys).map(Some)
+    }
+
+    /// Whether a file that is to be written has no key yet, and its provider is far away.
+    fn must_ask(&self, open: &OpenFile, access: Access) -> bool {
+        access == Access::ReadWrite && open.content.needs_keys() && self.volume.ring.is_remote()
+    }
+
+    /// The content; asks a provider if need be. A file that is to be written gets its key here, so that a provider's refusal
+    /// is the answer to `open` and not lost in the background.
+    pub(super) fn open_now(&self, inode: &Inode, access: Access) -> Result<OpenFile, Error> {
+        let open = match opened(inode, access) {
+            Some(open) => open,
+            None => {
+                let file = self.open_backing(inode, access)?;
+                let keys = self.keys_of(inode, &file).inspect_err(|error| self.report(inode, error))?;
+                self.install(inode, file, keys)?
+            }
+        };
+        let strict = self.rules.end == End::Strict;
+        if access == Access::ReadWrite && (strict || self.volume.ring.is_remote()) {
+            self.ensure_keys(&open.content)?;
+            if strict {
+                open.content.ensure_header()?;
+            }
+        }
+        Ok(open)
+    }
+
+    fn keys_of(&self, inode: &Inode, file: &DiskFile) -> Result<Option<FileKeys>, Error> {
+        match self.find_header(inode, file)? {
+            Found::Header(header) => Ok(Some(self.volume.ring.open(&header)?)),
+            Found::None => Ok(None),
+        }
+    }
+
+    /// Gives a headerless file keys and a header to be.
+    pub(super) fn ensure_keys(&self, content: &Content) -> Result<(), Error> {
+        if content.needs_keys() {
+            let (keys, header) = self.volume.ring.new_file()?;
+            content.adopt(keys, header);
+        }
+        Ok(())
+    }
+
+    /// Reads the header and checks its MAC.
+    fn find_header(&self, inode: &Inode, file: &DiskFile) -> Result<Found, Error> {
+        let mut page: HeaderPage = [0; PAGE_LEN];
+        let header = match file.read_at(&mut page, 0)? {
+            0 => None,
+            PAGE_LEN => self.volume.ring.authenticate(&page)?,
+            len => return Err(ContentError::from(ImpossibleSize(len as u64)).into()),
+        };
+        match header {
+            Some(header) => Ok(Found::Header(Box::new(header))),
+            None if self.rules.end == End::Strict && !self.is_new(inode, file)? => Err(Error::NoHeader),
+            None => {
+                self.note_lost_header(inode, file)?;
+                Ok(Found::None)
+            }
+        }
+    }
+
+    /// A file that was made just now and has not been opened yet has every right to be empty.
+    fn is_new(&self, inode: &Inode, file: &DiskFile) -> Result<bool, Error> {
+        Ok(inode.node.is_new() && file.size()? == 0)
+    }
+
+    fn note_lost_header(&self, inode: &Inode, file: &DiskFile) -> Result<(), Error> {
+        if file.size()? >= PAGE_SIZE {
+            let lost = || format!("{} has a header of zeros: it never became durable, and reads as empty", inode.node.describe());
+            self.alarm("header", lost);
+        }
+        Ok(())
+    }
+
+    /// Opens the backing file: for writing wherever that is possible, since with a writeback cache the kernel writes through
+    /// any handle of a file.
+    fn open_backing(&self, inode: &Inode, access: Access) -> Result<Arc<DiskFile>, Error> {
+        if inode.kind != NodeKind::File {
+            return Err(Error::WrongKind);
+        }
+        let file = if self.read_only {
+            DiskFile::readable(inode.node.open_file(Access::Read)?)
+        } else {
+            match (inode.node.open_file(Access::ReadWrite), access) {
+                (Ok(fd), _) => DiskFile::writable(fd),
+                (Err(_), Access::Read) => DiskFile::readable(self.open_unreadable(inode, Access::Read)?),
+                (Err(_), Access::ReadWrite) => DiskFile::writable(self.open_unreadable(inode, Access::ReadWrite)?),
+            }
+        };
+        Ok(Arc::new(file))
+    }
+
+    /// The owner may write a file that its mode keeps him from reading, and we have to read it to write it.
+    fn open_unreadable(&self, inode: &Inode, access: Access) -> io::Result<Arc<std::os::fd::OwnedFd>> {
+        match inode.node.open_file(access) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let stat = inode.node.stat()?;
+                if stat.uid != self.user { Err(error) } else { inode.node.open_own_file(stat.mode) }
+            }
+            result => result,
+        }
+    }
+
+    /// Makes the content the inode's, unless another thread was first: then that one's is it.
+    fn install(&self, inode: &Inode, file: Arc<DiskFile>, keys: Option<FileKeys>) -> Result<OpenFile, Error> {
+        let raw: Arc<dyn RawFile> = file.clone();
+        let content = Content::open(raw, keys, self.rules, Arc::clone(&self.events))
+            .map_err(Error::from)
+            .inspect_err(|error| self.report(inode, error))?;
+        let mut slot = inode.slot();
+        if let Some(open) = &slot.open {
+            open.file.make_writable_like(&file);
+            return Ok(open.clone());
+        }
+        let open = OpenFile { content: Arc::new(content), file };
+        slot.open = Some(open.clone());
+        Ok(open)
+    }
+}
+
+/// The content, if the inode has one that allows `access`.
+fn opened(inode: &Inode, access: Access) -> Option<OpenFile> {
+    let slot = inode.slot();
+    slot.open.clone().filter(|open| access == Access::Read || open.file.is_writable())
+}

@@ -1,0 +1,162 @@
+//! Settling in the background: files whose end has come to rest get a disk size that tells their plain size, once what was
+//! written is durable. `docs/FORMAT.md` section 6.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use crate::content::Unsettled;
+use crate::storage::RawFile;
+
+use super::inode::{Inode, InodeTable, OpenFile};
+use super::{Filesystem, InodeId, ROOT};
+
+/// How long the end of a file must have rested: at least one and at most two of these.
+const REST: Duration = Duration::from_secs(5);
+/// With more files than this, the whole backing filesystem is made durable at once instead of file by file.
+const SYNC_SINGLY: usize = 8;
+
+#[derive(Default)]
+pub(super) struct Settler {
+    state: Mutex<State>,
+    stop: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    watched: HashMap<InodeId, Watched>,
+    stopped: bool,
+}
+
+struct Watched {
+    inode: Arc<Inode>,
+    /// What was seen at the last look.
+    seen: Option<Unsettled>,
+}
+
+/// What to do with a watched file.
+enum Verdict {
+    Wait,
+    Settle(OpenFile, Unsettled),
+    Done,
+}
+
+impl Settler {
+    /// Puts a file that may become unsettled on the list.
+    pub(super) fn watch(&self, inodes: &InodeTable, inode: &Arc<Inode>) {
+        if inodes.watch(inode) {
+            let watched = Watched { inode: Arc::clone(inode), seen: None };
+            self.state().watched.insert(inode.id, watched);
+        }
+    }
+
+    /// Looks after the list of `fs` until it is stopped or dropped.
+    pub(super) fn start(fs: &Arc<Filesystem>) -> std::io::Result<()> {
+        let (settler, weak) = (Arc::clone(&fs.settler), Arc::downgrade(fs));
+        let run = move || run(&settler, &weak);
+        std::thread::Builder::new().name("kmsfs-settle".to_owned()).spawn(run).map(|_| ())
+    }
+
+    pub(super) fn stop(&self) {
+        self.state().stopped = true;
+        self.stop.notify_all();
+    }
+
+    /// Waits for one rest. Returns whether to go on.
+    fn rest(&self) -> bool {
+        let state = self.state();
+        let stopped = self.stop.wait_timeout_while(state, REST, |state| !state.stopped);
+        !stopped.unwrap_or_else(PoisonError::into_inner).0.stopped
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn run(settler: &Settler, weak: &Weak<Filesystem>) {
+    while settler.rest() {
+        let Some(fs) = weak.upgrade() else { return };
+        fs.settle_rested(false);
+    }
+}
+
+impl Filesystem {
+    /// Settles every watched file whose end has not moved since the last look, or with `all` every one.
+    pub(super) fn settle_rested(&self, all: bool) {
+        let watched = std::mem::take(&mut self.settler.state().watched);
+        let (mut keep, mut batch, mut done) = (Vec::new(), Vec::new(), Vec::new());
+        for mut watched in watched.into_values() {
+            match watched.judge(all) {
+                Verdict::Wait => keep.push(watched),
+                Verdict::Settle(open, found) => batch.push((watched, open, found)),
+                Verdict::Done => done.push(watched.inode),
+            }
+        }
+        if !batch.is_empty() && self.make_durable(&batch) {
+            for (watched, open, found) in &batch {
+                let _times_do_not_change = watched.inode.lock_times();
+                if let Err(error) = open.content.settle(*found) {
+                    tracing::warn!("{} cannot be settled: {error}", watched.inode.node.describe());
+                }
+            }
+        }
+        keep.extend(batch.into_iter().map(|(watched, ..)| watched));
+        let again = keep.into_iter().map(|watched| (watched.inode.id, watched));
+        self.settler.state().watched.extend(again);
+        done.iter().for_each(|inode| self.inodes.unwatch(inode));
+    }
+
+    fn make_durable(&self, batch: &[(Watched, OpenFile, Unsettled)]) -> bool {
+        let synced = if batch.len() > SYNC_SINGLY {
+            self.inodes.get(ROOT).is_ok_and(|root| root.node.sync_filesystem().is_ok())
+        } else {
+            batch.iter().all(|(_, open, _)| open.file.sync(false).is_ok())
+        };
+        if !synced {
+            tracing::warn!("the backing filesystem cannot be synced; {} files stay unsettled", batch.len());
+        }
+        synced
+    }
+
+    /// A file without a name that the kernel has forgotten is gone: it must not keep its space until the next look.
+    pub(super) fn drop_if_nameless(&self, inode: &Inode) {
+        if inode.node.stat().is_ok_and(|stat| stat.nlink == 0) {
+            self.settler.state().watched.remove(&inode.id);
+            inode.slot().open = None;
+            self.inodes.unwatch(inode);
+        }
+    }
+
+    /// How many files are known to be unsettled.
+    pub(super) fn unsettled_files(&self) -> u64 {
+        let state = self.settler.state();
+        let unsettled = |watched: &&Watched| {
+            watched.inode.slot().open.as_ref().is_some_and(|open| open.content.unsettled().is_some())
+        };
+        state.watched.values().filter(unsettled).count() as u64
+    }
+}
+
+impl Watched {
+    fn judge(&mut self, all: bool) -> Verdict {
+        let mut slot = self.inode.slot();
+        let Some(open) = slot.open.clone() else { return Verdict::Done };
+        let found = open.content.unsettled();
+        // A file without a name is gone with its last handle: nobody will ask for its size.
+        let nameless = slot.handles == 0 && self.inode.node.stat().is_ok_and(|stat| stat.nlink == 0);
+        let Some(found) = found.filter(|_| !nameless) else {
+            if slot.handles > 0 {
+                self.seen = None;
+                return Verdict::Wait;
+            }
+            slot.open = None;
+            return Verdict::Done;
+        };
+        if all || self.seen == Some(found) {
+            return Verdict::Settle(open, found);
+        }
+        self.seen = Some(found);
+        Verdict::Wait
+    }
+}

@@ -1,0 +1,75 @@
+//! What `kmsfs status` shows.
+
+use std::sync::atomic::Ordering;
+
+use serde::{Deserialize, Serialize};
+
+use super::Filesystem;
+
+/// A volume's state at one moment. Counts are since the mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// The volume's id.
+    pub volume_id: String,
+    /// Where its ciphertext lies.
+    pub cipher_directory: String,
+    /// What seals new files.
+    pub suite: String,
+    /// Nothing can be changed.
+    pub read_only: bool,
+    /// The provider and key that wrap new data keys.
+    pub wrapping_key: String,
+    /// How many new files may share a data key.
+    pub files_per_data_key: u32,
+    /// Openings whose data key was in memory.
+    pub key_cache_hits: u64,
+    /// Openings that needed a provider.
+    pub key_cache_misses: u64,
+    /// Unwrapped data keys in memory.
+    pub key_cache_entries: u64,
+    /// Calls of providers.
+    pub provider_calls: u64,
+    /// Calls that failed.
+    pub provider_failures: u64,
+    /// Files with an open handle.
+    pub files_open: u64,
+    /// Inodes that the kernel knows.
+    pub inodes_known: u64,
+    /// Files whose disk size does not yet tell their plain size.
+    pub unsettled_files: u64,
+    /// Entries left out because their names do not decrypt.
+    pub undecryptable_names: u64,
+    /// Files found without an end mark.
+    pub missing_end_marks: u64,
+    /// Pages that did not authenticate.
+    pub unauthentic_pages: u64,
+}
+
+impl Filesystem {
+    /// The volume's state now.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let config = &self.volume.config;
+        let keys = self.volume.ring.stats();
+        let wrapping_key = config.wrapping_keys.first().map(|key| format!("{}:{}", key.provider, key.key));
+        Stats {
+            volume_id: config.volume_id.clone(),
+            cipher_directory: self.directory.path().to_string_lossy().into_owned(),
+            suite: config.suite.clone(),
+            read_only: self.read_only,
+            wrapping_key: wrapping_key.unwrap_or_default(),
+            files_per_data_key: config.files_per_data_key,
+            key_cache_hits: keys.hits,
+            key_cache_misses: keys.misses,
+            key_cache_entries: keys.entries,
+            provider_calls: keys.calls,
+            provider_failures: keys.failures,
+            files_open: self.inodes.open_files(),
+            inodes_known: self.inodes.len() as u64,
+            unsettled_files: self.unsettled_files(),
+            undecryptable_names: self.undecryptable_names.load(Ordering::Relaxed),
+            missing_end_marks: self.events.missing_end_marks.load(Ordering::Relaxed),
+            unauthentic_pages: self.events.unauthentic_pages.load(Ordering::Relaxed),
+        }
+    }
+}

@@ -1,0 +1,475 @@
+//! One short method per operation of the protocol.
+
+use std::cell::Cell;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BsdFileFlags, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner,
+    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use crate::fs::{Attributes, Change, DirectoryHandle, Error, Filesystem, NodeKind};
+
+use super::convert;
+
+/// Bytes of a request at most: the kernel's own limit.
+const MAX_REQUEST: u32 = 1024 * 1024;
+/// Requests that the kernel may have under way in the background.
+const MAX_BACKGROUND: u16 = 64;
+/// Nobody but this mount changes the cipher directory, so the kernel may keep what it knows.
+const KEEP: Duration = Duration::from_secs(3600);
+const NAME_MAX: u32 = 255;
+/// Files need no handle: content is kept per inode.
+const NO_HANDLE: FileHandle = FileHandle(0);
+const FIRST: Generation = Generation(0);
+
+thread_local! {
+    /// Plaintext on its way to the kernel, reused.
+    static REPLY: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+pub(super) struct Adapter {
+    fs: Arc<Filesystem>,
+    read_only: bool,
+}
+
+impl Adapter {
+    pub(super) fn new(fs: Arc<Filesystem>, read_only: bool) -> Self {
+        Self { fs, read_only }
+    }
+}
+
+/// A lookup that found nothing is worth remembering too.
+fn reply_entry(reply: ReplyEntry, result: Result<Attributes, Error>) {
+    match result {
+        Ok(found) => reply.entry(&KEEP, &convert::attributes(&found), FIRST),
+        Err(Error::NoEntry) => reply.entry_with_ttls(&KEEP, &KEEP, &nothing(), FIRST),
+        Err(error) => reply.error(convert::errno(&error)),
+    }
+}
+
+/// The attributes of no inode: the kernel takes the number 0 for "not there".
+fn nothing() -> fuser::FileAttr {
+    let never = SystemTime::UNIX_EPOCH;
+    fuser::FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: never,
+        mtime: never,
+        ctime: never,
+        crtime: never,
+        kind: fuser::FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 0,
+        flags: 0,
+    }
+}
+
+fn reply_attributes(reply: ReplyAttr, result: Result<Attributes, Error>) {
+    match result {
+        Ok(found) => reply.attr(&KEEP, &convert::attributes(&found)),
+        Err(error) => reply.error(convert::errno(&error)),
+    }
+}
+
+fn reply_empty(reply: ReplyEmpty, result: Result<(), Error>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(convert::errno(&error)),
+    }
+}
+
+impl fuser::Filesystem for Adapter {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let mut wanted = vec![
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+            InitFlags::FUSE_NO_EXPORT_SUPPORT,
+        ];
+        if !self.read_only {
+            wanted.push(InitFlags::FUSE_WRITEBACK_CACHE);
+        }
+        for flag in wanted {
+            if config.add_capabilities(flag).is_err() {
+                tracing::debug!("the kernel does not offer {flag:?}");
+            }
+        }
+        let _ = config.set_max_write(MAX_REQUEST);
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        reply_entry(reply, self.fs.lookup(convert::inode(parent), name.as_bytes()));
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, lookups: u64) {
+        self.fs.forget(convert::inode(ino), lookups);
+    }
+
+    fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        reply_attributes(reply, self.fs.attributes(convert::inode(ino)));
+    }
+
+    fn setattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let (atime, mtime) = (convert::set_time(atime), convert::set_time(mtime));
+        let change = Change { mode, uid, gid, atime, mtime };
+        let answer = move |result| reply_attributes(reply, result);
+        self.fs.set_attributes(convert::inode(ino), size, change, Box::new(answer));
+    }
+
+    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.fs.readlink(convert::inode(ino)) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(convert::errno(&error)),
+        }
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let Some(kind) = convert::kind_of_mode(mode) else { return reply.error(convert::errno(&Error::WrongKind)) };
+        let (parent, caller) = (convert::inode(parent), convert::caller(request));
+        reply_entry(reply, self.fs.mknod(parent, name.as_bytes(), kind, mode & 0o7777, rdev.into(), caller));
+    }
+
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        let (parent, caller) = (convert::inode(parent), convert::caller(request));
+        reply_entry(reply, self.fs.mkdir(parent, name.as_bytes(), mode & 0o7777, caller));
+    }
+
+    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(reply, self.fs.unlink(convert::inode(parent), name.as_bytes()));
+    }
+
+    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(reply, self.fs.rmdir(convert::inode(parent), name.as_bytes()));
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let (parent, caller) = (convert::inode(parent), convert::caller(request));
+        let target = target.as_os_str().as_bytes();
+        reply_entry(reply, self.fs.symlink(parent, name.as_bytes(), target, caller));
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let Some(mode) = convert::rename_mode(flags) else { return reply.error(convert::errno(&Error::WrongKind)) };
+        let (from, to) = (convert::inode(parent), convert::inode(new_parent));
+        reply_empty(reply, self.fs.rename(from, name.as_bytes(), to, new_name.as_bytes(), mode));
+    }
+
+    fn link(&self, _request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        reply_entry(reply, self.fs.link(convert::inode(ino), convert::inode(parent), name.as_bytes()));
+    }
+
+    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let answer = move |result| match result {
+            Ok(()) => reply.opened(NO_HANDLE, FopenFlags::FOPEN_KEEP_CACHE),
+            Err(error) => reply.error(convert::errno(&error)),
+        };
+        self.fs.open_file(convert::inode(ino), convert::access(flags), Box::new(answer));
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let answer = move |result: Result<Attributes, Error>| match result {
+            Ok(made) => {
+                let made = convert::attributes(&made);
+                reply.created(&KEEP, &made, FIRST, NO_HANDLE, FopenFlags::FOPEN_KEEP_CACHE);
+            }
+            Err(error) => reply.error(convert::errno(&error)),
+        };
+        let (parent, caller) = (convert::inode(parent), convert::caller(request));
+        self.fs.create(parent, name.as_bytes(), mode & 0o7777, caller, Box::new(answer));
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let mut buffer = REPLY.take();
+        let size = size as usize;
+        if buffer.len() < size {
+            buffer.resize(size, 0);
+        }
+        match self.fs.read(convert::inode(ino), offset, &mut buffer[..size]) {
+            Ok(read) => reply.data(&buffer[..read]),
+            Err(error) => reply.error(convert::errno(&error)),
+        }
+        REPLY.set(buffer);
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        match self.fs.write(convert::inode(ino), offset, data) {
+            Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
+            Err(error) => reply.error(convert::errno(&error)),
+        }
+    }
+
+    /// Writes reach the backing file before they are answered, so there is nothing to flush: the kernel need not ask again.
+    fn flush(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        reply.error(convert::errno(&Error::LeftToKernel));
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.fs.release(convert::inode(ino));
+        reply.ok();
+    }
+
+    fn fsync(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        reply_empty(reply, self.fs.sync(convert::inode(ino), !data_only));
+    }
+
+    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let keep = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+        match self.fs.open_directory(convert::inode(ino)) {
+            Ok(handle) => reply.opened(FileHandle(handle.0), keep),
+            Err(error) => reply.error(convert::errno(&error)),
+        }
+    }
+
+    fn readdir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let listed = self.fs.list(DirectoryHandle(handle.0), offset, false, |entry| {
+            let kind = convert::file_type(entry.kind.unwrap_or(NodeKind::File));
+            !reply.add(INodeNo(entry.id.0), entry.next_position, kind, OsStr::from_bytes(entry.name))
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(convert::errno(&error)),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let listed = self.fs.list(DirectoryHandle(handle.0), offset, true, |entry| {
+            let attributes = entry.attributes.as_ref().map_or_else(|| dot(entry.id.0), convert::attributes);
+            let name = OsStr::from_bytes(entry.name);
+            !reply.add(attributes.ino, entry.next_position, name, &KEEP, &attributes, FIRST)
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(convert::errno(&error)),
+        }
+    }
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.fs.close_directory(DirectoryHandle(handle.0));
+        reply.ok();
+    }
+
+    fn fsyncdir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        _data_only: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply_empty(reply, self.fs.sync_directory(DirectoryHandle(handle.0)));
+    }
+
+    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        match self.fs.space() {
+            Ok(space) => {
+                let block = u32::try_from(space.block_size).unwrap_or(u32::MAX);
+                let (blocks, files) = ((space.blocks, space.free, space.available), (space.files, space.files_free));
+                reply.statfs(blocks.0, blocks.1, blocks.2, files.0, files.1, block, NAME_MAX, block);
+            }
+            Err(error) => reply.error(convert::errno(&error)),
+        }
+    }
+
+    /// Extended attributes are not there yet; the kernel remembers the answer and asks no more.
+    fn getxattr(&self, _request: &Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
+        reply.error(convert::errno(&Error::LeftToKernel));
+    }
+
+    fn listxattr(&self, _request: &Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
+        reply.error(convert::errno(&Error::LeftToKernel));
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(convert::errno(&Error::LeftToKernel));
+    }
+
+    fn removexattr(&self, _request: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(convert::errno(&Error::LeftToKernel));
+    }
+
+    /// The kernel preallocates nothing then, and applications that insist write zeros.
+    fn fallocate(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _offset: u64,
+        _len: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(convert::errno(&Error::LeftToKernel));
+    }
+
+    /// With a writeback cache the kernel does not send its dirty pages first, so an answer about holes would lose data: it
+    /// answers for itself by the file's size.
+    fn lseek(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _offset: i64,
+        _whence: i32,
+        reply: ReplyLseek,
+    ) {
+        reply.error(convert::errno(&Error::LeftToKernel));
+    }
+
+    /// Every file has its own key, so nothing can be copied on disk; the kernel reads and writes instead.
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        _ino_in: INodeNo,
+        _handle_in: FileHandle,
+        _offset_in: u64,
+        _ino_out: INodeNo,
+        _handle_out: FileHandle,
+        _offset_out: u64,
+        _len: u64,
+        _flags: fuser::CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        reply.error(convert::errno(&Error::LeftToKernel));
+    }
+
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _flags: IoctlFlags,
+        _command: u32,
+        _input: &[u8],
+        _output_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(convert::errno(&Error::NoControl));
+    }
+}
+
+/// What the kernel gets with `.` and `..`, of which it uses only the number and the type.
+fn dot(ino: u64) -> fuser::FileAttr {
+    fuser::FileAttr { ino: INodeNo(ino), kind: fuser::FileType::Directory, ..nothing() }
+}
+

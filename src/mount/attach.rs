@@ -1,0 +1,206 @@
+//! Attaching and detaching a mount point: `mount(2)` for root, `fusermount3` for everybody else.
+
+use std::ffi::{CString, OsStr};
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg, socketpair,
+};
+
+use super::Options;
+
+const DEVICE: &str = "/dev/fuse";
+const HELPER: &str = "fusermount3";
+const SUBTYPE: &str = "kmsfs";
+/// `S_IFMT` bits of a directory in octal, as the kernel wants them.
+const ROOT_MODE: &str = "40000";
+
+/// Why a mount point cannot be attached, served or detached.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// There is no FUSE device, or this user may not open it.
+    #[error("{DEVICE} cannot be opened ({0}): load the fuse module, or run where FUSE is allowed")]
+    NoDevice(io::Error),
+    /// The helper for ordinary users is missing.
+    #[error("{HELPER} cannot be run ({0}): install the fuse3 package, or mount as root")]
+    NoHelper(io::Error),
+    /// The helper or the kernel said no.
+    #[error("the mount was refused: {0}")]
+    Refused(String),
+    /// The mount is in use.
+    #[error("the mount is in use: close what is open on it")]
+    Busy,
+    /// There is no mount.
+    #[error("nothing is mounted there")]
+    NotMounted,
+    /// The session with the kernel failed.
+    #[error("the session with the kernel failed: {0}")]
+    Session(#[from] io::Error),
+}
+
+/// Attaches the mount point and returns the descriptor to serve it through.
+pub(super) fn attach(options: &Options) -> Result<OwnedFd, MountError> {
+    if !rustix::process::geteuid().is_root() {
+        return attach_by_helper(options);
+    }
+    match attach_directly(options) {
+        // Root of a container without the right to mount may still have the helper.
+        Err(MountError::Refused(reason)) => attach_by_helper(options).map_err(|_| MountError::Refused(reason)),
+        result => result,
+    }
+}
+
+fn attach_directly(options: &Options) -> Result<OwnedFd, MountError> {
+    let device = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| MountError::NoDevice(error.into()))?;
+    let data = kernel_options(options, device.as_raw_fd());
+    let data = CString::new(data).map_err(|error| MountError::Refused(error.to_string()))?;
+    let kind = format!("fuse.{SUBTYPE}");
+    rustix::mount::mount(&options.source, &options.mountpoint, kind, flags(options), data.as_c_str())
+        .map_err(|error| MountError::Refused(error.to_string()))?;
+    Ok(device)
+}
+
+fn kernel_options(options: &Options, device: i32) -> String {
+    let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let mut data =
+        format!("fd={device},rootmode={ROOT_MODE},user_id={user},group_id={group},default_permissions");
+    if options.allow_other {
+        data.push_str(",allow_other");
+    }
+    data
+}
+
+fn flags(options: &Options) -> MountFlags {
+    let mut flags = MountFlags::empty();
+    flags.set(MountFlags::RDONLY, options.read_only);
+    flags.set(MountFlags::NOSUID, !options.suid);
+    flags.set(MountFlags::NODEV, !options.dev);
+    flags.set(MountFlags::NOEXEC, !options.exec);
+    flags.set(MountFlags::NOATIME, options.noatime);
+    flags
+}
+
+/// The helper mounts with root's rights and sends the descriptor back over the socket it has as standard input.
+fn attach_by_helper(options: &Options) -> Result<OwnedFd, MountError> {
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+        .map_err(|error| MountError::Session(error.into()))?;
+    let child = Command::new(HELPER)
+        .args(["-o", &helper_options(options), "--"])
+        .arg(&options.mountpoint)
+        .env("_FUSE_COMMFD", "0")
+        .stdin(Stdio::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(MountError::NoHelper)?;
+    let device = receive_descriptor(&ours);
+    let output = child.wait_with_output().map_err(MountError::NoHelper)?;
+    device.map_err(MountError::Session)?.ok_or_else(|| MountError::Refused(complaint(&output)))
+}
+
+fn helper_options(options: &Options) -> String {
+    let mut words = vec![
+        format!("fsname={}", escape(&options.source)),
+        format!("subtype={SUBTYPE}"),
+        "default_permissions".to_owned(),
+    ];
+    let switches = [
+        (options.read_only, "ro"),
+        (options.allow_other, "allow_other"),
+        (options.suid, "suid"),
+        (options.dev, "dev"),
+        (!options.exec, "noexec"),
+        (options.noatime, "noatime"),
+    ];
+    words.extend(switches.iter().filter(|(on, _)| *on).map(|(_, word)| (*word).to_owned()));
+    words.join(",")
+}
+
+/// A comma in a name would begin another option.
+fn escape(name: &str) -> String {
+    name.replace('\\', "\\\\").replace(',', "\\,")
+}
+
+fn receive_descriptor(socket: &OwnedFd) -> io::Result<Option<OwnedFd>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let descriptor = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    Ok(descriptor)
+}
+
+fn complaint(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr);
+    let text = text.trim();
+    if text.is_empty() { format!("{HELPER} ended with {}", output.status) } else { text.to_owned() }
+}
+
+/// Detaches a mount point. A lazy unmount always works, and ends when the last user is gone.
+///
+/// # Errors
+/// [`MountError::Busy`], [`MountError::NotMounted`] or [`MountError::Refused`].
+pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), MountError> {
+    if rustix::process::geteuid().is_root() {
+        let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+        return rustix::mount::unmount(mountpoint, flags).map_err(|error| match error {
+            Errno::BUSY => MountError::Busy,
+            Errno::INVAL => MountError::NotMounted,
+            other => MountError::Refused(other.to_string()),
+        });
+    }
+    unmount_by_helper(mountpoint.as_os_str(), lazy)
+}
+
+fn unmount_by_helper(mountpoint: &OsStr, lazy: bool) -> Result<(), MountError> {
+    let how = if lazy { "-uz" } else { "-u" };
+    let output = Command::new(HELPER)
+        .args([how, "--"])
+        .arg(mountpoint)
+        .env("LC_ALL", "C")
+        .output()
+        .map_err(MountError::NoHelper)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let complaint = complaint(&output);
+    Err(match complaint.to_lowercase() {
+        text if text.contains("busy") => MountError::Busy,
+        text if text.contains("not found") || text.contains("not mounted") => MountError::NotMounted,
+        _ => MountError::Refused(complaint),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_comma_in_the_source_begins_no_option() {
+        let options = Options { source: "/data/a,suid\\b".to_owned(), ..Options::default() };
+        assert!(helper_options(&options).starts_with("fsname=/data/a\\,suid\\\\b,subtype=kmsfs,"));
+    }
+
+    #[test]
+    fn defaults_are_the_safe_ones() {
+        assert_eq!(flags(&Options::default()), MountFlags::NOSUID | MountFlags::NODEV);
+        assert!(!kernel_options(&Options::default(), 3).contains("allow_other"));
+    }
+
+    #[test]
+    fn unmounting_nothing_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(unmount(dir.path(), false), Err(MountError::NotMounted | MountError::Refused(_))));
+    }
+}

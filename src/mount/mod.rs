@@ -1,0 +1,13 @@
+//! The kernel's side: attaching a mount point, speaking the FUSE protocol through `fuser`, and converting types.
+//!
+//! Nothing is decided here: every method of the adapter is one call of [`crate::fs`]. The core decrypts into a buffer that
+//! this module hands it, so another transport can be put beside this one.
+
+mod adapter;
+mod attach;
+mod convert;
+mod session;
+mod tuning;
+
+pub use attach::{MountError, unmount};
+pub use session::{Options, serve};

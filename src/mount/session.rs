@@ -1,0 +1,75 @@
+//! One mount from attaching to the end.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use fuser::{Config, Session, SessionACL};
+
+use crate::fs::Filesystem;
+
+use super::adapter::Adapter;
+use super::attach::{MountError, attach, unmount};
+use super::tuning;
+
+/// How a volume is mounted.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where; an absolute path.
+    pub mountpoint: PathBuf,
+    /// What is shown as the mount's source.
+    pub source: String,
+    /// The kernel refuses all changes.
+    pub read_only: bool,
+    /// Other users may use the mount, as far as modes allow them.
+    pub allow_other: bool,
+    /// Set-id bits count.
+    pub suid: bool,
+    /// Device nodes work.
+    pub dev: bool,
+    /// Programs can be run.
+    pub exec: bool,
+    /// Access times are left alone.
+    pub noatime: bool,
+    /// Threads that serve the kernel.
+    pub threads: usize,
+}
+
+impl Default for Options {
+    /// Read-write for the mounting user, without set-id bits and devices, four threads.
+    fn default() -> Self {
+        Self {
+            mountpoint: PathBuf::new(),
+            source: "kmsfs".to_owned(),
+            read_only: false,
+            allow_other: false,
+            suid: false,
+            dev: false,
+            exec: true,
+            noatime: false,
+            threads: 4,
+        }
+    }
+}
+
+/// Mounts `fs`, calls `ready` once the mount can be used, and returns when it was unmounted.
+///
+/// # Errors
+/// [`MountError`]; nothing stays mounted then.
+pub fn serve(fs: Arc<Filesystem>, options: &Options, ready: impl FnOnce()) -> Result<(), MountError> {
+    let device = attach(options)?;
+    let mut config = Config::default();
+    config.n_threads = Some(options.threads.max(1));
+    let adapter = Adapter::new(fs, options.read_only);
+    // The kernel itself keeps other users out unless `allow_other` is set. The check that fuser would add refuses what the
+    // kernel does in the background on nobody's behalf.
+    let session = match Session::from_fd(adapter, device, SessionACL::All, config) {
+        Ok(session) => session,
+        Err(error) => {
+            let _ = unmount(&options.mountpoint, true);
+            return Err(error.into());
+        }
+    };
+    tuning::lift_limits(&options.mountpoint);
+    ready();
+    Ok(session.run()?)
+}

@@ -1,0 +1,157 @@
+//! Holds the arrows of `docs/ARCHITECTURE.md` against the sources.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Which modules of ours each module may import.
+const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("crypto", &[]),
+    ("format", &[]),
+    ("storage", &["format"]),
+    ("keys", &["crypto", "format"]),
+    ("content", &["crypto", "format", "storage"]),
+    ("fs", &["content", "keys", "storage", "format", "crypto"]),
+    ("mount", &["fs"]),
+    ("daemon", &[]),
+    ("cli", &["crypto", "format", "storage", "keys", "content", "fs", "mount", "daemon"]),
+];
+/// Of crypto, the filesystem knows the names of keys and nothing that computes with pages.
+const FS_MAY_NAME: &[&str] = &["FileKeys", "LinkKey", "NameKey"];
+/// Of format, storage knows how the volume's own files are called and how long a config may be.
+const STORAGE_MAY_NAME: &[&str] = &["config", "name"];
+/// A file longer than this is named, so that somebody asks whether it has two reasons to exist.
+const LONG_FILE: usize = 400;
+
+struct Source {
+    path: PathBuf,
+    module: String,
+    /// Without comments and without the tests at its end.
+    code: String,
+    lines: usize,
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    let mut directories = vec![root.clone()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
+            let path = entry.path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") && !path.ends_with("tests.rs") {
+                found.push(source(&root, path));
+            }
+        }
+    }
+    assert!(found.len() > 40, "the sources were not found");
+    found
+}
+
+fn source(root: &Path, path: PathBuf) -> Source {
+    let text = fs::read_to_string(&path).unwrap();
+    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    let code: String = code.lines().map(|line| line.split("//").next().unwrap().to_owned() + "\n").collect();
+    let relative = path.strip_prefix(root).unwrap();
+    let module = relative.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs").to_owned();
+    Source { lines: text.lines().count(), path: relative.to_path_buf(), module, code }
+}
+
+/// `(module, first name in it)` for everything of ours that the code refers to by `crate::`.
+fn imports(code: &str) -> Vec<(String, String)> {
+    let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices("crate::") {
+        let rest = &code[at + "crate::".len()..];
+        let module = word(rest);
+        let rest = rest[module.len()..].trim_start_matches("::");
+        if let Some(list) = rest.strip_prefix('{') {
+            let list = list.split('}').next().unwrap();
+            found.extend(list.split(',').map(|name| (module.clone(), word(name.trim()))));
+        } else {
+            found.push((module, word(rest)));
+        }
+    }
+    found
+}
+
+#[test]
+fn arrows_go_one_way() {
+    let allowed: BTreeMap<_, _> = MAY_IMPORT.iter().copied().collect();
+    let mut wrong = Vec::new();
+    for source in sources().iter().filter(|source| !["lib", "main"].contains(&source.module.as_str())) {
+        let may = allowed.get(source.module.as_str()).unwrap_or_else(|| panic!("new module {}", source.module));
+        for (module, name) in imports(&source.code) {
+            let exception = match (source.module.as_str(), module.as_str()) {
+                ("fs", "crypto") => !FS_MAY_NAME.contains(&name.as_str()),
+                ("storage", "format") => !STORAGE_MAY_NAME.contains(&name.as_str()),
+                _ => false,
+            };
+            if module != source.module && (!may.contains(&module.as_str()) || exception) {
+                wrong.push(format!("{}: crate::{module}::{name}", source.path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "forbidden arrows:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn only_main_knows_the_command_line() {
+    for source in sources().iter().filter(|source| source.module != "cli" && source.module != "lib") {
+        let uses = source.code.contains("crate::cli") || (source.module != "main" && source.code.contains("kmsfs::cli"));
+        assert!(!uses, "{} imports cli", source.path.display());
+    }
+}
+
+#[test]
+fn fuser_stays_in_mount_and_providers_keep_their_runtimes() {
+    for source in sources() {
+        let path = source.path.display().to_string();
+        if source.module != "mount" {
+            assert!(!source.code.contains("fuser::"), "{path} uses fuser");
+        }
+        if !path.starts_with("keys/providers") {
+            assert!(!source.code.contains("tokio::") && !source.code.contains("aws_sdk"), "{path} uses a runtime");
+        }
+    }
+}
+
+/// The kernel is told errnos from one table. Others may look at errnos that the system gave them.
+#[test]
+fn errnos_are_made_in_one_place() {
+    for source in sources().iter().filter(|source| ["fs", "mount", "content"].contains(&source.module.as_str())) {
+        let path = source.path.display().to_string();
+        if path == "fs/error.rs" {
+            continue;
+        }
+        for word in ["Errno::E", "libc::E"] {
+            assert!(!source.code.contains(word), "{path} names an errno");
+        }
+    }
+}
+
+#[test]
+fn only_cli_talks_to_people() {
+    for source in sources().iter().filter(|source| source.module != "cli") {
+        for word in ["println!", "eprint!", "print!(", "dbg!"] {
+            assert!(!source.code.contains(word), "{} prints", source.path.display());
+        }
+    }
+}
+
+#[test]
+fn the_pure_modules_neither_log_nor_touch_files() {
+    for source in sources().iter().filter(|source| ["crypto", "format"].contains(&source.module.as_str())) {
+        for word in ["tracing::", "std::fs", "rustix::", "std::io"] {
+            assert!(!source.code.contains(word), "{} uses {word}", source.path.display());
+        }
+    }
+}
+
+#[test]
+fn long_files_are_named() {
+    for source in sources().iter().filter(|source| source.lines > LONG_FILE) {
+        println!("{} has {} lines: has it one reason to exist?", source.path.display(), source.lines);
+    }
+}
