@@ -24,8 +24,10 @@
 //!
 //! `tests/layers.rs` holds these arrows against the sources.
 
+pub mod cli;
 pub mod content;
 pub mod crypto;
+pub mod daemon;
 pub mod format;
 pub mod fs;
 pub mod keys;

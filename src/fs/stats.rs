@@ -37,7 +37,7 @@ pub struct Stats {
     pub inodes_known: u64,
     /// Files whose disk size does not yet tell their plain size.
     pub unsettled_files: u64,
-    /// Entries left out because their names do not decrypt.
+    /// How often an entry was left out because its name does not decrypt.
     pub undecryptable_names: u64,
     /// Files found without an end mark.
     pub missing_end_marks: u64,

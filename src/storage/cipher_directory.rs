@@ -1,10 +1,423 @@
-//! stub
-use std::os::fd::*;
-/// stub
-pub struct CipherDirectory(OwnedFd, std::path::PathBuf);
+//! The cipher directory as a whole: making it, finding it, its config file, and the lock that makes one mount its only
+//! writer. `docs/FORMAT.md` section 8.
+//!
+//! Invariants:
+//! * everything after [`CipherDirectory::open`] is relative to held descriptors; symlinks are not followed;
+//! * the config changes by writing a new file beside it, making that durable and renaming it: a crash leaves the old or
+//!   the new one, whole;
+//! * what the config says is not looked at here, and no secret passes through.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+/// The volume's own directory in the root of the cipher directory.
+const VOLUME_DIRECTORY: &str = ".kmsfs";
+/// The symlink whose target is a directory's id.
+const DIRECTORY_ID: &str = ".kmsfs.dir";
+const CONFIG: &str = "volume.toml";
+const PREVIOUS_CONFIG: &str = "volume.toml.1";
+/// One byte more than any config has, so that the parser sees that a file is too large.
+const MAX_CONFIG_READ: u64 = 65536 + 1;
+
+/// An existing cipher directory, held open.
+#[derive(Debug)]
+pub struct CipherDirectory {
+    path: PathBuf,
+    root: OwnedFd,
+    volume: OwnedFd,
+}
+
+/// How a volume is locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockMode {
+    /// By its only writer.
+    Exclusive,
+    /// By one of any number of readers.
+    Shared,
+}
+
+/// A locked volume; dropping it unlocks.
+#[derive(Debug)]
+pub struct VolumeLock {
+    _volume: OwnedFd,
+}
+
+/// Why a volume cannot be locked.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another process holds it.
+    #[error("the volume is in use by {}", holder(*pid))]
+    Held {
+        /// The process, if the kernel tells.
+        pid: Option<i32>,
+    },
+    /// The filesystem does not lock.
+    #[error("the volume cannot be locked: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Why a cipher directory cannot be opened or made.
+#[derive(Debug, thiserror::Error)]
+pub enum CipherDirectoryError {
+    /// There is nothing at the path.
+    #[error("{0} does not exist")]
+    NotFound(PathBuf),
+    /// The path is not a directory's.
+    #[error("{0} is not a directory")]
+    NotADirectory(PathBuf),
+    /// The directory holds no volume.
+    #[error("{0} is not a volume (it has no .kmsfs/volume.toml)")]
+    NotAVolume(PathBuf),
+    /// A volume can be made only in an empty directory.
+    #[error("{0} is not empty")]
+    NotEmpty(PathBuf),
+    /// The directory is a volume already.
+    #[error("{0} is a volume already")]
+    AlreadyAVolume(PathBuf),
+    /// The backing filesystem refused.
+    #[error("{path}: {error}")]
+    Io {
+        /// Of what.
+        path: PathBuf,
+        /// How.
+        error: io::Error,
+    },
+}
+
 impl CipherDirectory {
-    /// s
-    pub fn root_fd(&self) -> BorrowedFd<'_> { self.0.as_fd() }
-    /// s
-    pub fn path(&self) -> &std::path::Path { &self.1 }
+    /// Opens the cipher directory at `path`.
+    ///
+    /// # Errors
+    /// [`CipherDirectoryError`].
+    pub fn open(path: &Path) -> Result<Self, CipherDirectoryError> {
+        let path = fs::canonicalize(path).map_err(|error| at(path, error))?;
+        let root = open_directory(rustix::fs::CWD, &path).map_err(|error| at(&path, error))?;
+        let volume = match open_directory(root.as_fd(), Path::new(VOLUME_DIRECTORY)) {
+            Err(error) if no_volume_means(&error) => return Err(CipherDirectoryError::NotAVolume(path)),
+            other => other.map_err(|error| at(&path.join(VOLUME_DIRECTORY), error))?,
+        };
+        match rustix::fs::statat(&volume, CONFIG, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {
+                Ok(Self { path, root, volume })
+            }
+            Ok(_) | Err(Errno::NOENT) => Err(CipherDirectoryError::NotAVolume(path)),
+            Err(error) => Err(at(&path.join(VOLUME_DIRECTORY).join(CONFIG), error.into())),
+        }
+    }
+
+    /// Whether a volume can be made at `path`: it does not exist (and its parent does), or it is an empty directory.
+    ///
+    /// # Errors
+    /// [`CipherDirectoryError`] if not.
+    pub fn check_vacant(path: &Path) -> Result<(), CipherDirectoryError> {
+        match fs::read_dir(path) {
+            Ok(mut entries) => match entries.next() {
+                None => Ok(()),
+                Some(_) if path.join(VOLUME_DIRECTORY).join(CONFIG).exists() => {
+                    Err(CipherDirectoryError::AlreadyAVolume(path.to_owned()))
+                }
+                Some(_) => Err(CipherDirectoryError::NotEmpty(path.to_owned())),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let parent = parent_of(path);
+                fs::read_dir(parent).map(drop).map_err(|error| at(parent, error))
+            }
+            Err(error) => Err(at(path, error)),
+        }
+    }
+
+    /// Makes a volume at `path` out of its config and the id of its root directory. A failure removes what was made.
+    ///
+    /// # Errors
+    /// [`CipherDirectoryError`].
+    pub fn create(path: &Path, config_file: &str, root_id_link: &str) -> Result<Self, CipherDirectoryError> {
+        Self::check_vacant(path)?;
+        let made_root = match fs::DirBuilder::new().mode(0o700).create(path) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(at(path, error)),
+        };
+        let made = Self::fill(path, config_file, root_id_link).and_then(|()| Self::open(path));
+        let made = made.and_then(|directory| {
+            let synced = if made_root { sync_directory(parent_of(path)) } else { Ok(()) };
+            synced.map(|()| directory).map_err(|error| at(path, error))
+        });
+        if made.is_err() {
+            remove_what_was_made(path, made_root);
+        }
+        made
+    }
+
+    fn fill(path: &Path, config_file: &str, root_id_link: &str) -> Result<(), CipherDirectoryError> {
+        let steps = || -> io::Result<()> {
+            let root = open_directory(rustix::fs::CWD, path)?;
+            rustix::fs::mkdirat(&root, VOLUME_DIRECTORY, Mode::RWXU)?;
+            let volume = open_directory(root.as_fd(), Path::new(VOLUME_DIRECTORY))?;
+            write_durably(volume.as_fd(), CONFIG, config_file.as_bytes())?;
+            rustix::fs::symlinkat(root_id_link, &root, DIRECTORY_ID)?;
+            Ok(rustix::fs::fsync(&root)?)
+        };
+        steps().map_err(|error| at(path, error))
+    }
+
+    /// The config file: all of it, or enough of it to show that it is too large.
+    ///
+    /// # Errors
+    /// Those of `open(2)` and `read(2)`.
+    pub fn read_config(&self) -> io::Result<Vec<u8>> {
+        read_regular(self.volume.as_fd(), CONFIG)
+    }
+
+    /// Replaces the config file, and keeps the one before as `volume.toml.1`.
+    ///
+    /// # Errors
+    /// Those of the backing filesystem; the config is then the old one.
+    pub fn replace_config(&self, config_file: &str) -> io::Result<()> {
+        write_durably(self.volume.as_fd(), PREVIOUS_CONFIG, &self.read_config()?)?;
+        write_durably(self.volume.as_fd(), CONFIG, config_file.as_bytes())
+    }
+
+    /// Locks the volume against other processes (and other descriptors of this one), without waiting.
+    ///
+    /// # Errors
+    /// [`LockError`].
+    pub fn lock(&self, mode: LockMode) -> Result<VolumeLock, LockError> {
+        let volume = open_directory(self.root.as_fd(), Path::new(VOLUME_DIRECTORY))?;
+        let operation = match mode {
+            LockMode::Exclusive => FlockOperation::NonBlockingLockExclusive,
+            LockMode::Shared => FlockOperation::NonBlockingLockShared,
+        };
+        match rustix::fs::flock(&volume, operation) {
+            Ok(()) => Ok(VolumeLock { _volume: volume }),
+            Err(Errno::WOULDBLOCK) => Err(LockError::Held { pid: lock_holder(&volume) }),
+            Err(error) => Err(LockError::Io(error.into())),
+        }
+    }
+
+    /// The canonical path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The root of the cipher directory.
+    #[must_use]
+    pub fn root_fd(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+}
+
+/// Whether an error at the volume's own directory says that there is none.
+fn no_volume_means(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP))
+}
+
+fn at(path: &Path, error: io::Error) -> CipherDirectoryError {
+    match Errno::from_io_error(&error) {
+        Some(Errno::NOENT) => CipherDirectoryError::NotFound(path.to_owned()),
+        Some(Errno::NOTDIR) => CipherDirectoryError::NotADirectory(path.to_owned()),
+        _ => CipherDirectoryError::Io { path: path.to_owned(), error },
+    }
+}
+
+fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn holder(pid: Option<i32>) -> String {
+    pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
+}
+
+fn open_directory(parent: BorrowedFd<'_>, name: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(parent, name, flags, Mode::empty())?)
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    Ok(rustix::fs::fsync(open_directory(rustix::fs::CWD, &fs::canonicalize(path)?)?)?)
+}
+
+/// Reads a regular file of the volume's own directory; anything else of that name is an error, and never blocks.
+fn read_regular(volume: BorrowedFd<'_>, name: &str) -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let file = fs::File::from(rustix::fs::openat2(volume, name, flags, Mode::empty(), beneath)?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name} is not a regular file")));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_CONFIG_READ).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Puts `bytes` at `name`, whole or not at all.
+fn write_durably(volume: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let new = format!("{name}.new");
+    let written = write_new(volume, &new, bytes).and_then(|()| Ok(rustix::fs::renameat(volume, &new, volume, name)?));
+    if written.is_err() {
+        // What could not be written is of no use; that it cannot be removed either adds nothing to the first error.
+        let _ = rustix::fs::unlinkat(volume, &new, AtFlags::empty());
+    }
+    written?;
+    Ok(rustix::fs::fsync(volume)?)
+}
+
+fn write_new(volume: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()> {
+    match rustix::fs::unlinkat(volume, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut file = fs::File::from(rustix::fs::openat(volume, name, flags, Mode::RUSR | Mode::WUSR)?);
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Undoes [`CipherDirectory::create`] as far as it came. The directory was empty before, so what has these names is ours.
+fn remove_what_was_made(path: &Path, made_root: bool) {
+    let _ = fs::remove_file(path.join(DIRECTORY_ID));
+    let _ = fs::remove_file(path.join(VOLUME_DIRECTORY).join(CONFIG));
+    let _ = fs::remove_dir(path.join(VOLUME_DIRECTORY));
+    if made_root {
+        let _ = fs::remove_dir(path);
+    }
+}
+
+/// The process that holds a lock on this inode, as `/proc/locks` tells. It does not on filesystems whose files show
+/// another device than their lock (btrfs, overlayfs), and not across process namespaces.
+fn lock_holder(volume: &OwnedFd) -> Option<i32> {
+    let stat = rustix::fs::fstat(volume).ok()?;
+    let device = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    locks.lines().find_map(|line| flock_holder(line, device, stat.st_ino))
+}
+
+/// The process of a line such as `1: FLOCK  ADVISORY  WRITE 4711 fd:01:393217 0 EOF`, if it is about this inode.
+fn flock_holder(line: &str, (major, minor): (u32, u32), inode: u64) -> Option<i32> {
+    let mut fields = line.split_whitespace();
+    fields.nth(1).filter(|kind| *kind == "FLOCK")?; // a waiter has "->" there
+    let (pid, file) = (fields.nth(2)?, fields.next()?);
+    (file == format!("{major:02x}:{minor:02x}:{inode}")).then(|| pid.parse().ok().filter(|pid| *pid > 0)).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    fn entries(path: &Path) -> usize {
+        fs::read_dir(path).unwrap().count()
+    }
+
+    #[test]
+    fn creates_what_it_opens() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("cipher");
+        let created = CipherDirectory::create(&path, "config", "root id").unwrap();
+        assert_eq!(created.read_config().unwrap(), b"config");
+        assert_eq!(fs::read_link(path.join(DIRECTORY_ID)).unwrap(), Path::new("root id"));
+        assert_eq!(
+            (mode(&path), mode(&path.join(".kmsfs")), mode(&path.join(".kmsfs/volume.toml"))),
+            (0o700, 0o700, 0o600)
+        );
+        assert_eq!(entries(&path.join(".kmsfs")), 1);
+        let link = home.path().join("link");
+        symlink(&path, &link).unwrap();
+        assert_eq!(CipherDirectory::open(&link).unwrap().path(), fs::canonicalize(&path).unwrap());
+    }
+
+    #[test]
+    fn refuses_what_is_not_vacant_and_leaves_it_alone() {
+        let home = tempfile::tempdir().unwrap();
+        let create = |name: &str| CipherDirectory::create(&home.path().join(name), "config", "id").unwrap_err();
+        assert!(matches!(create("no/parent"), CipherDirectoryError::NotFound(_)));
+        fs::write(home.path().join("file"), "").unwrap();
+        assert!(matches!(create("file"), CipherDirectoryError::NotADirectory(_)));
+        fs::create_dir_all(home.path().join("full/inner")).unwrap();
+        assert!(matches!(create("full"), CipherDirectoryError::NotEmpty(_)));
+        CipherDirectory::create(&home.path().join("volume"), "config", "id").unwrap();
+        assert!(matches!(create("volume"), CipherDirectoryError::AlreadyAVolume(_)));
+        assert_eq!((entries(home.path()), entries(&home.path().join("full"))), (3, 1));
+    }
+
+    #[test]
+    fn a_failed_creation_leaves_nothing() {
+        let home = tempfile::tempdir().unwrap();
+        let too_long = "x".repeat(5000);
+        CipherDirectory::create(&home.path().join("new"), "config", &too_long).unwrap_err();
+        assert_eq!(entries(home.path()), 0);
+        CipherDirectory::create(home.path(), "config", &too_long).unwrap_err();
+        assert_eq!(entries(home.path()), 0);
+    }
+
+    #[test]
+    fn opens_volumes_only() {
+        let home = tempfile::tempdir().unwrap();
+        let open = |name: &str| CipherDirectory::open(&home.path().join(name)).unwrap_err();
+        assert!(matches!(open("missing"), CipherDirectoryError::NotFound(_)));
+        fs::write(home.path().join("file"), "").unwrap();
+        assert!(matches!(open("file"), CipherDirectoryError::NotADirectory(_)));
+        assert!(matches!(open("."), CipherDirectoryError::NotAVolume(_)));
+        symlink("elsewhere", home.path().join(".kmsfs")).unwrap();
+        assert!(matches!(open("."), CipherDirectoryError::NotAVolume(_)));
+        fs::remove_file(home.path().join(".kmsfs")).unwrap();
+        fs::create_dir_all(home.path().join(".kmsfs/volume.toml")).unwrap();
+        assert!(matches!(open("."), CipherDirectoryError::NotAVolume(_)));
+    }
+
+    #[test]
+    fn replacing_the_config_keeps_the_one_before() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = CipherDirectory::create(&home.path().join("c"), "first", "id").unwrap();
+        fs::write(home.path().join("c/.kmsfs/volume.toml.new"), "left by a crash").unwrap();
+        for (config, previous) in [("second", "first"), ("third", "second")] {
+            directory.replace_config(config).unwrap();
+            assert_eq!(directory.read_config().unwrap(), config.as_bytes());
+            assert_eq!(fs::read_to_string(home.path().join("c/.kmsfs/volume.toml.1")).unwrap(), previous);
+        }
+        assert_eq!(entries(&home.path().join("c/.kmsfs")), 2);
+    }
+
+    #[test]
+    fn an_oversized_config_is_not_read_whole() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = CipherDirectory::create(&home.path().join("c"), &"x".repeat(100_000), "id").unwrap();
+        assert_eq!(directory.read_config().unwrap().len(), 65537);
+    }
+
+    #[test]
+    fn locks_exclude_each_other() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = CipherDirectory::create(&home.path().join("c"), "config", "id").unwrap();
+        let again = CipherDirectory::open(directory.path()).unwrap();
+        let lock = directory.lock(LockMode::Exclusive).unwrap();
+        for mode in [LockMode::Exclusive, LockMode::Shared] {
+            let Err(LockError::Held { pid }) = again.lock(mode) else { panic!("two holders") };
+            assert!(pid.is_none_or(|pid| pid == rustix::process::getpid().as_raw_nonzero().get()));
+        }
+        drop(lock);
+        let _first = directory.lock(LockMode::Shared).unwrap();
+        let _second = again.lock(LockMode::Shared).unwrap();
+        again.lock(LockMode::Exclusive).unwrap_err();
+    }
+
+    #[test]
+    fn reads_the_holder_of_a_lock() {
+        let line = "12: FLOCK  ADVISORY  WRITE 4711 fd:01:393217 0 EOF";
+        assert_eq!(flock_holder(line, (0xfd, 1), 393_217), Some(4711));
+        assert_eq!(flock_holder(line, (0xfd, 1), 393_218), None);
+        assert_eq!(flock_holder(line, (0xfd, 2), 393_217), None);
+        assert_eq!(flock_holder("12: -> FLOCK  ADVISORY  WRITE 4711 fd:01:393217 0 EOF", (0xfd, 1), 393_217), None);
+        assert_eq!(flock_holder("3: POSIX  ADVISORY  WRITE 4711 fd:01:393217 0 EOF", (0xfd, 1), 393_217), None);
+    }
 }

@@ -1,7 +1,7 @@
 //! The keyring file: wrapping keys with ids, versions and states, as text.
 //!
-//! The body is TOML. Unsealed, it holds the keys themselves, in base64. Sealed, it holds none: it ends in a box with all
-//! of them in the order of the body (`nonce | ciphertext | tag`, XAES-256-GCM), under a key that Argon2id makes of a
+//! The body is TOML. Unsealed, it holds the keys themselves, in base64. Sealed, it holds none: a box with all of them
+//! in the order of the body (`nonce | ciphertext | tag`, XAES-256-GCM) follows it, under a key that Argon2id makes of a
 //! passphrase, and every byte of the body is the box's associated data.
 //!
 //! Invariants: what is parsed has at least one key, unique well-formed ids and rising version numbers; the costs of the
@@ -26,7 +26,8 @@ pub(super) const MAX_LEN: usize = 262_144;
 /// Bytes of a wrapping key.
 const KEY_LEN: usize = 32;
 const FORMAT_VERSION: u32 = 1;
-const UNSEALED_PREFACE: &str = "# A kmsfs keyring. Whoever reads this file has its keys; without it what they wrap is lost.\n";
+const UNSEALED_PREFACE: &str =
+    "# A kmsfs keyring. Whoever reads this file has its keys; without it what they wrap is lost.\n";
 const SEALED_PREFACE: &str =
     "# A kmsfs keyring under a passphrase. The seal authenticates every byte above it: do not edit.\n";
 const SEAL: &str = "\n[seal]\nbox = \"";
@@ -146,8 +147,8 @@ impl Keyring {
     /// The keyring in `file`.
     ///
     /// # Errors
-    /// `Misconfigured` if it is not a keyring that this program knows; `Credentials` if it is sealed and the passphrase is
-    /// missing or wrong.
+    /// `Misconfigured` if it is not a keyring that this program knows; `Credentials` if it is sealed and the passphrase
+    /// is missing or wrong.
     pub(super) fn decode(file: &[u8], passphrase: Option<&Passphrase>) -> Result<Self, ProviderError> {
         if file.len() > MAX_LEN {
             return Err(invalid(&format!("it is larger than {MAX_LEN} bytes")));
@@ -196,9 +197,8 @@ impl Keyring {
         body: Body,
         mut material: impl FnMut(VersionEntry) -> Result<Secret<KEY_LEN>, ProviderError>,
     ) -> Result<Self, ProviderError> {
-        let mut version = |entry: VersionEntry| {
-            Ok::<_, ProviderError>(Version { number: entry.number, material: material(entry)? })
-        };
+        let mut version =
+            |entry: VersionEntry| Ok::<_, ProviderError>(Version { number: entry.number, material: material(entry)? });
         let mut keys = Vec::with_capacity(body.key.len());
         for KeyEntry { id, state, created, version: entries } in body.key {
             let versions = entries.into_iter().map(&mut version).collect::<Result<_, _>>()?;
@@ -357,7 +357,8 @@ impl<'de> Deserialize<'de> for Material {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = Zeroizing::new(String::deserialize(deserializer)?);
         let bytes = Zeroizing::new(BASE64.decode(text.as_bytes()).unwrap_or_default());
-        let bytes = <&[u8; KEY_LEN]>::try_from(bytes.as_slice()).map_err(|_| de::Error::custom("not 32 bytes in base64"))?;
+        let bytes =
+            <&[u8; KEY_LEN]>::try_from(bytes.as_slice()).map_err(|_| de::Error::custom("not 32 bytes in base64"))?;
         Ok(Self::copy_of(bytes))
     }
 }
@@ -412,7 +413,9 @@ mod tests {
         keyring
     }
 
-    fn facts(keyring: &Keyring) -> Vec<(String, KeyState, u64, Vec<(u32, [u8; 32])>)> {
+    type Facts = Vec<(String, KeyState, u64, Vec<(u32, [u8; 32])>)>;
+
+    fn facts(keyring: &Keyring) -> Facts {
         let versions = |key: &Key| key.versions.iter().map(|v| (v.number, *v.material.expose())).collect();
         keyring.keys.iter().map(|key| (key.id.clone(), key.state, key.created, versions(key))).collect()
     }
@@ -525,7 +528,8 @@ mod tests {
         let (body, seal) = sealed.split_once(SEAL).unwrap();
         assert!(refusal(body, Some(&right)).message.contains("seal is missing"));
         assert!(refusal(&format!("{}{SEAL}{seal}", *unsealed), Some(&right)).message.contains("seal is damaged"));
-        let without: String = unsealed.lines().filter(|line| !line.starts_with("material")).map(|l| format!("{l}\n")).collect();
+        let without: String =
+            unsealed.lines().filter(|line| !line.starts_with("material")).map(|l| format!("{l}\n")).collect();
         assert!(refusal(&without, None).message.contains("no key material"));
         assert!(refusal(&format!("{body}{SEAL}AAAA\"\n"), Some(&right)).message.contains("too short"));
     }

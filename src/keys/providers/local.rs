@@ -27,6 +27,10 @@ const WRAPPED_VERSION: u8 = 1;
 const HEAD_LEN: usize = 5;
 const WRAPPED_LEN: usize = HEAD_LEN + NONCE_LEN + 32 + TAG_LEN;
 
+const NOT_WRAPPED_HERE: &str = "not a wrapped key of this provider: the file was changed";
+const NO_SUCH_VERSION: &str = "wrapped by a version of the key that is not here: use the newest copy of the keyring";
+const NOT_AUTHENTIC: &str = "the wrapped key or its context was changed, or it belongs to another volume";
+
 /// Wrapping keys from a keyring file.
 pub(super) struct LocalProvider {
     path: PathBuf,
@@ -52,8 +56,8 @@ impl LocalProvider {
     /// Opens the keyring at `path` for its key `id`, or for its newest enabled one if `id` is empty.
     ///
     /// # Errors
-    /// `KeyNotFound` if there is no such file or key, `KeyUnusable` if no key is enabled, `Denied` if the file may not be
-    /// read, `Misconfigured` if others may read it or it is malformed, `Credentials` for its passphrase.
+    /// `KeyNotFound` if there is no such file or key, `KeyUnusable` if no key is enabled, `Denied` if the file may not
+    /// be read, `Misconfigured` if others may read it or it is malformed, `Credentials` for its passphrase.
     pub(super) fn open(path: &Path, id: &str, passphrase: Option<&Passphrase>) -> Result<Self, ProviderError> {
         let keyring = Keyring::decode(&read(path)?, passphrase).map_err(|error| at(path, &error))?;
         let keys: Vec<_> = keyring.keys.iter().map(WrappingKey::new).collect();
@@ -119,10 +123,6 @@ impl Provider for LocalProvider {
         version.unwrap(key_id, wrapped, context).ok_or_else(|| error(ProviderErrorKind::Tampered, NOT_AUTHENTIC))
     }
 }
-
-const NOT_WRAPPED_HERE: &str = "not a wrapped key of this provider: the file was changed";
-const NO_SUCH_VERSION: &str = "wrapped by a version of the key that is not here: use the newest copy of the keyring";
-const NOT_AUTHENTIC: &str = "the wrapped key or its context was changed, or it belongs to another volume";
 
 impl WrappingKey {
     fn new(key: &Key) -> Self {
@@ -387,10 +387,7 @@ mod tests {
         assert_eq!(kind_of(unwrap(&older)), ProviderErrorKind::Tampered);
         assert_eq!(kind_of(unwrap(&disabled)), ProviderErrorKind::KeyUnusable);
         assert_eq!(kind_of(unwrap("k-0000000000000000")), ProviderErrorKind::KeyNotFound);
-        assert_eq!(
-            kind_of(LocalProvider::open(&path, "k-0000000000000000", None)),
-            ProviderErrorKind::KeyNotFound
-        );
+        assert_eq!(kind_of(LocalProvider::open(&path, "k-0000000000000000", None)), ProviderErrorKind::KeyNotFound);
     }
 
     #[test]

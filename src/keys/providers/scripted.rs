@@ -186,7 +186,8 @@ mod tests {
         let provider = ScriptedProvider::new("k", false);
         provider.hold();
         std::thread::scope(|scope| {
-            let calls: Vec<_> = (0..3).map(|_| scope.spawn(|| provider.generate_data_key(&context()).is_ok())).collect();
+            let calls: Vec<_> =
+                (0..3).map(|_| scope.spawn(|| provider.generate_data_key(&context()).is_ok())).collect();
             provider.until_waiting(3);
             assert!(calls.iter().all(|call| !call.is_finished()));
             provider.release();

@@ -1,0 +1,168 @@
+//! `kmsfs inspect`: what a ciphertext file or a volume says of itself, and whether it is true, if the key can be had.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::cli::environment::Environment;
+use crate::cli::error::{CliError, Exit};
+use crate::cli::pins::Pins;
+use crate::cli::settings::{self, Settings, SettingsArgs};
+use crate::cli::unlock::{self, Expected};
+use crate::cli::{passphrase, report};
+use crate::daemon::log::Level;
+use crate::format::config::{self, CONFIG_FILE, End, Holes, SealedConfig};
+use crate::format::name::VOLUME_DIR;
+use crate::keys::Volume;
+use crate::keys::providers::ProviderSettings;
+use crate::storage::CipherDirectory;
+
+use super::inspect_file;
+
+/// Show the header of ciphertext files, or the config of a volume
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Ciphertext files, cipher directories or volume configs
+    #[arg(value_name = "PATH", required = true)]
+    paths: Vec<PathBuf>,
+    /// Print JSON, one line for each path
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+/// Inspects each path; the first failure decides the exit code.
+pub(crate) fn run(args: &InspectArgs) -> Result<(), CliError> {
+    let environment = Environment::of_process();
+    let settings = Settings::load(&args.settings, &environment)?;
+    settings::log_to_stderr(&settings, Level::WARN)?;
+    let secret = settings.passphrase.as_ref().map(|source| source.read(&environment, false)).transpose()?;
+    let providers = settings.for_providers(secret.map(passphrase::for_provider));
+    let mut volumes = Volumes { providers, pins: Pins::of(&environment), known: HashMap::new() };
+    let mut first_failure = None;
+    for (number, path) in args.paths.iter().enumerate() {
+        if number > 0 && !args.json {
+            report::say("\n")?;
+        }
+        if let Err(error) = inspect(path, args.json, &mut volumes) {
+            match first_failure {
+                None => first_failure = Some(error),
+                Some(_) => error.print(),
+            }
+        }
+    }
+    first_failure.map_or(Ok(()), Err)
+}
+
+fn inspect(path: &Path, json: bool, volumes: &mut Volumes) -> Result<(), CliError> {
+    let found = fs::metadata(path).map_err(|error| CliError::io(path.display(), &error))?;
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if found.is_dir() {
+        let directory = CipherDirectory::open(path)?;
+        let sealed = unlock::read_config(&directory)?;
+        inspect_config(path, &sealed, Some(directory.path()), json, volumes)
+    } else if name.starts_with(CONFIG_FILE) {
+        let sealed = read_config_file(path)?;
+        let canonical = fs::canonicalize(path).map_err(|error| CliError::io(path.display(), &error))?;
+        let parent = canonical.parent().filter(|parent| parent.ends_with(VOLUME_DIR)).and_then(Path::parent);
+        inspect_config(path, &sealed, parent, json, volumes)
+    } else {
+        inspect_file::inspect(path, json, volumes)
+    }
+}
+
+fn read_config_file(path: &Path) -> Result<SealedConfig, CliError> {
+    let bytes = inspect_file::read_start(path, config::MAX_CONFIG_LEN as u64 + 1)?;
+    config::parse(&bytes).map_err(|error| CliError::new(Exit::Config, format_args!("{}: {error}", path.display())))
+}
+
+/// The volumes of the inspected files, each unlocked at most once.
+pub(super) struct Volumes {
+    providers: ProviderSettings,
+    pins: Option<Pins>,
+    known: HashMap<PathBuf, Result<Volume, String>>,
+}
+
+impl Volumes {
+    /// The unlocked volume that the file at `path` lies in, or why there is none.
+    pub(super) fn of_file(&mut self, path: &Path) -> Result<&Volume, &str> {
+        let canonical = fs::canonicalize(path).unwrap_or_default();
+        let root = canonical.ancestors().skip(1).find(|above| above.join(VOLUME_DIR).join(CONFIG_FILE).exists());
+        let Some(root) = root else { return Err("no volume config above the file") };
+        let root = root.to_owned();
+        if !self.known.contains_key(&root) {
+            let opened = CipherDirectory::open(&root).map_err(CliError::from);
+            let unlocked = opened.and_then(|directory| self.unlock(Some(&root), &unlock::read_config(&directory)?));
+            self.known.insert(root.clone(), unlocked.map_err(|error| error.to_string()));
+        }
+        self.known.get(&root).map_or(Err("unknown"), |known| known.as_ref().map_err(String::as_str))
+    }
+
+    fn unlock(&self, directory: Option<&Path>, sealed: &SealedConfig) -> Result<Volume, CliError> {
+        let pins = self.pins.as_ref().filter(|_| directory.is_some());
+        let directory = directory.unwrap_or(Path::new("the volume"));
+        unlock::unlock(directory, sealed, &Expected::default(), pins, &self.providers)
+    }
+}
+
+#[derive(Serialize)]
+struct ConfigReport<'a> {
+    path: String,
+    kind: &'static str,
+    volume_id: &'a str,
+    suite: &'a str,
+    holes: Holes,
+    end: End,
+    files_per_data_key: u32,
+    wrapping_keys: Vec<KeyReport<'a>>,
+    volume_key_for: Vec<String>,
+    seal: String,
+}
+
+#[derive(Serialize)]
+struct KeyReport<'a> {
+    provider: &'a str,
+    key: &'a str,
+    location: Option<&'a str>,
+}
+
+fn inspect_config(
+    path: &Path,
+    sealed: &SealedConfig,
+    directory: Option<&Path>,
+    json: bool,
+    volumes: &Volumes,
+) -> Result<(), CliError> {
+    let checked = volumes.unlock(directory, sealed);
+    let seal = match &checked {
+        Ok(_) => "authentic".to_owned(),
+        Err(error) if error.code() == Exit::Config as u8 => error.to_string(),
+        Err(error) => format!("not checked: {error}"),
+    };
+    let config = &sealed.config;
+    report::print(
+        &ConfigReport {
+            path: path.display().to_string(),
+            kind: "volume",
+            volume_id: &config.volume_id,
+            suite: &config.suite,
+            holes: config.holes,
+            end: config.end,
+            files_per_data_key: config.files_per_data_key,
+            wrapping_keys: config.wrapping_keys.iter().map(key_report).collect(),
+            volume_key_for: config.volume_keys.iter().map(|key| format!("{}:{}", key.provider, key.key)).collect(),
+            seal,
+        },
+        json,
+    )?;
+    // That the key cannot be had is no failure of the volume.
+    checked.map(drop).or_else(|error| if error.code() == Exit::Config as u8 { Err(error) } else { Ok(()) })
+}
+
+fn key_report(key: &config::WrappingKey) -> KeyReport<'_> {
+    KeyReport { provider: &key.provider, key: &key.key, location: key.location.as_deref() }
+}

@@ -1,0 +1,14 @@
+//! One file for each command.
+
+pub(super) mod completions;
+pub(super) mod forget;
+pub(super) mod init;
+pub(super) mod inspect;
+mod inspect_file;
+pub(super) mod man;
+pub(super) mod mount;
+#[cfg(feature = "mount")]
+mod serve;
+pub(super) mod speed;
+pub(super) mod status;
+pub(super) mod umount;

@@ -1,0 +1,85 @@
+//! `kmsfs mount`: its arguments; what they start is in `serve`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::cli::error::CliError;
+use crate::cli::key_spec::KeySpec;
+use crate::cli::mount_options::MountFlags;
+use crate::cli::settings::SettingsArgs;
+use crate::format::hex;
+
+use super::init::NewVolumeArgs;
+
+/// Mount a volume; returns when it is usable, or says why it is not
+#[derive(Debug, Args)]
+pub(crate) struct MountArgs {
+    /// The directory that holds the ciphertext
+    #[arg(value_name = "CIPHERDIR")]
+    pub(super) cipher_directory: PathBuf,
+    /// An empty directory, outside of CIPHERDIR
+    pub(super) mountpoint: PathBuf,
+    /// Make the volume first if CIPHERDIR is missing or empty
+    #[arg(long)]
+    pub(super) init: bool,
+    /// Stay in the foreground, and log to standard error
+    #[arg(long, short)]
+    pub(super) foreground: bool,
+    /// Refuse every change; several read-only mounts of one volume are possible
+    #[arg(long)]
+    read_only: bool,
+    /// Mount options: ro, rw, allow_other, suid, nosuid, dev, nodev, exec, noexec, noatime, relatime
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    options: Vec<String>,
+    /// Mount only the volume with this id
+    #[arg(long, value_name = "UUID", value_parser = uuid)]
+    pub(super) volume_id: Option<String>,
+    /// Mount only if no other key than this one (given again: these) protects the volume
+    #[arg(long, value_name = "PROVIDER:KEYID")]
+    pub(super) expect_key: Vec<KeySpec>,
+    /// Log to this file
+    #[arg(long, value_name = "FILE")]
+    pub(super) log_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) volume: NewVolumeArgs,
+    #[command(flatten)]
+    pub(super) settings: SettingsArgs,
+}
+
+impl MountArgs {
+    /// The mount options, from all flags.
+    #[cfg_attr(not(feature = "mount"), allow(dead_code))]
+    pub(super) fn flags(&self) -> Result<MountFlags, CliError> {
+        if self.volume.given() && !self.init {
+            return Err(CliError::usage("the options of a new volume need --init"));
+        }
+        let flags = MountFlags::parse(&self.options)?;
+        Ok(MountFlags { read_only: flags.read_only || self.read_only, ..flags })
+    }
+}
+
+fn uuid(text: &str) -> Result<String, &'static str> {
+    let text = text.to_ascii_lowercase();
+    hex::decode_uuid(&text).map(|_| text).ok_or("not a UUID")
+}
+
+/// Mounts.
+#[cfg(feature = "mount")]
+pub(crate) fn run(args: &MountArgs, background: bool) -> Result<(), CliError> {
+    super::serve::run(args, background)
+}
+
+/// Mounts.
+#[cfg(not(feature = "mount"))]
+pub(crate) fn run(args: &MountArgs, _background: bool) -> Result<(), CliError> {
+    Err(not_built_in(&args.mountpoint))
+}
+
+/// What a program without FUSE says.
+#[cfg(not(feature = "mount"))]
+pub(super) fn not_built_in(mountpoint: &std::path::Path) -> CliError {
+    use crate::cli::error::Exit;
+    let what = format!("{}: this kmsfs was built without FUSE", mountpoint.display());
+    CliError::new(Exit::NoFuse, what).hint("build it with the feature `mount`")
+}

@@ -1,0 +1,276 @@
+//! From `kmsfs mount` to a served mount, in this process or in one that it leaves in the background.
+//!
+//! The order is the argument: usage, places, lock, config and pins come before a provider is asked; the volume is unlocked
+//! before anything is mounted; and nothing is remembered, logged or left behind before the mount is usable.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::cli::environment::Environment;
+use crate::cli::error::{CliError, Exit};
+use crate::cli::mount_options::MountFlags;
+use crate::cli::mount_point;
+use crate::cli::passphrase::{self, Secret};
+use crate::cli::pins::{Pin, Pins};
+use crate::cli::settings::{PASSPHRASE_VARIABLE, Settings};
+use crate::cli::unlock::{self, Expected};
+use crate::daemon::control::{self, Client, ControlError, ControlSocket, Ended};
+use crate::daemon::detach::{self, Background, Started};
+use crate::daemon::log::{self, Level, Target};
+use crate::daemon::{raise_limits, signals, take_modes_as_given};
+use crate::fs::{self, Filesystem};
+use crate::keys::Volume;
+use crate::keys::providers::ProviderSettings;
+use crate::mount::{self, MountError};
+use crate::storage::cipher_directory::{CipherDirectory, LockMode, VolumeLock};
+
+use super::init;
+use super::mount::MountArgs;
+
+/// Threads that serve the kernel.
+const THREADS: usize = 4;
+
+/// Everything that is known before anything is touched.
+struct Job<'a> {
+    args: &'a MountArgs,
+    flags: MountFlags,
+    settings: Settings,
+    environment: Environment,
+}
+
+/// Runs `kmsfs mount`; `background` says that this process is the one that stays.
+pub(super) fn run(args: &MountArgs, background: bool) -> Result<(), CliError> {
+    let environment = Environment::of_process();
+    let flags = args.flags()?;
+    let mut settings = Settings::load(&args.settings, &environment)?;
+    settings.log_file = args.log_file.clone().or(settings.log_file);
+    let job = Job { args, flags, settings, environment };
+    if background {
+        let (background, secret) =
+            Background::begin().map_err(|error| CliError::io("going to the background", &error))?;
+        return job.serve(secret, Some(background));
+    }
+    let secret = job.read_passphrase()?;
+    if args.foreground { job.serve(secret, None) } else { start_in_background(secret.as_ref()) }
+}
+
+/// Starts the process that stays, and waits until its mount is usable.
+fn start_in_background(secret: Option<&Secret>) -> Result<(), CliError> {
+    let arguments: Vec<OsString> = ["--background".into()].into_iter().chain(env::args_os().skip(1)).collect();
+    let secret = secret.map(|secret| secret.as_slice());
+    let started = detach::start(&arguments, secret, &[PASSPHRASE_VARIABLE]);
+    match started.map_err(|error| CliError::io("starting the background process", &error))? {
+        Started::Ready => Ok(()),
+        Started::Failed(code) => Err(CliError::told(code)),
+        Started::Killed(signal) => {
+            Err(CliError::new(Exit::Other, format_args!("the background process was killed by signal {signal}")))
+        }
+    }
+}
+
+/// A volume that is locked and unlocked, and the place where it goes.
+struct Opened {
+    directory: CipherDirectory,
+    volume: Volume,
+    lock: VolumeLock,
+    place: Place,
+}
+
+/// Where a volume is mounted and where its process answers.
+struct Place {
+    cipher_directory: PathBuf,
+    mountpoint: PathBuf,
+    sockets: PathBuf,
+}
+
+impl Job<'_> {
+    fn read_passphrase(&self) -> Result<Option<Secret>, CliError> {
+        let Some(source) = &self.settings.passphrase else { return Ok(None) };
+        let vacant = || CipherDirectory::check_vacant(&self.args.cipher_directory).is_ok();
+        let new = self.args.init && vacant() && self.args.volume.needs_keyring(&self.settings, &self.environment)?;
+        source.read(&self.environment, new).map(Some)
+    }
+
+    fn serve(&self, secret: Option<Secret>, background: Option<Background>) -> Result<(), CliError> {
+        raise_limits();
+        // A log of the user's choice hears everything, the usual one only of mounts that came to be.
+        let chosen = self.chosen_log(background.is_some())?;
+        if let Some(target) = &chosen {
+            self.start_log(target)?;
+        }
+        let providers = self.settings.for_providers(secret.map(passphrase::for_provider));
+        let opened = self.open(&providers)?;
+        drop(providers);
+        let target = match chosen {
+            Some(target) => target,
+            None => {
+                let target = self.usual_log(&opened.volume)?;
+                self.start_log(&target)?;
+                target
+            }
+        };
+        self.serve_opened(opened, &target, background)
+    }
+
+    fn chosen_log(&self, background: bool) -> Result<Option<Target>, CliError> {
+        match &self.settings.log_file {
+            Some(path) => {
+                let path = std::path::absolute(path).map_err(|error| CliError::io(path.display(), &error))?;
+                Ok(Some(Target::File(path)))
+            }
+            None if background => Ok(None),
+            None => Ok(Some(Target::Stderr)),
+        }
+    }
+
+    fn usual_log(&self, volume: &Volume) -> Result<Target, CliError> {
+        let directory = self.environment.log_directory().ok_or_else(|| {
+            CliError::usage("without HOME or XDG_STATE_HOME there is no place for a log").hint("use --log-file")
+        })?;
+        Ok(Target::File(directory.join(format!("{}.log", volume.id_text()))))
+    }
+
+    fn start_log(&self, target: &Target) -> Result<(), CliError> {
+        let level = self.settings.log_level.unwrap_or(Level::INFO);
+        log::init(level, target).map_err(|error| CliError::new(Exit::Io, error))?;
+        if matches!(target, Target::File(_)) {
+            log::panics();
+        }
+        Ok(())
+    }
+
+    /// Everything up to the unlocked volume. Nothing is changed, but for a volume that `--init` makes.
+    fn open(&self, providers: &ProviderSettings) -> Result<Opened, CliError> {
+        let place = self.find_place()?;
+        let Self { args, settings, environment, .. } = self;
+        if args.init {
+            init::create_if_vacant(&place.cipher_directory, &args.volume, settings, providers, environment)?;
+        }
+        let directory = CipherDirectory::open(&place.cipher_directory)?;
+        let lock = directory.lock(if self.flags.read_only { LockMode::Shared } else { LockMode::Exclusive })?;
+        let sealed = unlock::read_config(&directory)?;
+        let expected = Expected { volume_id: args.volume_id.as_deref(), keys: &args.expect_key };
+        let pins = Pins::of(environment);
+        let volume = unlock::unlock(directory.path(), &sealed, &expected, pins.as_ref(), providers)?;
+        Ok(Opened { directory, volume, lock, place })
+    }
+
+    fn find_place(&self) -> Result<Place, CliError> {
+        let path = &self.args.cipher_directory;
+        let cipher_directory = mount_point::canonical_or_new(path)
+            .map_err(|error| CliError::new(Exit::CipherDirectory, format_args!("{}: {error}", path.display())))?;
+        let mountpoint = mount_point::prepare(&self.args.mountpoint, &cipher_directory, |dead| {
+            mount::unmount(dead, true).map_err(CliError::from)
+        })?;
+        let runtime = self.environment.runtime_directory();
+        let sockets = control::directory(runtime.as_deref()).map_err(control_failure)?;
+        if Client::connect(&sockets, &mountpoint).is_ok() {
+            return Err(control_failure(ControlError::InUse));
+        }
+        Ok(Place { cipher_directory, mountpoint, sockets })
+    }
+
+    fn serve_opened(&self, opened: Opened, log: &Target, background: Option<Background>) -> Result<(), CliError> {
+        let Opened { directory, volume, lock, place } = opened;
+        let pin = Pin::new(&volume.id_text(), &volume.fingerprint);
+        let filesystem = Filesystem::open(directory, volume, fs::Options { read_only: self.flags.read_only })?;
+        let status = status_of(&filesystem, &place.mountpoint, log);
+        let socket = ControlSocket::bind(&place.sockets, &place.mountpoint, status).map_err(control_failure)?;
+        take_modes_as_given();
+        let mut watch = None;
+        let served = mount::serve(Arc::clone(&filesystem), &self.mount_options(&place), || {
+            watch = watch_signals(&place.mountpoint);
+            init::remember(&place.cipher_directory, &pin, &self.environment);
+            tracing::info!(volume = pin.volume_id, mountpoint = %place.mountpoint.display(), "mounted");
+            if let Some(Err(error)) = background.map(Background::ready) {
+                tracing::warn!("whoever started this mount has gone: {error}");
+            }
+        });
+        filesystem.shutdown();
+        drop(lock);
+        let ended = Ended { error: served.as_ref().err().map(MountError::to_string) };
+        tracing::info!(error = ended.error, "unmounted");
+        // Those who wait see the end of the process, not of this function.
+        std::mem::forget(socket.finish(&ended));
+        served.map_err(CliError::from)
+    }
+
+    fn mount_options(&self, place: &Place) -> mount::Options {
+        let MountFlags { read_only, allow_other, suid, dev, noexec, noatime } = self.flags;
+        mount::Options {
+            mountpoint: place.mountpoint.clone(),
+            source: place.cipher_directory.to_string_lossy().into_owned(),
+            read_only,
+            allow_other,
+            suid,
+            dev,
+            exec: !noexec,
+            noatime,
+            threads: THREADS,
+        }
+    }
+}
+
+fn control_failure(error: ControlError) -> CliError {
+    let exit = match &error {
+        ControlError::InUse => Exit::Locked,
+        ControlError::NoRuntimeDirectory | ControlError::UnsafeDirectory(_) => Exit::Usage,
+        ControlError::Io { .. } => Exit::Io,
+    };
+    CliError::new(exit, format_args!("the control socket: {error}"))
+}
+
+/// Unmounts when a signal asks for it; what is busy is detached, and ends when its last file is closed.
+fn watch_signals(mountpoint: &Path) -> Option<signals::SignalWatch> {
+    let mountpoint = mountpoint.to_owned();
+    let watch = signals::on_end_request(move || {
+        tracing::info!("a signal asks to end");
+        let unmounted = match mount::unmount(&mountpoint, false) {
+            Err(MountError::Busy) => mount::unmount(&mountpoint, true),
+            other => other,
+        };
+        if let Err(error) = unmounted {
+            tracing::error!("{} cannot be unmounted: {error}", mountpoint.display());
+        }
+    });
+    watch.inspect_err(|error| tracing::error!("signals will not unmount: {error}")).ok()
+}
+
+/// What `kmsfs status` shows.
+#[derive(Serialize)]
+struct Status<'a> {
+    mountpoint: &'a str,
+    pid: u32,
+    uptime_seconds: u64,
+    log_file: Option<&'a str>,
+    #[serde(flatten)]
+    stats: fs::Stats,
+}
+
+fn status_of(
+    filesystem: &Arc<Filesystem>,
+    mountpoint: &Path,
+    log: &Target,
+) -> impl Fn() -> String + Send + Sync + 'static {
+    let (filesystem, start) = (Arc::clone(filesystem), Instant::now());
+    let mountpoint = mountpoint.to_string_lossy().into_owned();
+    let log_file = match log {
+        Target::Stderr => None,
+        Target::File(path) => Some(path.to_string_lossy().into_owned()),
+    };
+    move || {
+        let status = Status {
+            mountpoint: &mountpoint,
+            pid: std::process::id(),
+            uptime_seconds: start.elapsed().as_secs(),
+            log_file: log_file.as_deref(),
+            stats: filesystem.stats(),
+        };
+        serde_json::to_string(&status).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
+    }
+}

@@ -1,0 +1,54 @@
+//! `kmsfs status`.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::cli::environment::Environment;
+use crate::cli::error::{CliError, Exit};
+use crate::cli::{mount_point, report};
+use crate::daemon::control::{self, Client, ClientError};
+
+/// How long a mount may take to answer.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Show what is mounted, how much of it is in use, and how the keys fare
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// The mount point
+    mountpoint: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Shows it.
+pub(crate) fn run(args: &StatusArgs) -> Result<(), CliError> {
+    let mountpoint = canonical(&args.mountpoint)?;
+    let status =
+        connect(&mountpoint).and_then(|client| client.status(DEADLINE)).map_err(|e| failure(&mountpoint, &e))?;
+    report::print_json(&status, args.json)
+}
+
+/// The canonical path of something that should be a mount.
+pub(super) fn canonical(path: &Path) -> Result<PathBuf, CliError> {
+    mount_point::canonical(path)
+        .map_err(|error| CliError::new(Exit::NotMounted, format_args!("{}: {error}", path.display())))
+}
+
+/// A connection to the process behind a canonical mount point.
+pub(super) fn connect(mountpoint: &Path) -> Result<Client, ClientError> {
+    let runtime = Environment::of_process().runtime_directory();
+    let directory = control::directory(runtime.as_deref()).map_err(|_| ClientError::NotServed)?;
+    Client::connect(&directory, mountpoint)
+}
+
+/// What a failed conversation comes to.
+pub(super) fn failure(mountpoint: &Path, error: &ClientError) -> CliError {
+    let exit = match error {
+        ClientError::NotServed => Exit::NotMounted,
+        ClientError::Deadline | ClientError::Broken | ClientError::Io(_) => Exit::Other,
+    };
+    CliError::new(exit, format_args!("{}: {error}", mountpoint.display()))
+}

@@ -1,0 +1,89 @@
+//! What the environment says: variables, and the places that follow from them.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// What a variable says.
+type Lookup = Box<dyn Fn(&str) -> Option<OsString>>;
+
+/// The environment of this process, or one made for a test.
+pub(crate) struct Environment {
+    lookup: Lookup,
+    root: bool,
+}
+
+impl Environment {
+    /// This process's.
+    pub(crate) fn of_process() -> Self {
+        Self { lookup: Box::new(|name| env::var_os(name)), root: rustix::process::geteuid().is_root() }
+    }
+
+    /// Made up.
+    #[cfg(test)]
+    pub(crate) fn of(root: bool, variables: &[(&str, &str)]) -> Self {
+        let variables: Vec<(String, OsString)> = variables.iter().map(|(n, v)| ((*n).to_owned(), v.into())).collect();
+        let lookup = move |name: &str| variables.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
+        Self { lookup: Box::new(lookup), root }
+    }
+
+    /// A variable; an empty one counts as absent.
+    pub(crate) fn get(&self, name: &str) -> Option<OsString> {
+        (self.lookup)(name).filter(|value| !value.is_empty())
+    }
+
+    /// A variable that must be absolute to count, as the XDG specification wants it.
+    fn directory(&self, name: &str) -> Option<PathBuf> {
+        self.get(name).map(PathBuf::from).filter(|path| path.is_absolute())
+    }
+
+    fn xdg(&self, name: &str, below_home: &str) -> Option<PathBuf> {
+        let directory = self.directory(name).or_else(|| Some(self.directory("HOME")?.join(below_home)));
+        Some(directory?.join("kmsfs"))
+    }
+
+    /// Where keyrings and remembered volumes lie.
+    pub(crate) fn data_directory(&self) -> Option<PathBuf> {
+        self.xdg("XDG_DATA_HOME", ".local/share").or_else(|| self.root.then(|| PathBuf::from("/var/lib/kmsfs")))
+    }
+
+    /// Where the logs of background mounts lie.
+    pub(crate) fn log_directory(&self) -> Option<PathBuf> {
+        if self.root && self.directory("XDG_STATE_HOME").is_none() {
+            return Some(PathBuf::from("/var/log/kmsfs"));
+        }
+        self.xdg("XDG_STATE_HOME", ".local/state")
+    }
+
+    /// The settings files that are read where they exist, the most important first.
+    pub(crate) fn config_files(&self) -> Vec<PathBuf> {
+        let user = self.xdg("XDG_CONFIG_HOME", ".config").map(|directory| directory.join("config.toml"));
+        user.into_iter().chain([PathBuf::from("/etc/kmsfs/config.toml")]).collect()
+    }
+
+    /// Where this user's sockets go.
+    pub(crate) fn runtime_directory(&self) -> Option<PathBuf> {
+        self.directory("XDG_RUNTIME_DIR")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn places_follow_xdg_then_home_then_root() {
+        let xdg = Environment::of(false, &[("XDG_DATA_HOME", "/d"), ("XDG_STATE_HOME", "/s"), ("HOME", "/h")]);
+        assert_eq!(xdg.data_directory().unwrap(), Path::new("/d/kmsfs"));
+        assert_eq!(xdg.log_directory().unwrap(), Path::new("/s/kmsfs"));
+        let home = Environment::of(false, &[("XDG_DATA_HOME", "relative"), ("HOME", "/h")]);
+        assert_eq!(home.data_directory().unwrap(), Path::new("/h/.local/share/kmsfs"));
+        assert_eq!(home.log_directory().unwrap(), Path::new("/h/.local/state/kmsfs"));
+        let root = Environment::of(true, &[("HOME", "")]);
+        assert_eq!(root.data_directory().unwrap(), Path::new("/var/lib/kmsfs"));
+        assert_eq!(root.log_directory().unwrap(), Path::new("/var/log/kmsfs"));
+        let nobody = Environment::of(false, &[]);
+        assert_eq!((nobody.data_directory(), nobody.log_directory()), (None, None));
+    }
+}

@@ -1,0 +1,206 @@
+//! What a command says when it fails, and the exit code that goes with it.
+
+use std::fmt;
+use std::io;
+use std::process::ExitCode;
+
+use crate::format::config::ConfigError;
+use crate::keys::{KeyError, ProviderError, ProviderErrorKind};
+use crate::storage::cipher_directory::{CipherDirectoryError, LockError};
+
+/// The exit codes; `kmsfs --help` documents them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Other = 1,
+    Usage = 2,
+    CipherDirectory = 3,
+    Config = 4,
+    WrongVolume = 5,
+    KeyRefused = 6,
+    Credentials = 7,
+    ProviderUnreachable = 8,
+    MountPoint = 9,
+    NoFuse = 10,
+    Locked = 11,
+    NotMounted = 12,
+    Unauthentic = 13,
+    Io = 14,
+}
+
+impl Exit {
+    /// All of them, in order.
+    #[cfg(test)]
+    pub(crate) const ALL: [Self; 14] = [
+        Self::Other,
+        Self::Usage,
+        Self::CipherDirectory,
+        Self::Config,
+        Self::WrongVolume,
+        Self::KeyRefused,
+        Self::Credentials,
+        Self::ProviderUnreachable,
+        Self::MountPoint,
+        Self::NoFuse,
+        Self::Locked,
+        Self::NotMounted,
+        Self::Unauthentic,
+        Self::Io,
+    ];
+}
+
+/// A command's failure.
+#[derive(Debug)]
+pub(crate) struct CliError {
+    code: u8,
+    /// Empty if another process has said it already.
+    message: String,
+    hint: Option<String>,
+}
+
+impl CliError {
+    /// A failure that is told as `message`.
+    pub(crate) fn new(exit: Exit, message: impl fmt::Display) -> Self {
+        Self::with_code(exit as u8, message)
+    }
+
+    /// A failure that is told as `message`, with the exit code of another.
+    pub(crate) fn with_code(code: u8, message: impl fmt::Display) -> Self {
+        Self { code, message: message.to_string(), hint: None }
+    }
+
+    /// A failure of which the background process has told.
+    pub(crate) fn told(code: u8) -> Self {
+        Self { code, message: String::new(), hint: None }
+    }
+
+    /// Wrong usage.
+    pub(crate) fn usage(message: impl fmt::Display) -> Self {
+        Self::new(Exit::Usage, message)
+    }
+
+    /// A failure of an operating system call on `what`.
+    pub(crate) fn io(what: impl fmt::Display, error: &io::Error) -> Self {
+        Self::new(Exit::Io, format_args!("{what}: {error}"))
+    }
+
+    /// Adds what to do about it.
+    #[must_use]
+    pub(crate) fn hint(mut self, hint: impl fmt::Display) -> Self {
+        self.hint = Some(hint.to_string());
+        self
+    }
+
+    /// The exit code as a number.
+    pub(crate) fn code(&self) -> u8 {
+        self.code
+    }
+
+    /// The exit code as the process returns it.
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.code)
+    }
+
+    /// Tells it on standard error.
+    pub(crate) fn print(&self) {
+        if !self.message.is_empty() {
+            eprintln!("kmsfs: {}", self.message);
+        }
+        if let Some(hint) = &self.hint {
+            eprintln!("hint: {hint}");
+        }
+    }
+}
+
+impl fmt::Display for CliError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// The exit code of a failed provider call.
+fn provider_exit(kind: ProviderErrorKind) -> Exit {
+    match kind {
+        ProviderErrorKind::Denied | ProviderErrorKind::KeyUnusable | ProviderErrorKind::KeyNotFound => Exit::KeyRefused,
+        // A provider that answers nonsense cannot be used, whatever the reason.
+        ProviderErrorKind::BadAnswer => Exit::KeyRefused,
+        ProviderErrorKind::Credentials => Exit::Credentials,
+        ProviderErrorKind::Unavailable => Exit::ProviderUnreachable,
+        ProviderErrorKind::Tampered => Exit::Config,
+        ProviderErrorKind::Misconfigured => Exit::Usage,
+    }
+}
+
+impl From<ProviderError> for CliError {
+    fn from(error: ProviderError) -> Self {
+        Self::new(provider_exit(error.kind), error)
+    }
+}
+
+impl From<KeyError> for CliError {
+    fn from(error: KeyError) -> Self {
+        let exit = match &error {
+            KeyError::Provider(error) => provider_exit(error.kind),
+            KeyError::Config(_) | KeyError::BrokenSeal | KeyError::UnknownSuite(_) | KeyError::NoVolumeRecord(_) => {
+                Exit::Config
+            }
+            KeyError::Header(_)
+            | KeyError::UnauthenticHeader
+            | KeyError::NoUsableRecord(_)
+            | KeyError::Commitment(_) => Exit::Unauthentic,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<ConfigError> for CliError {
+    fn from(error: ConfigError) -> Self {
+        Self::new(Exit::Config, error)
+    }
+}
+
+impl From<CipherDirectoryError> for CliError {
+    fn from(error: CipherDirectoryError) -> Self {
+        match &error {
+            CipherDirectoryError::Io { .. } => Self::new(Exit::Io, error),
+            CipherDirectoryError::NotAVolume(path) => {
+                let hint = format!("`kmsfs init {}` makes a volume in an empty directory", path.display());
+                Self::new(Exit::CipherDirectory, error).hint(hint)
+            }
+            CipherDirectoryError::NotFound(_)
+            | CipherDirectoryError::NotADirectory(_)
+            | CipherDirectoryError::NotEmpty(_)
+            | CipherDirectoryError::AlreadyAVolume(_) => Self::new(Exit::CipherDirectory, error),
+        }
+    }
+}
+
+impl From<LockError> for CliError {
+    fn from(error: LockError) -> Self {
+        match &error {
+            LockError::Held { .. } => Self::new(Exit::Locked, error)
+                .hint("one mount at a time: unmount it there first (`kmsfs umount MOUNTPOINT`)"),
+            LockError::Io(_) => Self::new(Exit::Io, error),
+        }
+    }
+}
+
+#[cfg(feature = "mount")]
+impl From<crate::mount::MountError> for CliError {
+    fn from(error: crate::mount::MountError) -> Self {
+        use crate::mount::MountError;
+        let exit = match &error {
+            MountError::NoDevice(_) | MountError::NoHelper(_) | MountError::Refused(_) => Exit::NoFuse,
+            MountError::Busy => Exit::MountPoint,
+            MountError::NotMounted => Exit::NotMounted,
+            MountError::Session(_) => Exit::Io,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<crate::fs::Error> for CliError {
+    fn from(error: crate::fs::Error) -> Self {
+        let exit = if error.is_alarming() { Exit::Unauthentic } else { Exit::Io };
+        Self::new(exit, error)
+    }
+}

@@ -1,0 +1,54 @@
+//! `PROVIDER:ID`: how a key is named in arguments.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::keys::ProviderKind;
+
+/// A wrapping key, or for `local` the path of a keyring.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KeySpec {
+    /// Whose key it is.
+    pub(crate) kind: ProviderKind,
+    /// What follows the colon.
+    pub(crate) id: String,
+}
+
+impl FromStr for KeySpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let shape = "expected local:PATH or aws-kms:KEY";
+        let (kind, id) = text.split_once(':').ok_or(shape)?;
+        let kind = ProviderKind::from_name(kind).ok_or_else(|| format!("no provider is called {kind:?}: {shape}"))?;
+        if id.is_empty() {
+            return Err(format!("nothing after {kind}: {shape}"));
+        }
+        Ok(Self { kind, id: id.to_owned() })
+    }
+}
+
+impl fmt::Display for KeySpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.kind, self.id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arns_keep_their_colons() {
+        let spec: KeySpec = "aws-kms:arn:aws:kms:eu-west-1:1:key/2".parse().unwrap();
+        assert_eq!((spec.kind, spec.id.as_str()), (ProviderKind::AwsKms, "arn:aws:kms:eu-west-1:1:key/2"));
+        assert_eq!(spec.to_string(), "aws-kms:arn:aws:kms:eu-west-1:1:key/2");
+    }
+
+    #[test]
+    fn refuses_what_names_no_key() {
+        for bad in ["", "local", "local:", "gpg:1", "/a/path", ":x"] {
+            bad.parse::<KeySpec>().unwrap_err();
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! The command line: arguments, settings, the assembly of everything else, and what is said to people.
+//!
+//! Invariants:
+//! * silence on success; an error is one line, `kmsfs: what is wrong`, and at most one `hint:` line on standard error;
+//! * every failure has a documented exit code ([`error::Exit`]);
+//! * usage errors come before anything is touched, and a command that fails leaves nothing behind that it made;
+//! * no secret is printed.
+
+// Only this module talks to people.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod arguments;
+mod commands;
+mod environment;
+mod error;
+mod key_spec;
+mod mount_options;
+mod mount_point;
+mod passphrase;
+mod pins;
+mod report;
+mod settings;
+mod unlock;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::{Arguments, Command};
+use error::{CliError, Exit};
+
+/// Runs the command that the process's arguments ask for.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error.print();
+            error.exit_code()
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), CliError> {
+    crate::daemon::harden().map_err(|error| CliError::new(Exit::Other, error))?;
+    match &arguments.command {
+        Command::Init(args) => commands::init::run(args),
+        Command::Mount(args) => commands::mount::run(args, arguments.background),
+        Command::Umount(args) => commands::umount::run(args),
+        Command::Status(args) => commands::status::run(args),
+        Command::Inspect(args) => commands::inspect::run(args),
+        Command::Forget(args) => commands::forget::run(args),
+        Command::Speed(args) => commands::speed::run(args),
+        Command::Completions(args) => commands::completions::run(args),
+        Command::Man(args) => commands::man::run(args),
+    }
+}

@@ -1,0 +1,79 @@
+//! `-o OPTIONS`, as mount(8) and fstab write them.
+
+use super::error::CliError;
+
+/// What the options of a mount come to; the later of two that contradict each other wins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MountFlags {
+    pub(crate) read_only: bool,
+    pub(crate) allow_other: bool,
+    pub(crate) suid: bool,
+    pub(crate) dev: bool,
+    pub(crate) noexec: bool,
+    pub(crate) noatime: bool,
+}
+
+/// Options that mean something to mount(8) or an init system, and nothing here.
+const NOT_OURS: [&str; 6] = ["defaults", "auto", "noauto", "user", "nofail", "_netdev"];
+const KNOWN: &str = "ro, rw, allow_other, suid, nosuid, dev, nodev, exec, noexec, noatime, relatime";
+
+impl MountFlags {
+    /// Parses comma lists.
+    pub(crate) fn parse(lists: &[String]) -> Result<Self, CliError> {
+        let mut flags = Self::default();
+        for option in lists.iter().flat_map(|list| list.split(',')) {
+            flags.set(option)?;
+        }
+        Ok(flags)
+    }
+
+    fn set(&mut self, option: &str) -> Result<(), CliError> {
+        match option {
+            "ro" => self.read_only = true,
+            "rw" => self.read_only = false,
+            "allow_other" => self.allow_other = true,
+            "suid" => self.suid = true,
+            "nosuid" => self.suid = false,
+            "dev" => self.dev = true,
+            "nodev" => self.dev = false,
+            "exec" => self.noexec = false,
+            "noexec" => self.noexec = true,
+            "noatime" => self.noatime = true,
+            "relatime" => self.noatime = false,
+            _ if NOT_OURS.contains(&option) || option.starts_with("x-") => {}
+            _ => {
+                let unknown = format!("-o {option}: there is no such mount option");
+                return Err(CliError::usage(unknown).hint(format_args!("the options are {KNOWN}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(lists: &[&str]) -> Result<MountFlags, CliError> {
+        MountFlags::parse(&lists.iter().map(|list| (*list).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn every_option_does_what_it_says() {
+        let all = MountFlags { read_only: true, allow_other: true, suid: true, dev: true, noexec: true, noatime: true };
+        assert_eq!(parse(&["ro,allow_other,suid", "dev,noexec,noatime"]).unwrap(), all);
+        let undone = parse(&["ro,suid,dev,noexec,noatime", "rw,nosuid,nodev,exec,relatime"]).unwrap();
+        assert_eq!(undone, MountFlags::default());
+        assert_eq!(
+            parse(&["defaults,auto,noauto,user,nofail,_netdev,x-systemd.automount"]).unwrap(),
+            MountFlags::default()
+        );
+    }
+
+    #[test]
+    fn an_unknown_option_lists_the_known_ones() {
+        for bad in ["allow_root", "", "ro,,rw", "RO", "uid=0"] {
+            assert_eq!(parse(&[bad]).unwrap_err().code(), 2, "{bad}");
+        }
+    }
+}

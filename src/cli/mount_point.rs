@@ -1,0 +1,136 @@
+//! Mount points: where one may be, and how its path is found without asking the filesystem behind it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+
+use super::error::{CliError, Exit};
+
+/// As many symlinks as the kernel follows.
+const MAX_LINKS: usize = 40;
+
+/// The canonical path of `path`. Unlike [`fs::canonicalize`] it asks nothing of what is mounted at `path`, which may be
+/// dead or slow.
+pub(crate) fn canonical(path: &Path) -> io::Result<PathBuf> {
+    let mut path = std::path::absolute(path)?;
+    for _ in 0..MAX_LINKS {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return fs::canonicalize(&path) };
+        let parent = fs::canonicalize(parent)?;
+        let resolved = parent.join(name);
+        match fs::read_link(&resolved) {
+            Ok(target) => path = parent.join(target),
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Ok(resolved),
+            Err(error) if is_dead(&error) => return Ok(resolved),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(Errno::LOOP.into())
+}
+
+/// Whether an error says that a mount has no process behind it any more.
+fn is_dead(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::NOTCONN)
+}
+
+/// Checks that the volume at `cipher_directory` (canonical) can be mounted at `path`; returns the canonical mount point.
+/// A dead mount there is taken away first with `unmount`.
+pub(crate) fn prepare(
+    path: &Path,
+    cipher_directory: &Path,
+    unmount: impl FnOnce(&Path) -> Result<(), CliError>,
+) -> Result<PathBuf, CliError> {
+    let refuse = |why: &dyn std::fmt::Display| {
+        CliError::new(Exit::MountPoint, format_args!("the mount point {}: {why}", path.display()))
+    };
+    let mountpoint = canonical(path).map_err(|error| refuse(&error))?;
+    if let Err(error) = fs::metadata(&mountpoint)
+        && is_dead(&error)
+    {
+        unmount(&mountpoint)?;
+    }
+    if mountpoint == cipher_directory {
+        return Err(refuse(&"it is the cipher directory itself"));
+    }
+    if mountpoint.starts_with(cipher_directory) {
+        return Err(refuse(&"it lies inside the cipher directory"));
+    }
+    if cipher_directory.starts_with(&mountpoint) {
+        return Err(refuse(&"the cipher directory lies inside it"));
+    }
+    match fs::read_dir(&mountpoint).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => Ok(mountpoint),
+        Ok(false) => Err(refuse(&"it is not empty")),
+        Err(error) => Err(refuse(&error)),
+    }
+}
+
+/// The canonical path of a directory that may be missing (its parent may not).
+pub(crate) fn canonical_or_new(path: &Path) -> io::Result<PathBuf> {
+    match fs::canonicalize(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let path = std::path::absolute(path)?;
+            match (path.parent(), path.file_name()) {
+                (Some(parent), Some(name)) => Ok(fs::canonicalize(parent)?.join(name)),
+                _ => Err(error),
+            }
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn no_unmount(_: &Path) -> Result<(), CliError> {
+        panic!("nothing is mounted here")
+    }
+
+    #[test]
+    fn only_an_empty_directory_apart_from_the_cipher_directory_will_do() {
+        let home = tempfile::tempdir().unwrap();
+        let home = fs::canonicalize(home.path()).unwrap();
+        for directory in ["cipher/inside", "above/cipher", "full/entry", "good"] {
+            fs::create_dir_all(home.join(directory)).unwrap();
+        }
+        fs::write(home.join("file"), "").unwrap();
+        symlink("cipher/inside", home.join("link")).unwrap();
+        let refused = |mountpoint: &str, cipher: &str| {
+            let error = prepare(&home.join(mountpoint), &home.join(cipher), no_unmount).unwrap_err();
+            assert_eq!(error.code(), Exit::MountPoint as u8);
+            error.to_string()
+        };
+        assert!(refused("cipher", "cipher").contains("itself"));
+        assert!(refused("cipher/inside", "cipher").contains("lies inside the"));
+        assert!(refused("link", "cipher").contains("lies inside the"));
+        assert!(refused("above", "above/cipher").contains("lies inside it"));
+        assert!(refused("full", "cipher").contains("not empty"));
+        assert!(refused("missing", "cipher").contains("No such file"));
+        assert!(refused("file", "cipher").contains("Not a directory"));
+        // A name that begins like the cipher directory's is another directory.
+        fs::create_dir(home.join("cipher2")).unwrap();
+        assert_eq!(prepare(&home.join("cipher2"), &home.join("cipher"), no_unmount).unwrap(), home.join("cipher2"));
+        assert_eq!(prepare(&home.join("good/../good/."), &home.join("cipher"), no_unmount).unwrap(), home.join("good"));
+    }
+
+    #[test]
+    fn canonical_paths_agree_with_the_kernels() {
+        let home = tempfile::tempdir().unwrap();
+        let home = fs::canonicalize(home.path()).unwrap();
+        fs::create_dir_all(home.join("a/b")).unwrap();
+        symlink("a", home.join("l1")).unwrap();
+        symlink(home.join("l1/b"), home.join("l2")).unwrap();
+        symlink("loop", home.join("loop")).unwrap();
+        for path in ["a/b", "l1", "l1/b", "l2", "l2/..", "a/./b/", "l1/../l2"] {
+            assert_eq!(canonical(&home.join(path)).unwrap(), fs::canonicalize(home.join(path)).unwrap(), "{path}");
+        }
+        assert_eq!(canonical(Path::new("/")).unwrap(), Path::new("/"));
+        canonical(&home.join("loop")).unwrap_err();
+        canonical(&home.join("missing")).unwrap_err();
+        assert_eq!(canonical_or_new(&home.join("l1/new")).unwrap(), home.join("a/new"));
+        canonical_or_new(&home.join("missing/new")).unwrap_err();
+    }
+}

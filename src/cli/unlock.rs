@@ -1,0 +1,145 @@
+//! From a cipher directory to an unlocked volume, for every command that needs one: the config, the pins, the providers.
+//!
+//! Invariant: everything that can be checked without a key is checked before a provider is asked.
+
+use std::path::Path;
+
+use crate::format::config::{self, SealedConfig, VolumeConfig};
+use crate::format::hex;
+use crate::keys::providers::{self, ProviderSettings};
+use crate::keys::{CacheLimits, ProviderKind, Volume, volume};
+use crate::storage::CipherDirectory;
+
+use super::error::{CliError, Exit};
+use super::key_spec::KeySpec;
+use super::pins::{self, Pin, Pins};
+
+/// What the caller says the volume must be.
+#[derive(Debug, Default)]
+pub(crate) struct Expected<'a> {
+    pub(crate) volume_id: Option<&'a str>,
+    /// The only keys that may wrap anything of the volume; none if any may.
+    pub(crate) keys: &'a [KeySpec],
+}
+
+/// The parsed config of a cipher directory.
+pub(crate) fn read_config(directory: &CipherDirectory) -> Result<SealedConfig, CliError> {
+    let file = directory.read_config().map_err(|error| CliError::io(directory.path().display(), &error))?;
+    config::parse(&file).map_err(|error| {
+        CliError::new(Exit::Config, format_args!("{}: {error}", directory.path().display()))
+            .hint("the config before the last change is .kmsfs/volume.toml.1")
+    })
+}
+
+/// Unlocks the volume of `sealed`, which was read from the canonical `directory`, if it is the expected one.
+pub(crate) fn unlock(
+    directory: &Path,
+    sealed: &SealedConfig,
+    expected: &Expected<'_>,
+    pins: Option<&Pins>,
+    settings: &ProviderSettings,
+) -> Result<Volume, CliError> {
+    let remembered = check_before_key(directory, &sealed.config, expected, pins)?;
+    let volume = unlock_with_any(sealed, settings)?;
+    if let Some(pin) = remembered {
+        let found = hex::encode(&volume.fingerprint);
+        pins::check_remembered("key fingerprint", directory, &pin.fingerprint, &found)?;
+    }
+    Ok(volume)
+}
+
+/// The checks that need no key; returns the remembered pin, whose fingerprint is still to be checked.
+fn check_before_key(
+    directory: &Path,
+    config: &VolumeConfig,
+    expected: &Expected<'_>,
+    pins: Option<&Pins>,
+) -> Result<Option<Pin>, CliError> {
+    if let Some(id) = expected.volume_id {
+        pins::check("volume", directory, id, &config.volume_id)?;
+    }
+    check_keys(directory, config, expected.keys)?;
+    let remembered = pins.map(|pins| pins.get(directory)).transpose()?.flatten();
+    if let Some(pin) = &remembered {
+        pins::check_remembered("volume", directory, &pin.volume_id, &config.volume_id)?;
+    }
+    Ok(remembered)
+}
+
+/// Every key of the config must be an expected one: a single other one is enough to read along.
+fn check_keys(directory: &Path, config: &VolumeConfig, expected: &[KeySpec]) -> Result<(), CliError> {
+    if expected.is_empty() {
+        return Ok(());
+    }
+    let wrapping = config.wrapping_keys.iter().map(|key| (&key.provider, &key.key));
+    let volume = config.volume_keys.iter().map(|key| (&key.provider, &key.key));
+    let expected: Vec<String> = expected.iter().map(KeySpec::to_string).collect();
+    let stranger =
+        wrapping.chain(volume).map(|(provider, key)| format!("{provider}:{key}")).find(|key| !expected.contains(key));
+    stranger.map_or(Ok(()), |key| pins::check("key", directory, &expected.join(" or "), &key))
+}
+
+/// Tries each key that can unlock the volume and whose provider is known, local ones first.
+fn unlock_with_any(sealed: &SealedConfig, settings: &ProviderSettings) -> Result<Volume, CliError> {
+    let mut keys = volume::keys_that_can_unlock(&sealed.config);
+    keys.sort_by_key(|(kind, ..)| *kind != ProviderKind::Local);
+    let mut failures: Vec<CliError> = Vec::new();
+    for (kind, key) in keys {
+        let tried = providers::open(kind, &key.key, key.location.as_deref().map(Path::new), settings)
+            .map_err(CliError::from)
+            .and_then(|provider| volume::unlock(sealed, provider, CacheLimits::default()).map_err(CliError::from));
+        match tried {
+            Ok(volume) => return Ok(volume),
+            Err(error) => failures.push(error),
+        }
+    }
+    Err(combine(failures))
+}
+
+/// All failures in one, with the exit code of the last.
+fn combine(mut failures: Vec<CliError>) -> CliError {
+    if failures.len() > 1 {
+        let messages: Vec<String> = failures.iter().map(CliError::to_string).collect();
+        let last = failures.pop().map_or(Exit::Other as u8, |error| error.code());
+        return CliError::with_code(last, format_args!("no key unlocks the volume: {}", messages.join("; ")));
+    }
+    failures.pop().unwrap_or_else(|| {
+        CliError::new(Exit::KeyRefused, "no provider that this program knows can unlock the volume")
+            .hint("use a newer kmsfs, or one that was built with more providers")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::config::{End, Holes, WrappedVolumeKey, WrappingKey};
+
+    fn config() -> VolumeConfig {
+        let mut config = VolumeConfig::new([7; 16], "xaes-256-gcm", Holes::Allow, End::Lenient, 1);
+        config.wrapping_keys.push(WrappingKey { provider: "aws-kms".into(), key: "arn:1".into(), location: None });
+        let key = |key: &str| WrappedVolumeKey { provider: "aws-kms".into(), key: key.into(), wrapped: String::new() };
+        config.volume_keys.extend([key("arn:1"), key("arn:2")]);
+        config
+    }
+
+    fn check(expected: &Expected<'_>) -> Result<(), u8> {
+        check_before_key(Path::new("/c"), &config(), expected, None).map(drop).map_err(|error| error.code())
+    }
+
+    #[test]
+    fn a_key_that_is_not_expected_is_refused_wherever_it_stands() {
+        let keys =
+            |names: &[&str]| names.iter().map(|name| format!("aws-kms:{name}").parse().unwrap()).collect::<Vec<_>>();
+        let check_keys = |names| check(&Expected { volume_id: None, keys: &keys(names) });
+        assert_eq!(check_keys(&["arn:1", "arn:2", "arn:3"]), Ok(()));
+        assert_eq!(check_keys(&["arn:1"]), Err(Exit::WrongVolume as u8));
+        assert_eq!(check_keys(&["arn:2"]), Err(Exit::WrongVolume as u8));
+    }
+
+    #[test]
+    fn another_volume_is_refused() {
+        let id = config().volume_id;
+        assert_eq!(check(&Expected { volume_id: Some(&id), keys: &[] }), Ok(()));
+        assert_eq!(check(&Expected { volume_id: Some("another"), keys: &[] }), Err(Exit::WrongVolume as u8));
+    }
+}

@@ -1,0 +1,151 @@
+//! The mount's side of the control socket.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use super::{ControlError, Ended, MAX_LINE, Request, make_directory, socket_path};
+
+/// How long a client may take to say what it wants, and to take the answer.
+const CLIENT_DEADLINE: Duration = Duration::from_secs(5);
+/// More clients than this at once are turned away.
+const MAX_CLIENTS: usize = 32;
+
+/// A mount's control socket. Dropping it removes the socket.
+pub struct ControlSocket {
+    path: PathBuf,
+    shared: Arc<Shared>,
+}
+
+/// The connections of those who wait for the end of the process.
+#[must_use = "dropping it says that the process has ended"]
+pub struct Farewell(#[allow(dead_code)] Vec<UnixStream>); // held, never read
+
+struct Shared {
+    status: Box<dyn Fn() -> String + Send + Sync>,
+    /// Those who wait for the end.
+    waiting: Mutex<Vec<UnixStream>>,
+    clients: AtomicUsize,
+    closed: AtomicBool,
+}
+
+impl ControlSocket {
+    /// Answers from now on for the mount at the canonical path `mountpoint`: `status` is what
+    /// there is to say about it, a JSON object in one line.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub fn bind(
+        directory: &Path,
+        mountpoint: &Path,
+        status: impl Fn() -> String + Send + Sync + 'static,
+    ) -> Result<Self, ControlError> {
+        make_directory(directory)?;
+        let path = socket_path(directory, mountpoint);
+        let shared = Arc::new(Shared {
+            status: Box::new(status),
+            waiting: Mutex::default(),
+            clients: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+        });
+        if UnixStream::connect(&path).is_ok() {
+            return Err(ControlError::InUse);
+        }
+        listen(&path, &shared).map_err(|error| ControlError::Io { path: path.clone(), error })?;
+        Ok(Self { path, shared })
+    }
+
+    /// Tells those who wait how the mount ended, and removes the socket. What is returned keeps their connections open:
+    /// they see the end of the process when it is dropped.
+    pub fn finish(self, ended: &Ended) -> Farewell {
+        let word = line(ended);
+        let mut waiting = std::mem::take(&mut *self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        for client in &mut waiting {
+            // Who has left does not hear it.
+            let _ = client.write_all(word.as_bytes());
+        }
+        Farewell(waiting)
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        self.shared.closed.store(true, Ordering::Release);
+        // Wakes the accepting thread, which then sees that it is over.
+        let _ = UnixStream::connect(&self.path);
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Binds `path` and accepts in a thread of its own. What a dead process left at `path` is replaced.
+fn listen(path: &Path, shared: &Arc<Shared>) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    let shared = Arc::clone(shared);
+    thread::Builder::new().name("control".to_owned()).spawn(move || accept_all(&listener, &shared))?;
+    Ok(())
+}
+
+fn accept_all(listener: &UnixListener, shared: &Arc<Shared>) {
+    loop {
+        let accepted = listener.accept();
+        if shared.closed.load(Ordering::Acquire) {
+            return;
+        }
+        match accepted {
+            Ok((stream, _)) => greet(stream, shared),
+            // Out of descriptors: the backlog waits until there are some.
+            Err(_) => thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+fn greet(stream: UnixStream, shared: &Arc<Shared>) {
+    if shared.clients.fetch_add(1, Ordering::AcqRel) >= MAX_CLIENTS {
+        shared.clients.fetch_sub(1, Ordering::AcqRel);
+        return;
+    }
+    let for_thread = Arc::clone(shared);
+    let spawned = thread::Builder::new().name("control client".to_owned()).spawn(move || {
+        // A client that breaks off harms only itself.
+        let _ = serve(stream, &for_thread);
+        for_thread.clients.fetch_sub(1, Ordering::AcqRel);
+    });
+    if spawned.is_err() {
+        shared.clients.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
+    stream.set_read_timeout(Some(CLIENT_DEADLINE))?;
+    stream.set_write_timeout(Some(CLIENT_DEADLINE))?;
+    let mut request = Vec::new();
+    BufReader::new(&stream).take(MAX_LINE).read_until(b'\n', &mut request)?;
+    match serde_json::from_slice(&request) {
+        Ok(Request::Status) => stream.write_all(format!("{}\n", (shared.status)()).as_bytes()),
+        Ok(Request::Wait) => {
+            // Told that it waits only once it is on the list, so that it cannot miss the last word.
+            let mut waiting = shared.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            stream.write_all(b"{\"waiting\":true}\n")?;
+            waiting.push(stream);
+            Ok(())
+        }
+        Err(error) => stream.write_all(line(&serde_json::json!({"error": error.to_string()})).as_bytes()),
+    }
+}
+
+fn line(answer: &impl serde::Serialize) -> String {
+    let mut line = serde_json::to_string(answer).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"));
+    line.push('\n');
+    line
+}

@@ -1,0 +1,129 @@
+//! Logging: one line per event, to standard error or to a file. What is not ours never logs below warning, so that no
+//! library writes requests or answers into it.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Mutex;
+
+use tracing::level_filters::LevelFilter;
+use tracing::subscriber::SetGlobalDefaultError;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Level(LevelFilter);
+
+impl Level {
+    /// What must be looked at.
+    pub const WARN: Self = Self(LevelFilter::WARN);
+    /// What an operator wants to know.
+    pub const INFO: Self = Self(LevelFilter::INFO);
+    /// The names, from least to most.
+    pub const NAMES: [&'static str; 5] = ["error", "warn", "info", "debug", "trace"];
+}
+
+impl FromStr for Level {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        if !Self::NAMES.contains(&name) {
+            return Err(());
+        }
+        name.parse().map(Self).map_err(|_| ())
+    }
+}
+
+/// Where the log goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Standard error.
+    Stderr,
+    /// A file that is appended to, made with mode 0600 if it is missing.
+    File(PathBuf),
+}
+
+/// Why there is no log.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The file cannot be opened.
+    #[error("the log file {path} cannot be opened: {error}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// There is a log already.
+    #[error(transparent)]
+    Twice(#[from] SetGlobalDefaultError),
+}
+
+/// Sends every event of this process from now on to `target`.
+///
+/// # Errors
+/// [`LogError`].
+pub fn init(level: Level, target: &Target) -> Result<(), LogError> {
+    let filter = Targets::new().with_default(level.0.min(LevelFilter::WARN)).with_target("kmsfs", level.0);
+    let format = tracing_subscriber::fmt::layer();
+    match target {
+        Target::Stderr => {
+            let subscriber = tracing_subscriber::registry().with(filter).with(format.with_writer(io::stderr));
+            tracing::subscriber::set_global_default(subscriber)?;
+        }
+        Target::File(path) => {
+            let file = open(path).map_err(|error| LogError::File { path: path.clone(), error })?;
+            let subscriber = tracing_subscriber::registry().with(filter).with(format.with_writer(Mutex::new(file)));
+            tracing::subscriber::set_global_default(subscriber)?;
+        }
+    }
+    Ok(())
+}
+
+/// Sends the message of a panic to the log too: a process in the background has no standard error.
+pub fn panics() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tracing::error!("{panic}");
+        before(panic);
+    }));
+}
+
+/// Opens the log file; its directory is made if it is missing.
+fn open(path: &Path) -> io::Result<File> {
+    if let Some(parent) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    }
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn levels_have_five_names() {
+        for name in Level::NAMES {
+            name.parse::<Level>().unwrap();
+        }
+        for bad in ["", "off", "INFO", "3", "warning"] {
+            bad.parse::<Level>().unwrap_err();
+        }
+        assert!(Level::WARN < Level::INFO);
+    }
+
+    #[test]
+    fn log_files_are_private_and_appended_to() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("new/volume.log");
+        for line in ["one\n", "two\n"] {
+            io::Write::write_all(&mut open(&path).unwrap(), line.as_bytes()).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\n");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}

@@ -1,0 +1,11 @@
+//! This process: hardening, going to the background, logging, signals, and the socket on which a mount answers.
+//!
+//! Knows nothing of filesystems and keys: what a request or a signal does is a closure of the caller's.
+
+pub mod control;
+pub mod detach;
+mod hardening;
+pub mod log;
+pub mod signals;
+
+pub use hardening::{HardenError, harden, raise_limits, take_modes_as_given};

@@ -1,0 +1,503 @@
+//! The filesystem layer without a kernel: random operations against a plain directory, and single promises by themselves.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+
+use kmsfs::crypto::Suite;
+use kmsfs::format::config::{self, End, Holes};
+use kmsfs::format::name;
+use kmsfs::fs::{
+    Access, Attributes, Caller, Change, Error, Filesystem, InodeId, NodeKind, Options, ROOT, RenameMode, SetTime,
+};
+use kmsfs::keys::providers::scripted::{Answer, ScriptedProvider};
+use kmsfs::keys::volume::{self, NewVolume};
+use kmsfs::keys::{CacheLimits, ProviderErrorKind};
+use kmsfs::storage::CipherDirectory;
+use proptest::prelude::*;
+
+const ME: Caller = Caller { uid: 0, gid: 0 };
+
+struct Mounted {
+    path: PathBuf,
+    provider: Arc<ScriptedProvider>,
+    fs: Arc<Filesystem>,
+    _dir: tempfile::TempDir,
+}
+
+impl Mounted {
+    fn new(remote: bool, holes: Holes, end: End) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cipher");
+        let provider = Arc::new(ScriptedProvider::new("k", remote));
+        let settings = NewVolume { suite: Suite::Xaes256Gcm, holes, end, files_per_data_key: 3 };
+        let created = volume::create(&settings, provider.as_ref(), None).unwrap();
+        CipherDirectory::create(&path, &created.config_file, &created.root_directory_id).unwrap();
+        let fs = open(&path, &provider);
+        Self { path, provider, fs, _dir: dir }
+    }
+
+    fn remount(&mut self) {
+        self.fs.shutdown();
+        self.fs = open(&self.path, &self.provider);
+    }
+
+    fn walk(&self, path: &str) -> Result<Attributes, Error> {
+        path.split('/').filter(|part| !part.is_empty()).try_fold(self.fs.attributes(ROOT)?, |at, part| {
+            self.fs.lookup(at.id, part.as_bytes())
+        })
+    }
+
+    /// The directory and the last part of a path.
+    fn parent<'p>(&self, path: &'p str) -> Result<(InodeId, &'p [u8]), Error> {
+        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+        Ok((self.walk(parent)?.id, name.as_bytes()))
+    }
+
+    fn create(&self, path: &str, mode: u32) -> Result<Attributes, Error> {
+        let (parent, name) = self.parent(path)?;
+        let (send, receive) = channel();
+        self.fs.create(parent, name, mode, ME, Box::new(move |made| send.send(made).unwrap()));
+        receive.recv().unwrap()
+    }
+
+    fn open(&self, id: InodeId, access: Access) -> Result<(), Error> {
+        let (send, receive) = channel();
+        self.fs.open_file(id, access, Box::new(move |opened| send.send(opened).unwrap()));
+        receive.recv().unwrap()
+    }
+
+    fn write(&self, path: &str, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        let id = self.walk(path)?.id;
+        self.open(id, Access::ReadWrite)?;
+        let written = self.fs.write(id, offset, bytes);
+        self.fs.release(id);
+        written
+    }
+
+    fn truncate(&self, path: &str, size: u64) -> Result<(), Error> {
+        let id = self.walk(path)?.id;
+        let (send, receive) = channel();
+        self.fs.resize(id, size, Box::new(move |resized| send.send(resized).unwrap()));
+        receive.recv().unwrap()
+    }
+
+    fn read(&self, path: &str) -> Result<Vec<u8>, Error> {
+        let found = self.walk(path)?;
+        self.open(found.id, Access::Read)?;
+        let mut plain = vec![0; usize::try_from(found.size).unwrap() + 100];
+        let read = self.fs.read(found.id, 0, &mut plain);
+        self.fs.release(found.id);
+        plain.truncate(read?);
+        Ok(plain)
+    }
+
+    fn list(&self, path: &str) -> Result<Vec<String>, Error> {
+        let handle = self.fs.open_directory(self.walk(path)?.id)?;
+        let mut names = Vec::new();
+        let mut position = 0;
+        loop {
+            // Three entries at a time, so that positions are used.
+            let mut room = 3;
+            let before = names.len();
+            self.fs.list(handle, position, true, |entry| {
+                if room == 0 {
+                    return false;
+                }
+                room -= 1;
+                position = entry.next_position;
+                names.push(String::from_utf8_lossy(entry.name).into_owned());
+                true
+            })?;
+            if names.len() == before {
+                break;
+            }
+        }
+        self.fs.close_directory(handle);
+        names.retain(|name| name != "." && name != "..");
+        names.sort();
+        Ok(names)
+    }
+
+    /// Everything below `path`, as text: names, kinds, sizes, contents, targets.
+    fn tree(&self, path: &str) -> Result<BTreeMap<String, String>, Error> {
+        let mut found = BTreeMap::new();
+        for name in self.list(path)? {
+            let child = format!("{path}/{name}");
+            let attributes = self.walk(&child)?;
+            let what = match attributes.kind {
+                NodeKind::Directory => {
+                    found.extend(self.tree(&child)?);
+                    "directory".to_owned()
+                }
+                NodeKind::Symlink => {
+                    let target = self.fs.readlink(attributes.id)?;
+                    assert_eq!(attributes.size, target.len() as u64);
+                    format!("-> {}", String::from_utf8_lossy(&target))
+                }
+                _ => {
+                    let content = self.read(&child)?;
+                    assert_eq!(attributes.size, content.len() as u64, "{child}");
+                    format!("{:o} {} links {:?}", attributes.mode, attributes.nlink, digest(&content))
+                }
+            };
+            found.insert(child, what);
+        }
+        Ok(found)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        self.fs.shutdown();
+    }
+}
+
+fn open(path: &Path, provider: &Arc<ScriptedProvider>) -> Arc<Filesystem> {
+    let directory = CipherDirectory::open(path).unwrap();
+    let sealed = config::parse(&directory.read_config().unwrap()).unwrap();
+    let volume = volume::unlock(&sealed, provider.clone(), CacheLimits::default()).unwrap();
+    Filesystem::open(directory, volume, Options::default()).unwrap()
+}
+
+fn digest(content: &[u8]) -> (usize, u64) {
+    let sum = content.iter().fold(5381_u64, |sum, byte| sum.wrapping_mul(33) ^ u64::from(*byte));
+    (content.len(), sum)
+}
+
+/// The twin: the same operations on a plain directory.
+fn plain_tree(root: &Path, path: &str) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(root.join(path.trim_start_matches('/'))).unwrap().map(Result::unwrap) {
+        let child = format!("{path}/{}", entry.file_name().to_str().unwrap());
+        let metadata = entry.metadata().unwrap();
+        let what = if metadata.is_dir() {
+            found.extend(plain_tree(root, &child));
+            "directory".to_owned()
+        } else if metadata.is_symlink() {
+            format!("-> {}", fs::read_link(entry.path()).unwrap().display())
+        } else {
+            let content = fs::read(entry.path()).unwrap();
+            format!("{:o} {} links {:?}", metadata.mode() & 0o7777, metadata.nlink(), digest(&content))
+        };
+        found.insert(child, what);
+    }
+    found
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Create(String),
+    Write(String, u64, usize),
+    Truncate(String, u64),
+    Mkdir(String),
+    Rmdir(String),
+    Unlink(String),
+    Rename(String, String),
+    Link(String, String),
+    Symlink(String, String),
+    Remount,
+}
+
+/// Few names, so that they meet; one of them is long.
+fn paths() -> impl Strategy<Value = String> {
+    let name = prop_oneof![
+        3 => Just("a".to_owned()),
+        3 => Just("b".to_owned()),
+        1 => Just("ü".to_owned()),
+        1 => Just("l".repeat(255))
+    ];
+    proptest::collection::vec(name, 1..3).prop_map(|parts| parts.join("/"))
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => paths().prop_map(Step::Create),
+        4 => (paths(), 0..9000_u64, 1..5000_usize).prop_map(|(p, at, len)| Step::Write(p, at, len)),
+        2 => (paths(), 0..9000_u64).prop_map(|(p, size)| Step::Truncate(p, size)),
+        4 => paths().prop_map(Step::Mkdir),
+        2 => paths().prop_map(Step::Rmdir),
+        2 => paths().prop_map(Step::Unlink),
+        4 => (paths(), paths()).prop_map(|(p, q)| Step::Rename(p, q)),
+        2 => (paths(), paths()).prop_map(|(p, q)| Step::Link(p, q)),
+        2 => (paths(), paths()).prop_map(|(p, q)| Step::Symlink(p, q)),
+        1 => Just(Step::Remount)
+    ];
+    proptest::collection::vec(step, 1..40)
+}
+
+fn apply_ours(mounted: &mut Mounted, number: u8, step: &Step) -> Result<(), Error> {
+    let fs = Arc::clone(&mounted.fs);
+    match step {
+        Step::Create(path) => {
+            let made = mounted.create(path, 0o640)?;
+            fs.release(made.id);
+            Ok(())
+        }
+        Step::Write(path, at, len) => mounted.write(path, *at, &vec![number; *len]),
+        Step::Truncate(path, size) => mounted.truncate(path, *size),
+        Step::Mkdir(path) => mounted.parent(path).and_then(|(dir, name)| fs.mkdir(dir, name, 0o750, ME)).map(|_| ()),
+        Step::Rmdir(path) => mounted.parent(path).and_then(|(dir, name)| fs.rmdir(dir, name)),
+        Step::Unlink(path) => mounted.parent(path).and_then(|(dir, name)| fs.unlink(dir, name)),
+        Step::Rename(from, to) => {
+            let ((from, name), (to, new)) = (mounted.parent(from)?, mounted.parent(to)?);
+            fs.rename(from, name, to, new, RenameMode::Replace)
+        }
+        Step::Link(from, to) => {
+            let ((dir, name), id) = (mounted.parent(to)?, mounted.walk(from)?.id);
+            fs.link(id, dir, name).map(|_| ())
+        }
+        Step::Symlink(target, path) => {
+            mounted.parent(path).and_then(|(dir, name)| fs.symlink(dir, name, target.as_bytes(), ME)).map(|_| ())
+        }
+        Step::Remount => {
+            drop(fs);
+            mounted.remount();
+            Ok(())
+        }
+    }
+}
+
+fn apply_plain(root: &Path, number: u8, step: &Step) -> std::io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+    // Unlike `open`, the layer below the kernel follows no symlinks; nor does the twin.
+    let file = |path: &String| fs::OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(root.join(path));
+    match step {
+        Step::Create(path) => {
+            fs::OpenOptions::new().write(true).create_new(true).mode(0o640).open(root.join(path)).map(|_| ())
+        }
+        Step::Write(path, at, len) => file(path)?.write_all_at(&vec![number; *len], *at),
+        Step::Truncate(path, size) => file(path)?.set_len(*size),
+        Step::Mkdir(path) => fs::DirBuilder::new().mode(0o750).create(root.join(path)),
+        Step::Rmdir(path) => fs::remove_dir(root.join(path)),
+        Step::Unlink(path) => fs::remove_file(root.join(path)),
+        Step::Rename(from, to) => fs::rename(root.join(from), root.join(to)),
+        Step::Link(from, to) => fs::hard_link(root.join(from), root.join(to)),
+        Step::Symlink(target, path) => std::os::unix::fs::symlink(target, root.join(path)),
+        Step::Remount => Ok(()),
+    }
+}
+
+/// Parents that are symlinks are followed by the kernel above the one and by the twin's own walk: left out.
+fn walks_a_symlink(root: &Path, step: &Step) -> bool {
+    let paths: Vec<&String> = match step {
+        Step::Rename(p, q) | Step::Link(p, q) => vec![p, q],
+        Step::Symlink(_, p) => vec![p],
+        Step::Create(p) | Step::Mkdir(p) | Step::Rmdir(p) | Step::Unlink(p) => vec![p],
+        Step::Write(p, ..) | Step::Truncate(p, _) => vec![p],
+        Step::Remount => vec![],
+    };
+    paths.iter().any(|path| Path::new(path).ancestors().skip(1).any(|up| root.join(up).is_symlink()))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn behaves_like_a_plain_directory(steps in steps(), deny: bool) {
+        // SAFETY-free: the process has one umask, and every test here wants none.
+        rustix_umask();
+        let holes = if deny { Holes::Deny } else { Holes::Allow };
+        let mut mounted = Mounted::new(false, holes, End::Lenient);
+        let plain = tempfile::tempdir().unwrap();
+        for (number, step) in (0..).zip(&steps) {
+            if walks_a_symlink(plain.path(), step) {
+                continue;
+            }
+            let ours = apply_ours(&mut mounted, number, step);
+            let theirs = apply_plain(plain.path(), number, step);
+            prop_assert_eq!(ours.is_ok(), theirs.is_ok(), "{:?}: {:?} and {:?}", step, ours, theirs);
+            if let (Err(ours), Err(theirs)) = (&ours, &theirs) && !matches!(step, Step::Write(..) | Step::Truncate(..)) {
+                // An entry of a missing or wrong parent fails in the walk above this layer.
+                let theirs = theirs.raw_os_error().unwrap();
+                let same = ours.errno() == theirs || matches!(ours, Error::NoEntry | Error::DirectoryId) || theirs == libc::ENOTDIR;
+                prop_assert!(same, "{:?}: {:?} and {}", step, ours, theirs);
+            }
+        }
+        prop_assert_eq!(mounted.tree("").unwrap(), plain_tree(plain.path(), ""));
+        mounted.remount();
+        prop_assert_eq!(mounted.tree("").unwrap(), plain_tree(plain.path(), ""));
+    }
+}
+
+fn rustix_umask() {
+    rustix::process::umask(rustix::fs::Mode::empty());
+}
+
+#[test]
+fn a_failed_create_leaves_nothing_behind() {
+    let mounted = Mounted::new(true, Holes::Allow, End::Lenient);
+    mounted.provider.always(Answer::Fail(ProviderErrorKind::Denied));
+    assert_eq!(mounted.create("a", 0o600).unwrap_err().errno(), libc::EACCES);
+    assert!(matches!(mounted.walk("a"), Err(Error::NoEntry)));
+    mounted.provider.always(Answer::Right);
+    assert!(mounted.create("a", 0o600).is_ok());
+}
+
+#[test]
+fn an_open_that_waits_for_its_key_holds_nothing_up() {
+    let mut mounted = Mounted::new(true, Holes::Allow, End::Lenient);
+    for name in ["cold", "warm"] {
+        mounted.create(name, 0o600).unwrap();
+        mounted.write(name, 0, name.as_bytes()).unwrap();
+    }
+    mounted.remount();
+    assert_eq!(mounted.read("warm").unwrap(), b"warm");
+    let cold = mounted.walk("cold").unwrap().id;
+    // Both have the same data key, so the cold one needs another volume to be cold: forget the cache.
+    mounted.remount();
+    let (warm, cold) = (mounted.walk("warm").unwrap().id, { let _ = cold; mounted.walk("cold").unwrap().id });
+    mounted.open(warm, Access::Read).unwrap();
+    mounted.provider.hold();
+    let (send, receive) = channel();
+    mounted.fs.open_file(cold, Access::Read, Box::new(move |opened| send.send(opened.is_ok()).unwrap()));
+    let mut plain = [0; 10];
+    assert_eq!(mounted.fs.read(warm, 0, &mut plain).unwrap(), 4);
+    mounted.provider.release();
+    assert!(receive.recv().unwrap());
+}
+
+#[test]
+fn a_lying_provider_is_not_believed() {
+    let mut mounted = Mounted::new(false, Holes::Allow, End::Lenient);
+    mounted.create("a", 0o600).unwrap();
+    mounted.write("a", 0, b"secret").unwrap();
+    mounted.remount();
+    mounted.provider.then(Answer::WrongKey);
+    assert_eq!(mounted.read("a").unwrap_err().errno(), libc::EIO);
+    assert_eq!(mounted.read("a").unwrap(), b"secret");
+}
+
+/// `files_per_data_key` is 3: seven files need three data keys, and reading them again costs three calls.
+#[test]
+fn files_share_data_keys_as_configured() {
+    let mut mounted = Mounted::new(false, Holes::Allow, End::Lenient);
+    let before = mounted.provider.calls();
+    for n in 0..7 {
+        mounted.create(&format!("f{n}"), 0o600).unwrap();
+        mounted.write(&format!("f{n}"), 0, &[n; 10]).unwrap();
+    }
+    assert_eq!(mounted.provider.calls().generate - before.generate, 3);
+    mounted.remount();
+    let before = mounted.provider.calls();
+    for n in 0..7 {
+        assert_eq!(mounted.read(&format!("f{n}")).unwrap(), [n; 10]);
+    }
+    assert_eq!(mounted.provider.calls().unwrap - before.unwrap, 3);
+}
+
+#[test]
+fn junk_headers_cost_no_call() {
+    let mut mounted = Mounted::new(false, Holes::Allow, End::Lenient);
+    mounted.create("a", 0o600).unwrap();
+    mounted.write("a", 0, b"x").unwrap();
+    mounted.remount();
+    let entry = cipher_entries(&mounted.path).pop().unwrap();
+    let good = fs::read(&entry).unwrap();
+    let before = mounted.provider.calls();
+    for at in (0..400).step_by(3) {
+        let mut bad = good.clone();
+        bad[at] ^= 0x40;
+        fs::write(&entry, &bad).unwrap();
+        assert_eq!(mounted.read("a").unwrap_err().errno(), libc::EIO, "{at}");
+    }
+    assert_eq!(mounted.provider.calls(), before);
+    fs::write(&entry, &good).unwrap();
+    assert_eq!(mounted.read("a").unwrap(), b"x");
+}
+
+fn cipher_entries(path: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| !path.file_name().unwrap().to_str().unwrap().starts_with('.')).collect()
+}
+
+#[test]
+fn an_entry_moved_between_directories_is_left_out_and_counted() {
+    let mut mounted = Mounted::new(false, Holes::Allow, End::Lenient);
+    mounted.fs.mkdir(ROOT, b"d", 0o700, ME).unwrap();
+    mounted.create("a", 0o600).unwrap();
+    let (file, directory): (Vec<_>, Vec<_>) = cipher_entries(&mounted.path).into_iter().partition(|p| p.is_file());
+    let moved = directory[0].join(file[0].file_name().unwrap());
+    fs::rename(&file[0], moved).unwrap();
+    mounted.remount();
+    assert_eq!(mounted.list("").unwrap(), ["d"]);
+    assert_eq!(mounted.list("d").unwrap(), Vec::<String>::new());
+    assert!(mounted.fs.stats().undecryptable_names >= 1);
+}
+
+#[test]
+fn an_empty_directory_without_an_id_gets_one_and_a_full_one_is_refused() {
+    let mut mounted = Mounted::new(false, Holes::Allow, End::Lenient);
+    mounted.fs.mkdir(ROOT, b"d", 0o700, ME).unwrap();
+    let id = cipher_entries(&mounted.path)[0].join(name::DIRECTORY_ID);
+    fs::remove_file(&id).unwrap();
+    mounted.remount();
+    mounted.create("d/a", 0o600).unwrap();
+    assert_eq!(mounted.list("d").unwrap(), ["a"]);
+    fs::remove_file(&id).unwrap();
+    mounted.remount();
+    assert!(matches!(mounted.list("d"), Err(Error::DirectoryId)));
+    assert_eq!(mounted.walk("d/a").unwrap_err().errno(), libc::EIO);
+}
+
+#[test]
+fn a_strict_volume_has_no_file_without_a_header() {
+    let mut mounted = Mounted::new(false, Holes::Deny, End::Strict);
+    mounted.create("a", 0o600).unwrap();
+    mounted.remount();
+    assert_eq!(mounted.read("a").unwrap(), b"");
+    fs::write(&cipher_entries(&mounted.path)[0], b"").unwrap();
+    mounted.remount();
+    assert!(matches!(mounted.read("a"), Err(Error::NoHeader)));
+}
+
+#[test]
+fn settled_sizes_need_no_read_and_unsettled_ones_are_right_too() {
+    let mut mounted = Mounted::new(false, Holes::Allow, End::Lenient);
+    mounted.create("a", 0o600).unwrap();
+    mounted.write("a", 0, &[1; 5000]).unwrap();
+    let entry = &cipher_entries(&mounted.path)[0];
+    assert_eq!(fs::metadata(entry).unwrap().len(), 3 * 4096);
+    let before = mounted.walk("a").unwrap();
+    mounted.remount();
+    assert_eq!(fs::metadata(entry).unwrap().len(), 3 * 4096 + 5000 - 4048);
+    let after = mounted.walk("a").unwrap();
+    assert_eq!((after.size, after.mtime), (5000, before.mtime));
+    // What a crash before settling leaves.
+    fs::OpenOptions::new().write(true).open(entry).unwrap().set_len(3 * 4096).unwrap();
+    mounted.fs = open(&mounted.path, &mounted.provider);
+    assert_eq!(mounted.walk("a").unwrap().size, 5000);
+}
+
+#[test]
+fn long_names_bring_their_link_and_take_it_away() {
+    let mounted = Mounted::new(false, Holes::Allow, End::Lenient);
+    let (long, other) = ("x".repeat(255), "y".repeat(200));
+    mounted.create(&long, 0o600).unwrap();
+    assert_eq!(cipher_entries(&mounted.path).len(), 2);
+    mounted.fs.rename(ROOT, long.as_bytes(), ROOT, other.as_bytes(), RenameMode::Replace).unwrap();
+    assert_eq!(mounted.list("").unwrap(), [other.clone()]);
+    assert_eq!(cipher_entries(&mounted.path).len(), 2);
+    mounted.fs.unlink(ROOT, other.as_bytes()).unwrap();
+    assert_eq!(cipher_entries(&mounted.path).len(), 0);
+    assert_eq!(mounted.create(&"z".repeat(256), 0o600).unwrap_err().errno(), libc::ENAMETOOLONG);
+}
+
+#[test]
+fn an_unlinked_file_lives_as_long_as_its_handle() {
+    let mounted = Mounted::new(false, Holes::Allow, End::Lenient);
+    let id = mounted.create("a", 0o600).unwrap().id;
+    mounted.fs.write(id, 0, b"still here").unwrap();
+    mounted.fs.unlink(ROOT, b"a").unwrap();
+    let keep = Change { mode: Some(0o644), uid: None, gid: None, atime: SetTime::Now, mtime: SetTime::Keep };
+    assert_eq!(mounted.fs.change(id, &keep).unwrap().nlink, 0);
+    mounted.fs.sync(id, true).unwrap();
+    let mut plain = [0; 20];
+    assert_eq!(mounted.fs.read(id, 0, &mut plain).unwrap(), 10);
+    mounted.fs.release(id);
+    mounted.fs.forget(id, 1);
+    assert_eq!(mounted.fs.attributes(id).unwrap_err().errno(), libc::ESTALE);
+    assert_eq!(mounted.fs.stats().inodes_known, 1);
+}
