@@ -147,8 +147,8 @@ def parse_config(file):
         config = tomllib.loads(body.decode())
         if type(config.get("format")) is int and config["format"] != 1:
             raise Bad("unknown version", f"of the volume: {config['format']}")
-        known = (set(config) == FIELDS and config["holes"] in ("allow", "deny") and config["end"] in ("lenient", "strict")
-                 and 1 <= config["files-per-data-key"] <= 1_000_000
+        known = (set(config) == FIELDS and config["holes"] in ("allow", "deny")
+                 and config["end"] in ("lenient", "strict") and 1 <= config["files-per-data-key"] <= 1_000_000
                  and str(uuid.UUID(config["volume-id"])) == config["volume-id"]
                  and config["wrapping-key"] and config["volume-key"])
     except (ValueError, TypeError, AttributeError) as error:
@@ -255,14 +255,14 @@ def plain_size(disk, len_of_page):
 
 
 def decrypt_file(fd, volume, write):
-    """Calls `write(bytes, offset)` for everything but holes, and returns the size."""
+    """Calls `write(bytes, offset)` for everything but holes; returns the size, and whether the end is marked."""
     disk, header_page, marked = os.fstat(fd).st_size, os.pread(fd, PAGE, 0), True
     if 0 < disk < PAGE:
         raise Bad("impossible size", f"{disk} bytes on disk")
     if not any(header_page):
         if volume.strict:
             raise Bad("no header")
-        return 0
+        return 0, disk == 0
     suite, key = file_key(header_page, volume)
     page = lambda index: open_page(os.pread(fd, PAGE, PAGE * (1 + index)), index, suite, key, volume.holes)
     size = plain_size(disk, lambda last: page(last)[1])
@@ -272,7 +272,7 @@ def decrypt_file(fd, volume, write):
             write(payload[:size - start], start)
     if not marked and volume.strict:
         raise Bad("end mark", "the file was cut off")
-    return size
+    return size, marked
 
 
 # ---- 7: names ----
@@ -329,26 +329,29 @@ def decrypt_directory(path, out, volume):
 
 def decrypt_entry(source, target, info, volume):
     if stat.S_ISLNK(info.st_mode):
-        return os.symlink(decrypt_link(os.readlink(source), volume), target)
-    if stat.S_ISDIR(info.st_mode):
+        os.symlink(decrypt_link(os.readlink(source), volume), target)
+    elif stat.S_ISDIR(info.st_mode):
         yield from decrypt_directory(source, target, volume)
     elif stat.S_ISREG(info.st_mode):
         with open(source, "rb", opener=lambda p, f: os.open(p, f | os.O_NOFOLLOW)) as file:
             copy_file(file.fileno(), target, volume)
     else:
         return print(f"{source}: a special file, left out", file=sys.stderr)
-    os.chmod(target, stat.S_IMODE(info.st_mode))
-    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
+    if not stat.S_ISLNK(info.st_mode):
+        os.chmod(target, stat.S_IMODE(info.st_mode))
+    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns), follow_symlinks=False)
 
 
 def copy_file(fd, target, volume):
     with open(target, "xb") as out:
         try:
-            size = decrypt_file(fd, volume, lambda data, at: os.pwrite(out.fileno(), data, at))
+            size, marked = decrypt_file(fd, volume, lambda data, at: os.pwrite(out.fileno(), data, at))
         except Bad:
             os.unlink(target)
             raise
         out.truncate(size)
+    if not marked:
+        print(f"{os.fsdecode(target)}: the end mark is missing: the file was cut off here", file=sys.stderr)
 
 
 def main():
@@ -361,12 +364,14 @@ def main():
     read = lambda path, limit=1 << 18: open(path, "rb").read(limit)
     try:
         config_file = read(f"{arguments.cipherdir}/.kmsfs/volume.toml", 65537)
-        places = [key.get("location") for key in parse_config(config_file)[0]["wrapping-key"] if key["provider"] == "local"]
+        keys = parse_config(config_file)[0]["wrapping-key"]
+        places = [key.get("location") for key in keys if key["provider"] == "local"]
         passphrase = arguments.passphrase_file and read(arguments.passphrase_file).removesuffix(b"\n")
         if not (arguments.keyring or any(places)):
             raise Bad("keyring", "the volume names no local keyring: give --keyring")
         keyring = Keyring(read(arguments.keyring or next(filter(None, places))), passphrase)
-        problems = list(decrypt_directory(arguments.cipherdir, os.fsencode(arguments.outdir), Volume(config_file, keyring)))
+        root, out = arguments.cipherdir, os.fsencode(arguments.outdir)
+        problems = list(decrypt_entry(root, out, os.stat(root), Volume(config_file, keyring)))
     except (Bad, OSError, ValueError, KeyError) as error:
         sys.exit(f"decrypt.py: {error}")
     for problem in problems:

@@ -190,17 +190,25 @@ impl From<crate::mount::MountError> for CliError {
         use crate::mount::MountError;
         let exit = match &error {
             MountError::NoDevice(_) | MountError::NoHelper(_) | MountError::Refused(_) => Exit::NoFuse,
-            MountError::Busy => Exit::MountPoint,
             MountError::NotMounted => Exit::NotMounted,
+            MountError::Busy => Exit::Other,
             MountError::Session(_) => Exit::Io,
         };
         Self::new(exit, error)
     }
 }
 
+/// For a filesystem that does not open; what happens in an open one becomes an errno.
 impl From<crate::fs::Error> for CliError {
     fn from(error: crate::fs::Error) -> Self {
-        let exit = if error.is_alarming() { Exit::Unauthentic } else { Exit::Io };
-        Self::new(exit, error)
+        use crate::fs::Error;
+        match error {
+            Error::Io(error) => Self::io("the cipher directory", &error),
+            Error::Key(error) => error.into(),
+            Error::DirectoryId | Error::LinkTarget | Error::NoHeader | Error::Content(_) => {
+                Self::new(Exit::Unauthentic, error)
+            }
+            other => Self::new(Exit::Other, other),
+        }
     }
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use crate::content::Content;
 use crate::crypto::FileKeys;
 use crate::format::config::End;
-use crate::format::geometry::{ImpossibleSize, PAGE_LEN, PAGE_SIZE};
+use crate::format::geometry::{ImpossibleSize, PAGE_LEN};
 use crate::format::header::HeaderPage;
 use crate::keys::AuthenticHeader;
 use crate::storage::{Access, DiskFile, NodeKind, RawFile};
@@ -215,33 +215,29 @@ impl Filesystem {
 
     /// Reads the header and checks its MAC.
     fn find_header(&self, inode: &Inode, file: &DiskFile) -> Result<Found, Error> {
+        if inode.node.is_new() && file.size()? == 0 {
+            return Ok(Found::None);
+        }
         let mut page: HeaderPage = [0; PAGE_LEN];
         let header = match file.read_at(&mut page, 0)? {
             0 => None,
-            PAGE_LEN => self.volume.ring.authenticate(&page)?,
+            PAGE_LEN => self.authenticate(inode, &page)?,
             len => return Err(ContentError::from(ImpossibleSize(len as u64)).into()),
         };
         match header {
             Some(header) => Ok(Found::Header(Box::new(header))),
-            None if self.rules.end == End::Strict && !self.is_new(inode, file)? => Err(Error::NoHeader),
-            None => {
-                self.note_lost_header(inode, file)?;
-                Ok(Found::None)
-            }
+            None if self.rules.end == End::Strict => Err(Error::NoHeader),
+            None => Ok(Found::None),
         }
     }
 
-    /// A file that was made just now and has not been opened yet has every right to be empty.
-    fn is_new(&self, inode: &Inode, file: &DiskFile) -> Result<bool, Error> {
-        Ok(inode.node.is_new() && file.size()? == 0)
-    }
-
-    fn note_lost_header(&self, inode: &Inode, file: &DiskFile) -> Result<(), Error> {
-        if file.size()? >= PAGE_SIZE {
-            let lost = || format!("{} has a header of zeros: it never became durable, and reads as empty", inode.node.describe());
-            self.alarm("header", lost);
+    fn authenticate(&self, inode: &Inode, page: &HeaderPage) -> Result<Option<AuthenticHeader>, Error> {
+        let header = self.volume.ring.authenticate(page)?;
+        if header.is_none() {
+            let place = || inode.node.describe();
+            self.alarm("header", || format!("{}: a header of zeros never became durable: the file is empty", place()));
         }
-        Ok(())
+        Ok(header)
     }
 
     /// Opens the backing file: for writing wherever that is possible, since with a writeback cache the kernel writes through

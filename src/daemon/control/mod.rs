@@ -132,21 +132,23 @@ mod tests {
     #[test]
     fn waiting_has_a_deadline() {
         let home = tempfile::tempdir().unwrap();
-        let _socket = socket(home.path());
-        let waiting = Client::connect(home.path(), Path::new("/mnt")).unwrap().wait(DEADLINE).unwrap();
+        let directory = home.path().join("kmsfs");
+        let _socket = socket(&directory);
+        let waiting = Client::connect(&directory, Path::new("/mnt")).unwrap().wait(DEADLINE).unwrap();
         assert!(matches!(waiting.ended(Duration::from_millis(20)), Err(ClientError::Deadline)));
     }
 
     #[test]
     fn a_second_socket_is_refused_and_a_dead_one_replaced() {
         let home = tempfile::tempdir().unwrap();
-        let first = socket(home.path());
-        let second = ControlSocket::bind(home.path(), Path::new("/mnt"), String::new);
+        let directory = home.path().join("kmsfs");
+        let first = socket(&directory);
+        let second = ControlSocket::bind(&directory, Path::new("/mnt"), String::new);
         assert!(matches!(second, Err(ControlError::InUse)));
         drop(first);
         // A socket file that nobody listens on, as a killed process leaves it.
-        drop(std::os::unix::net::UnixListener::bind(socket_path(home.path(), Path::new("/mnt"))).unwrap());
-        drop(socket(home.path()));
+        drop(std::os::unix::net::UnixListener::bind(socket_path(&directory, Path::new("/mnt"))).unwrap());
+        drop(socket(&directory));
     }
 
     #[test]
@@ -161,16 +163,17 @@ mod tests {
     fn nonsense_is_answered_and_does_no_harm() {
         use std::io::{Read, Write};
         let home = tempfile::tempdir().unwrap();
-        let _socket = socket(home.path());
+        let directory = home.path().join("kmsfs");
+        let _socket = socket(&directory);
         for nonsense in [&b"nonsense\n"[..], b"{\"command\":\"format\"}\n", b"\xff\n", &[b'x'; 70_000]] {
             let mut stream =
-                std::os::unix::net::UnixStream::connect(socket_path(home.path(), Path::new("/mnt"))).unwrap();
+                std::os::unix::net::UnixStream::connect(socket_path(&directory, Path::new("/mnt"))).unwrap();
             // The server may stop reading an endless line before it is written.
             let _ = stream.write_all(nonsense);
             let mut answer = String::new();
             let _ = stream.read_to_string(&mut answer);
             assert!(answer.is_empty() || answer.starts_with(r#"{"error":"#), "{answer}");
         }
-        Client::connect(home.path(), Path::new("/mnt")).unwrap().status(DEADLINE).unwrap();
+        Client::connect(&directory, Path::new("/mnt")).unwrap().status(DEADLINE).unwrap();
     }
 }
