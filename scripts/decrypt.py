@@ -369,7 +369,11 @@ def main():
         passphrase = arguments.passphrase_file and read(arguments.passphrase_file).removesuffix(b"\n")
         if not (arguments.keyring or any(places)):
             raise Bad("keyring", "the volume names no local keyring: give --keyring")
-        keyring = Keyring(read(arguments.keyring or next(filter(None, places))), passphrase)
+        path = arguments.keyring or next(filter(None, places))
+        mode = os.lstat(path).st_mode
+        if not stat.S_ISREG(mode) or mode & 0o077:
+            raise Bad("keyring", f"{path} is not a regular file that only its owner may touch")
+        keyring = Keyring(read(path), passphrase)
         root, out = arguments.cipherdir, os.fsencode(arguments.outdir)
         problems = list(decrypt_entry(root, out, os.stat(root), Volume(config_file, keyring)))
     except (Bad, OSError, ValueError, KeyError) as error:

@@ -1,4 +1,5 @@
 //! The filesystem layer without a kernel: random operations against a plain directory, and single promises by themselves.
+#![allow(clippy::unwrap_used)] // a test fails by panicking
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -46,9 +47,9 @@ impl Mounted {
     }
 
     fn walk(&self, path: &str) -> Result<Attributes, Error> {
-        path.split('/').filter(|part| !part.is_empty()).try_fold(self.fs.attributes(ROOT)?, |at, part| {
-            self.fs.lookup(at.id, part.as_bytes())
-        })
+        path.split('/')
+            .filter(|part| !part.is_empty())
+            .try_fold(self.fs.attributes(ROOT)?, |at, part| self.fs.lookup(at.id, part.as_bytes()))
     }
 
     /// The directory and the last part of a path.
@@ -348,7 +349,10 @@ fn an_open_that_waits_for_its_key_holds_nothing_up() {
     let cold = mounted.walk("cold").unwrap().id;
     // Both have the same data key, so the cold one needs another volume to be cold: forget the cache.
     mounted.remount();
-    let (warm, cold) = (mounted.walk("warm").unwrap().id, { let _ = cold; mounted.walk("cold").unwrap().id });
+    let (warm, cold) = (mounted.walk("warm").unwrap().id, {
+        let _ = cold;
+        mounted.walk("cold").unwrap().id
+    });
     mounted.open(warm, Access::Read).unwrap();
     mounted.provider.hold();
     let (send, receive) = channel();

@@ -2,6 +2,8 @@
 //!
 //! They were made by another implementation (`tests/vectors/generate.py`), so an answer that agrees is agreed by two. The
 //! test fails if a bad case is accepted, if it is refused for another reason, and if a good one gives other bytes.
+#![allow(clippy::unwrap_used)] // a test fails by panicking
+#![allow(clippy::print_stdout)] // it tells what it leaves out
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
@@ -177,7 +179,9 @@ impl Case {
         let keys = self.volume_keys(Suite::Xaes256Gcm);
         let plain = keys.name.open(&self.array("directory"), &sealed).map_err(|_| "name")?;
         if self.text("expect") == "no name" {
-            println!("not checked: only a holder of the key can make such a name, and the library has no check of it yet");
+            println!(
+                "not checked: only a holder of the key can make such a name, and the library has no check of it yet"
+            );
             return Err("no name");
         }
         Ok(plain)
@@ -202,7 +206,8 @@ impl Case {
         std::fs::write(&keyring, self.text("keyring")).unwrap();
         std::fs::set_permissions(&keyring, std::fs::Permissions::from_mode(0o600)).unwrap();
         let key_id = self.text("key-id");
-        let provider = providers::open(ProviderKind::Local, key_id, Some(&keyring), &ProviderSettings::default()).unwrap();
+        let provider =
+            providers::open(ProviderKind::Local, key_id, Some(&keyring), &ProviderSettings::default()).unwrap();
         let context = EncryptionContext::data_key(&self.array("volume-id"), &self.array("data-key-id"));
         let data_key = provider.unwrap(key_id, &self.bytes("wrapped"), &context);
         data_key.map(|key| key.expose().to_vec()).map_err(|error| word_of(&error.into()))

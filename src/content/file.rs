@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use crate::crypto::FileKeys;
 use crate::format::config::{End, Holes};
 use crate::format::geometry::{
-    DiskOffset, ImpossibleSize, PAGE_LEN, PAGE_SIZE, PAYLOAD_LEN, PageIndex, PlainOffset, SizeHint, last_page, last_page_len,
-    size_hint, size_with_last_page,
+    DiskOffset, ImpossibleSize, PAGE_LEN, PAGE_SIZE, PAYLOAD_LEN, PageIndex, PlainOffset, SizeHint, last_page,
+    last_page_len, size_hint, size_with_last_page,
 };
 use crate::format::header::HeaderPage;
 use crate::format::page::Page;
@@ -139,8 +139,7 @@ impl Content {
         events: Arc<Events>,
     ) -> Result<Self, ContentError> {
         let disk = if keys.is_some() { DiskShape::Settled } else { DiskShape::Headerless };
-        let shape =
-            Shape { size: PlainOffset(0), disk, tail: Tail::Unknown, version: 0, end_mark_reported: false };
+        let shape = Shape { size: PlainOffset(0), disk, tail: Tail::Unknown, version: 0, end_mark_reported: false };
         let content = Self {
             file,
             rules,
@@ -164,7 +163,7 @@ impl Content {
                 // Whatever the page is, its length is looked at only because it is the last one.
                 let len = self.open_unchecked(last, &mut Plain::zeros()[..])?.len();
                 (size_with_last_page(last, len), DiskShape::Aligned)
-            },
+            }
         };
         let mut shape = self.shape();
         (shape.size, shape.disk) = (size, disk);
@@ -181,6 +180,12 @@ impl Content {
     #[must_use]
     pub fn size(&self) -> u64 {
         self.shape().size.0
+    }
+
+    /// Whether the last page was found without an end mark: the file was cut off.
+    #[must_use]
+    pub fn lacks_end_mark(&self) -> bool {
+        self.shape().end_mark_reported
     }
 
     /// Whether the file still needs a key before it can hold anything.

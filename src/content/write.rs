@@ -117,12 +117,8 @@ impl Content {
     }
 
     /// The content of the last page, if it is a partial one among `pages`.
-    fn partial_last_page(
-        &self,
-        size: PlainOffset,
-        pages: &RangeInclusive<u64>,
-    ) -> Result<Option<Plain>, ContentError> {
-        if size.0 % PAYLOAD == 0 || !pages.contains(&size.page().0) {
+    fn partial_last_page(&self, size: PlainOffset, pages: &RangeInclusive<u64>) -> Result<Option<Plain>, ContentError> {
+        if size.0.is_multiple_of(PAYLOAD) || !pages.contains(&size.page().0) {
             return Ok(None);
         }
         let mut old = Plain::zeros();

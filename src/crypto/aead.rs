@@ -16,9 +16,10 @@ pub struct Unauthentic;
 /// A key of one suite. Wiped on drop by the implementations behind it.
 pub struct SuiteKey(Kind);
 
+#[allow(clippy::large_enum_variant)] // the large one is the usual one
 enum Kind {
     Xaes(XaesKey),
-    XChaCha(Box<XChaCha20Poly1305>),
+    XChaCha(XChaCha20Poly1305),
 }
 
 impl SuiteKey {
@@ -27,7 +28,7 @@ impl SuiteKey {
     pub fn new(suite: Suite, key: &Secret<32>) -> Self {
         Self(match suite {
             Suite::Xaes256Gcm => Kind::Xaes(XaesKey::new(key.expose())),
-            Suite::XChaCha20Poly1305 => Kind::XChaCha(Box::new(XChaCha20Poly1305::new(key.expose().into()))),
+            Suite::XChaCha20Poly1305 => Kind::XChaCha(XChaCha20Poly1305::new(key.expose().into())),
         })
     }
 
@@ -57,7 +58,9 @@ impl AeadSession<'_> {
         match &self.key.0 {
             Kind::Xaes(key) => {
                 let (inner, nonce) = inner_key(&mut self.inner, key, nonce);
-                inner.seal_out_of_place_scatter(nonce, Aad::from(aad), plain, cipher, &[], &mut tag).expect("sealing a page");
+                inner
+                    .seal_out_of_place_scatter(nonce, Aad::from(aad), plain, cipher, &[], &mut tag)
+                    .expect("sealing a page");
             }
             Kind::XChaCha(key) => {
                 let buffer = InOutBuf::new(plain, cipher).expect("equal lengths");

@@ -26,10 +26,7 @@ impl VolumeKeys {
         let key = |label| kdf::derive::<32>(volume_key, volume_id, &[label]);
         Self {
             header: HeaderKey(key(kdf::HEADER)),
-            name: NameKey {
-                name: kdf::derive(volume_key, volume_id, &[kdf::NAME]),
-                directory: key(kdf::DIRECTORY),
-            },
+            name: NameKey { name: kdf::derive(volume_key, volume_id, &[kdf::NAME]), directory: key(kdf::DIRECTORY) },
             link: LinkKey(SuiteKey::new(suite, &key(kdf::LINK))),
             config: key(kdf::CONFIG),
             fingerprint: kdf::derive(volume_key, volume_id, &[kdf::FINGERPRINT]),

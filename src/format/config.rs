@@ -219,7 +219,11 @@ mod tests {
             key: "k\"1".into(),
             location: Some("/a \\ path\n".into()),
         });
-        config.volume_keys.push(WrappedVolumeKey { provider: "local".into(), key: "k\"1".into(), wrapped: "AAAA".into() });
+        config.volume_keys.push(WrappedVolumeKey {
+            provider: "local".into(),
+            key: "k\"1".into(),
+            wrapped: "AAAA".into(),
+        });
         config
     }
 

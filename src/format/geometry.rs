@@ -152,7 +152,8 @@ mod tests {
 
     #[test]
     fn sizes_at_the_edges() {
-        for (plain, settled) in [(0, 4096), (1, 8193), (4047, 8192 + 4047), (4048, 8192), (4049, 12289), (8096, 12288)] {
+        for (plain, settled) in [(0, 4096), (1, 8193), (4047, 8192 + 4047), (4048, 8192), (4049, 12289), (8096, 12288)]
+        {
             assert_eq!(settled_size(PlainOffset(plain)), DiskOffset(settled), "{plain}");
         }
         assert_eq!(size_hint(DiskOffset(0)), Ok(SizeHint::Known(PlainOffset(0))));

@@ -75,7 +75,9 @@ pub enum HeaderError {
     #[error("the header is malformed: {0}")]
     Malformed(&'static str),
     /// The records do not fit.
-    #[error("the wrapped keys of this file take {needed} bytes, and a header holds {RECORDS_CAPACITY}: use fewer recipients or shorter key ids")]
+    #[error(
+        "the wrapped keys of this file take {needed} bytes, and a header holds {RECORDS_CAPACITY}: use fewer recipients or shorter key ids"
+    )]
     TooLarge {
         /// Bytes of all records.
         needed: usize,
@@ -142,7 +144,6 @@ pub fn put_slot(page: &mut HeaderPage, slot: usize, signed: &[u8], mac: &[u8; 32
 }
 
 /// Both slots of a header page.
-#[must_use]
 pub fn parse_page(page: &HeaderPage) -> [Result<Slot<'_>, HeaderError>; 2] {
     let (a, b) = page.split_at(SLOT_LEN);
     [parse_slot(a), parse_slot(b)]

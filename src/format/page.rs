@@ -30,6 +30,7 @@ pub struct Trailer {
 }
 
 const LAST: u16 = 1;
+const _: () = assert!(Trailer::INNER.len as usize == PAYLOAD_LEN);
 
 /// A trailer that no writer of version 1 writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,7 +39,7 @@ pub struct BadTrailer;
 
 impl Trailer {
     /// The trailer of a page with others after it.
-    pub const INNER: Self = Self { len: PAYLOAD_LEN as u16, last: false };
+    pub const INNER: Self = Self { len: 4048, last: false };
 
     /// The trailer of a last page with `len` bytes.
     #[must_use]
@@ -112,7 +113,12 @@ mod tests {
         for trailer in [Trailer::INNER, Trailer::last(1), Trailer::last(4048)] {
             assert_eq!(Trailer::parse(&page_with(trailer.encode())), Ok(trailer));
         }
-        for bad in [[0, 0, 0, 0, 0, 0, 0, 0], [0xd1, 0x0f, 0, 0, 0, 0, 0, 0], [1, 0, 2, 0, 0, 0, 0, 0], [1, 0, 1, 0, 0, 0, 0, 1]] {
+        for bad in [
+            [0, 0, 0, 0, 0, 0, 0, 0],
+            [0xd1, 0x0f, 0, 0, 0, 0, 0, 0],
+            [1, 0, 2, 0, 0, 0, 0, 0],
+            [1, 0, 1, 0, 0, 0, 0, 1],
+        ] {
             assert_eq!(Trailer::parse(&page_with(bad)), Err(BadTrailer), "{bad:?}");
         }
     }

@@ -90,8 +90,7 @@ impl InodeTable {
     pub(super) fn new(root: Node, stat: &Stat) -> Self {
         let root = Arc::new(Inode::new(ROOT, root, NodeKind::Directory));
         root.lookups.store(1, Ordering::Relaxed);
-        let known =
-            Known { by_id: HashMap::from([(ROOT, root)]), spilled: HashMap::new(), next_spilled: SPILL };
+        let known = Known { by_id: HashMap::from([(ROOT, root)]), spilled: HashMap::new(), next_spilled: SPILL };
         Self { device: stat.dev, known: Mutex::new(known) }
     }
 

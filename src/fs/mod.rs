@@ -33,6 +33,7 @@ pub use stats::Stats;
 pub use crate::storage::{Access, FileSystemStat, NodeKind, RenameMode, SetTime, Timestamp};
 
 use crate::content::{ContentError, Events, Rules};
+use crate::format::geometry::PAGE_SIZE;
 use crate::keys::Volume;
 use crate::storage::{CipherDirectory, Node};
 
@@ -96,10 +97,23 @@ impl Filesystem {
         });
         let root = fs.inodes.get(ROOT)?;
         fs.directory_id(&root)?;
+        fs.check_block_size()?;
         if !options.read_only {
             Settler::start(&fs)?;
         }
         Ok(fs)
+    }
+
+    /// A page is safe from power cuts only where the disk below writes it whole.
+    fn check_block_size(&self) -> Result<(), Error> {
+        let block_size = self.space()?.block_size;
+        if block_size < PAGE_SIZE {
+            tracing::warn!(
+                "the backing filesystem has blocks of {block_size} bytes: a power cut can tear pages of {PAGE_SIZE}; \
+                 make it with blocks of {PAGE_SIZE} bytes"
+            );
+        }
+        Ok(())
     }
 
     /// Settles every file and wipes every key. For after the unmount: nothing may be asked of it any more.

@@ -8,9 +8,7 @@ use crate::format::name::{self, LINK_TARGET_MAX, Stored};
 use crate::storage::{Access, Node, NodeKind, RenameMode};
 
 use super::inode::Inode;
-use super::names::{
-    holds_nothing, remove_long_name_link, restore_directory_id, strip_directory, with_long_name_link,
-};
+use super::names::{holds_nothing, remove_long_name_link, restore_directory_id, strip_directory, with_long_name_link};
 use super::{Attributes, Error, Filesystem, InodeId};
 
 /// Who asks, as far as new files are concerned.
@@ -122,8 +120,7 @@ impl Filesystem {
         caller: Caller,
     ) -> Result<(Arc<Inode>, Attributes), Error> {
         let stored = self.stored_name(directory, name)?;
-        let node =
-            with_long_name_link(&directory.node, &stored, |entry| directory.node.create_file(entry, mode))?;
+        let node = with_long_name_link(&directory.node, &stored, |entry| directory.node.create_file(entry, mode))?;
         self.hand_over(directory, &node, mode, caller)?;
         self.learn(node)
     }
@@ -132,13 +129,7 @@ impl Filesystem {
     ///
     /// # Errors
     /// [`Error::NameTooLong`] if the target is longer than what can be sealed.
-    pub fn symlink(
-        &self,
-        directory: InodeId,
-        name: &[u8],
-        target: &[u8],
-        caller: Caller,
-    ) -> Result<Attributes, Error> {
+    pub fn symlink(&self, directory: InodeId, name: &[u8], target: &[u8], caller: Caller) -> Result<Attributes, Error> {
         let directory = self.writable_directory(directory)?;
         if target.len() > LINK_TARGET_MAX {
             return Err(Error::NameTooLong);
@@ -274,13 +265,7 @@ fn with_emptied(victim: &Node, remove: impl FnOnce() -> io::Result<()>) -> Resul
     Ok(())
 }
 
-fn rename_over_empty_directory(
-    from: &Node,
-    old: &Stored,
-    to: &Node,
-    entry: &str,
-    mode: RenameMode,
-) -> io::Result<()> {
+fn rename_over_empty_directory(from: &Node, old: &Stored, to: &Node, entry: &str, mode: RenameMode) -> io::Result<()> {
     let rename = || from.rename(old.entry(), to, entry, mode);
     match rename() {
         Err(error) if mode == RenameMode::Replace && error.kind() == io::ErrorKind::DirectoryNotEmpty => {

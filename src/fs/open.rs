@@ -58,9 +58,8 @@ impl Filesystem {
         caller: Caller,
         answer: Answer<Attributes>,
     ) {
-        let created = self
-            .writable_directory(directory)
-            .and_then(|directory| self.create_node(&directory, name, mode, caller));
+        let created =
+            self.writable_directory(directory).and_then(|directory| self.create_node(&directory, name, mode, caller));
         let (inode, attributes) = match created {
             Ok(created) => created,
             Err(error) => return answer(Err(error)),
@@ -92,6 +91,9 @@ impl Filesystem {
         let Ok(inode) = self.inodes.get(id) else { return };
         let mut slot = inode.slot();
         slot.handles = slot.handles.saturating_sub(1);
+        if slot.open.as_ref().is_some_and(|open| open.content.lacks_end_mark()) {
+            self.alarm("end", || format!("{}: the end of the file is missing: it was cut off", inode.node.describe()));
+        }
         let waits = |open: &OpenFile| inode.watched.load(Ordering::Relaxed) && open.content.unsettled().is_some();
         if slot.handles == 0 && !slot.open.as_ref().is_some_and(waits) {
             slot.open = None;

@@ -17,6 +17,8 @@ pub struct Stats {
     pub suite: String,
     /// Nothing can be changed.
     pub read_only: bool,
+    /// Bytes in a block of the backing filesystem; with fewer than 4096 a power cut can tear a page.
+    pub backing_block_size: u64,
     /// The provider and key that wrap new data keys.
     pub wrapping_key: String,
     /// How many new files may share a data key.
@@ -57,6 +59,7 @@ impl Filesystem {
             cipher_directory: self.directory.path().to_string_lossy().into_owned(),
             suite: config.suite.clone(),
             read_only: self.read_only,
+            backing_block_size: self.space().map_or(0, |space| space.block_size),
             wrapping_key: wrapping_key.unwrap_or_default(),
             files_per_data_key: config.files_per_data_key,
             key_cache_hits: keys.hits,

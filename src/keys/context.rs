@@ -12,10 +12,7 @@ impl EncryptionContext {
     /// The context of a volume key.
     #[must_use]
     pub fn volume_key(volume_id: &[u8; 16]) -> Self {
-        Self(BTreeMap::from([
-            ("kmsfs:volume", hex::encode_uuid(volume_id)),
-            ("kmsfs:purpose", "volume".to_owned()),
-        ]))
+        Self(BTreeMap::from([("kmsfs:volume", hex::encode_uuid(volume_id)), ("kmsfs:purpose", "volume".to_owned())]))
     }
 
     /// The context of a data key.

@@ -31,7 +31,9 @@ pub enum KeyError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The volume config's seal is broken.
-    #[error("the volume config does not authenticate: it was changed after it was sealed; restore volume.toml.1 or a backup")]
+    #[error(
+        "the volume config does not authenticate: it was changed after it was sealed; restore volume.toml.1 or a backup"
+    )]
     BrokenSeal,
     /// The volume config has no record for the provider.
     #[error("the volume key is not wrapped for the provider {0}")]

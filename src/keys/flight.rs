@@ -80,7 +80,8 @@ impl Drop for Landing<'_> {
         self.flight.calls().remove(self.key);
         let mut answer = self.call.answer.lock().unwrap_or_else(PoisonError::into_inner);
         answer.get_or_insert_with(|| {
-            Err(ProviderError::new(ProviderErrorKind::BadAnswer, "the call for this key ended without an answer").into())
+            Err(ProviderError::new(ProviderErrorKind::BadAnswer, "the call for this key ended without an answer")
+                .into())
         });
         self.call.arrived.notify_all();
     }

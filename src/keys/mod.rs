@@ -16,6 +16,8 @@ mod mint;
 mod provider;
 pub mod providers;
 mod ring;
+#[cfg(test)]
+mod tests;
 pub mod volume;
 
 pub use cache::CacheLimits;

@@ -112,8 +112,7 @@ impl Ring {
         if header.volume_id != self.volume_id {
             return Err(KeyError::UnauthenticHeader);
         }
-        let suite =
-            Suite::from_id(header.suite).ok_or_else(|| KeyError::UnknownSuite(header.suite.to_string()))?;
+        let suite = Suite::from_id(header.suite).ok_or_else(|| KeyError::UnknownSuite(header.suite.to_string()))?;
         let verified = self
             .header_key
             .verify(slot.signed, &slot.mac, suite, header.file_id, header.commitment)
@@ -141,9 +140,9 @@ impl Ring {
             return keys;
         }
         self.counts.misses.fetch_add(1, Ordering::Relaxed);
-        self.flight.run(&header.cache_key, || self.unwrap(header)).and_then(|data_key| {
-            Ok(FileKeys::open(&header.verified, &data_key)?)
-        })
+        self.flight
+            .run(&header.cache_key, || self.unwrap(header))
+            .and_then(|data_key| Ok(FileKeys::open(&header.verified, &data_key)?))
     }
 
     /// Tries the records in their order; keeps the key only if it matches the header's commitment.
@@ -223,6 +222,11 @@ impl Ring {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn mac_for_tests(&self, signed: &[u8]) -> [u8; 32] {
+        self.header_key.mac(signed)
+    }
+
     fn counted<T>(&self, answer: Result<T, ProviderError>) -> Result<T, ProviderError> {
         self.counts.calls.fetch_add(1, Ordering::Relaxed);
         if answer.is_err() {
@@ -247,10 +251,7 @@ impl Provider for Counting<'_> {
         self.provider.is_remote()
     }
 
-    fn generate_data_key(
-        &self,
-        context: &EncryptionContext,
-    ) -> Result<(DataKey, super::WrappedKey), ProviderError> {
+    fn generate_data_key(&self, context: &EncryptionContext) -> Result<(DataKey, super::WrappedKey), ProviderError> {
         self.ring.counted(self.provider.generate_data_key(context))
     }
 

@@ -4,9 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::crypto::{DataKey, LinkKey, NameKey, Suite, VolumeKeys, random_array};
-use crate::format::config::{
-    self, ConfigError, End, Holes, SealedConfig, VolumeConfig, WrappedVolumeKey, WrappingKey,
-};
+use crate::format::config::{self, ConfigError, End, Holes, SealedConfig, VolumeConfig, WrappedVolumeKey, WrappingKey};
 use crate::format::{hex, name};
 
 use super::ring::RingParts;
@@ -63,11 +61,7 @@ pub struct Volume {
 ///
 /// # Errors
 /// [`KeyError`].
-pub fn create(
-    settings: &NewVolume,
-    provider: &dyn Provider,
-    location: Option<&Path>,
-) -> Result<Created, KeyError> {
+pub fn create(settings: &NewVolume, provider: &dyn Provider, location: Option<&Path>) -> Result<Created, KeyError> {
     let volume_id: [u8; 16] = uuid_v4();
     let (volume_key, wrapped) = provider.generate_data_key(&EncryptionContext::volume_key(&volume_id))?;
     let keys = VolumeKeys::derive(&volume_key, &volume_id, settings.suite);
@@ -97,9 +91,10 @@ pub fn create(
 /// The wrapping keys that can unlock a volume and whose providers this program knows, in the config's order.
 #[must_use]
 pub fn keys_that_can_unlock(config: &VolumeConfig) -> Vec<(ProviderKind, WrappingKey)> {
-    let listed = config.wrapping_keys.iter().filter(|key| {
-        config.volume_keys.iter().any(|record| record.provider == key.provider && record.key == key.key)
-    });
+    let listed = config
+        .wrapping_keys
+        .iter()
+        .filter(|key| config.volume_keys.iter().any(|record| record.provider == key.provider && record.key == key.key));
     listed.filter_map(|key| Some((ProviderKind::from_name(&key.provider)?, key.clone()))).collect()
 }
 
@@ -117,9 +112,10 @@ pub fn unlock(sealed: &SealedConfig, provider: Arc<dyn Provider>, limits: CacheL
         return Err(KeyError::BrokenSeal);
     }
     let fingerprint = keys.fingerprint();
-    let allowed = config.wrapping_keys.iter().filter_map(|key| {
-        Some((ProviderKind::from_name(&key.provider)?.tag(), key.key.clone().into_bytes()))
-    });
+    let allowed = config
+        .wrapping_keys
+        .iter()
+        .filter_map(|key| Some((ProviderKind::from_name(&key.provider)?.tag(), key.key.clone().into_bytes())));
     let ring = Ring::new(RingParts {
         volume_id: id,
         suite,
@@ -137,10 +133,8 @@ fn unwrap_volume_key(config: &VolumeConfig, id: &[u8; 16], provider: &dyn Provid
     let context = EncryptionContext::volume_key(id);
     let mut failure = KeyError::NoVolumeRecord(kind.to_owned());
     for record in config.volume_keys.iter().filter(|record| record.provider == kind) {
-        let wrapped = name::decode(record.wrapped.as_bytes()).ok_or_else(|| ConfigError::Field {
-            field: "wrapped",
-            value: record.wrapped.clone(),
-        })?;
+        let wrapped = name::decode(record.wrapped.as_bytes())
+            .ok_or_else(|| ConfigError::Field { field: "wrapped", value: record.wrapped.clone() })?;
         match provider.unwrap(&record.key, &wrapped, &context) {
             Ok(volume_key) => return Ok(volume_key),
             Err(error) => failure = error.into(),

@@ -311,14 +311,7 @@ impl fuser::Filesystem for Adapter {
         }
     }
 
-    fn readdir(
-        &self,
-        _request: &Request,
-        _ino: INodeNo,
-        handle: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectory,
-    ) {
+    fn readdir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let listed = self.fs.list(DirectoryHandle(handle.0), offset, false, |entry| {
             let kind = convert::file_type(entry.kind.unwrap_or(NodeKind::File));
             !reply.add(INodeNo(entry.id.0), entry.next_position, kind, OsStr::from_bytes(entry.name))
@@ -348,26 +341,12 @@ impl fuser::Filesystem for Adapter {
         }
     }
 
-    fn releasedir(
-        &self,
-        _request: &Request,
-        _ino: INodeNo,
-        handle: FileHandle,
-        _flags: OpenFlags,
-        reply: ReplyEmpty,
-    ) {
+    fn releasedir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
         self.fs.close_directory(DirectoryHandle(handle.0));
         reply.ok();
     }
 
-    fn fsyncdir(
-        &self,
-        _request: &Request,
-        _ino: INodeNo,
-        handle: FileHandle,
-        _data_only: bool,
-        reply: ReplyEmpty,
-    ) {
+    fn fsyncdir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {
         reply_empty(reply, self.fs.sync_directory(DirectoryHandle(handle.0)));
     }
 
@@ -472,4 +451,3 @@ impl fuser::Filesystem for Adapter {
 fn dot(ino: u64) -> fuser::FileAttr {
     fuser::FileAttr { ino: INodeNo(ino), kind: fuser::FileType::Directory, ..nothing() }
 }
-

@@ -70,8 +70,7 @@ fn attach_directly(options: &Options) -> Result<OwnedFd, MountError> {
 
 fn kernel_options(options: &Options, device: i32) -> String {
     let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let mut data =
-        format!("fd={device},rootmode={ROOT_MODE},user_id={user},group_id={group},default_permissions");
+    let mut data = format!("fd={device},rootmode={ROOT_MODE},user_id={user},group_id={group},default_permissions");
     if options.allow_other {
         data.push_str(",allow_other");
     }

@@ -86,8 +86,7 @@ pub(super) fn attributes(attributes: &Attributes) -> FileAttr {
 fn system_time(time: Timestamp) -> SystemTime {
     let nanoseconds = Duration::from_nanos(time.nanoseconds.into());
     let seconds = Duration::from_secs(time.seconds.unsigned_abs());
-    let whole =
-        if time.seconds < 0 { UNIX_EPOCH.checked_sub(seconds) } else { UNIX_EPOCH.checked_add(seconds) };
+    let whole = if time.seconds < 0 { UNIX_EPOCH.checked_sub(seconds) } else { UNIX_EPOCH.checked_add(seconds) };
     whole.and_then(|whole| whole.checked_add(nanoseconds)).unwrap_or(UNIX_EPOCH)
 }
 

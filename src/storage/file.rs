@@ -173,8 +173,7 @@ impl RawFile for DiskFile {
     }
 
     fn push_out(&self, offset: u64, len: u64) -> io::Result<()> {
-        let flags =
-            libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
         self.sync_range(offset, len, flags)
     }
 }

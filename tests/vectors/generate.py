@@ -151,8 +151,10 @@ def headers():
     header_case("torn-a", "Slot A is torn: slot B counts.", "ok", flip(newer, 300), good)
     header_case("newer-b", "Both slots are whole; the one that counts has the other suite.", "ok", good, slot(suite=XCHACHA, generation=2))
     header_case("newer-a", "Both slots are whole and A is the newer one.", "ok", slot(suite=XCHACHA, generation=2**63), good)
-    header_case("unknown-provider", "A record of a provider that does not exist yet comes first.", "ok", slot(records=[record(tag=200, key_id=b"?", wrapped=b""), record()]))
-    header_case("full", "The records fill the slot to its last byte.", "ok", slot(records=[record(), record(tag=9, wrapped=bytes(1903 - len(record()) - 5 - len(KEY_ID)))]))
+    header_case("unknown-provider", "A record of a provider that does not exist yet comes first.", "ok",
+                slot(records=[record(tag=200, key_id=b"?", wrapped=b""), record()]))
+    header_case("full", "The records fill the slot to its last byte.", "ok",
+                slot(records=[record(), record(tag=9, wrapped=bytes(1903 - len(record()) - 5 - len(KEY_ID)))]))
     header_case("magic", "The magic is wrong.", "not a header", slot(magic=b"KMSFT"))
     header_case("version-0", "Version 0.", "unknown version", slot(version=0))
     header_case("version-2", "Version 2.", "unknown version", slot(version=2))
@@ -171,7 +173,8 @@ def headers():
     header_case("other-volume", "Made under another volume's header key.", "header mac", slot(key=fixed("another", 32)))
     header_case("other-volume-id", "The right key, and the id of another volume.", "header mac", slot(volume_id=fixed("another", 16)))
     header_case("suite-unknown", "A suite that does not exist.", "unknown suite", slot(suite=3))
-    header_case("key-not-allowed", "The wrapping key is not on the volume's list.", "no usable record", slot(records=[record(key_id=b"k-ffffffffffffffff")]))
+    header_case("key-not-allowed", "The wrapping key is not on the volume's list.", "no usable record",
+                slot(records=[record(key_id=b"k-ffffffffffffffff")]))
     header_case("provider-not-known", "Only a record of a provider that does not exist yet.", "no usable record", slot(records=[record(tag=200)]))
     header_case("commitment", "The provider answers another data key.", "commitment", good, data_key=fixed("another", 32))
     header_case("commitment-stored", "The header commits to another data key.", "commitment", slot(commitment=fixed("another", 32)))
@@ -213,8 +216,10 @@ def files():
     file_case("one-byte", "One byte, settled.", "ok", page(XAES, 0, b"x"), 8193)
     file_case("full-page", "One whole page.", "ok", page(XAES, 0, full), 8192)
     file_case("settled-4047", "The largest remainder.", "ok", page(XAES, 0, full[:4047]), 8192 + 4047)
-    file_case("stale-last", "An inner page says that it was the last one, with a length.", "ok", page(XAES, 0, full, last=True, length=700) + last, 12288)
-    file_case("settled-disagrees", "Settled, and the last page's length is another: the disk size counts.", "ok", page(XAES, 0, full, length=9), 8192 + 2000)
+    file_case("stale-last", "An inner page says that it was the last one, with a length.", "ok",
+              page(XAES, 0, full, last=True, length=700) + last, 12288)
+    file_case("settled-disagrees", "Settled, and the last page's length is another: the disk size counts.", "ok",
+              page(XAES, 0, full, length=9), 8192 + 2000)
     file_case("shrunk", "Bytes past the length of the last page are not part of the file.", "ok", page(XAES, 0, full, length=100), 8192)
     file_case("hole-inside", "A hole between two pages.", "ok", first + bytes(PAGE) + page(XAES, 2, part), 16384)
     file_case("hole-last-settled", "Grown by truncate: the last page is a hole, the disk size tells the size.", "ok", first + bytes(PAGE), 12288 + 77)
@@ -325,9 +330,11 @@ def configs():
         case(f"config-{name}", what, "config", expect, lambda: Volume(text.encode(), Ring).id and None, volume_key=VOLUME_KEY, file=text)
     good = config()
     config_case("good", "A config.", "ok", good)
-    config_case("good-strict", "Every other value.", "ok", config(suite="xchacha20-poly1305", holes="deny", end="strict", **{"files-per-data-key": 1000000}))
+    config_case("good-strict", "Every other value.", "ok",
+                config(suite="xchacha20-poly1305", holes="deny", end="strict", **{"files-per-data-key": 1000000}))
     config_case("downgraded", "A rule was changed.", "seal", config(holes="deny").replace("deny", "allow"))
-    config_case("key-added", "A wrapping key was added.", "seal", good.replace("[[volume-key]]", '[[wrapping-key]]\nprovider = "local"\nkey = "k-ffffffffffffffff"\n\n[[volume-key]]'))
+    config_case("key-added", "A wrapping key was added.", "seal",
+                good.replace("[[volume-key]]", '[[wrapping-key]]\nprovider = "local"\nkey = "k-ffffffffffffffff"\n\n[[volume-key]]'))
     config_case("comment", "Only a comment was changed.", "seal", good.replace("do not edit", "do edit"))
     config_case("mac", "One digit of the seal.", "seal", good[:-4] + ("0" if good[-4] != "0" else "1") + good[-3:])
     config_case("other-key", "Sealed under another key.", "seal", config(sealed_with=fixed("another", 32)))
@@ -367,7 +374,8 @@ def wrapped_keys():
     wrapped_case("version", "Another layout.", "wrapped key", wrap(b"\2\7\0\0\0"))
     wrapped_case("key-version", "A version that the keyring does not have.", "no such key", wrap(b"\1\6\0\0\0"))
     wrapped_case("key-id", "Wrapped under the same key with another id.", "wrapped key", wrap(key_id="k-ffffffffffffffff"))
-    wrapped_case("context", "Wrapped for another data key.", "wrapped key", wrap(bound=context(data_key=str(uuid.UUID(int=0)), volume=str(uuid.UUID(bytes=VOLUME_ID)))))
+    wrapped_case("context", "Wrapped for another data key.", "wrapped key",
+                 wrap(bound=context(data_key=str(uuid.UUID(int=0)), volume=str(uuid.UUID(bytes=VOLUME_ID)))))
     wrapped_case("purpose", "A wrapped volume key.", "wrapped key", wrap(bound=context(purpose="volume", volume=str(uuid.UUID(bytes=VOLUME_ID)))))
     wrapped_case("31-bytes", "A data key of 31 bytes.", "wrapped key", wrap(plain=DATA_KEY[:31]))
     wrapped_case("disabled", "The key is disabled.", "key disabled", wrap(), keyring.replace("enabled", "disabled"))

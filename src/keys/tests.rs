@@ -1,0 +1,138 @@
+//! The key path as a whole, against a provider that does as it is told.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::providers::scripted::{Answer, ScriptedProvider};
+use super::volume::{self, NewVolume, Volume};
+use super::{CacheLimits, KeyError, ProviderErrorKind};
+use crate::crypto::Suite;
+use crate::format::config::{self, End, Holes};
+use crate::format::geometry::PAGE_LEN;
+use crate::format::header::{self, Header, HeaderPage, Record, SLOT_LEN};
+
+const SETTINGS: NewVolume =
+    NewVolume { suite: Suite::Xaes256Gcm, holes: Holes::Allow, end: End::Lenient, files_per_data_key: 1 };
+
+fn volume_of(provider: &Arc<ScriptedProvider>, limits: CacheLimits) -> Volume {
+    let created = volume::create(&SETTINGS, provider.as_ref(), None).unwrap();
+    let sealed = config::parse(created.config_file.as_bytes()).unwrap();
+    volume::unlock(&sealed, provider.clone(), limits).unwrap()
+}
+
+fn new_volume() -> (Arc<ScriptedProvider>, Volume) {
+    let provider = Arc::new(ScriptedProvider::new("k", false));
+    let volume = volume_of(&provider, CacheLimits::default());
+    (provider, volume)
+}
+
+/// Opens a header page the way `open` does.
+fn open(volume: &Volume, page: &HeaderPage) -> Result<(), KeyError> {
+    let header = volume.ring.authenticate(page)?.expect("a header");
+    volume.ring.open(&header).map(|_| ())
+}
+
+/// `change` applied to the header in slot 0, authenticated again and put into `slot`.
+fn with_header(volume: &Volume, page: &HeaderPage, slot: usize, change: impl FnOnce(&mut Header)) -> HeaderPage {
+    let mut header = header::parse_page(page)[0].as_ref().unwrap().header.clone();
+    change(&mut header);
+    let (mut changed, signed) = (*page, header.signed_bytes().unwrap());
+    header::put_slot(&mut changed, slot, &signed, &volume.ring.mac_for_tests(&signed));
+    changed
+}
+
+#[test]
+fn a_new_header_opens_again_and_the_second_time_without_a_call() {
+    let (provider, volume) = new_volume();
+    let (_, page) = volume.ring.new_file().unwrap();
+    let before = provider.calls();
+    open(&volume, &page).unwrap();
+    open(&volume, &page).unwrap();
+    assert_eq!(provider.calls().unwrap - before.unwrap, 1);
+    let stats = volume.ring.stats();
+    assert_eq!((stats.hits, stats.misses, stats.entries), (1, 1, 1));
+    volume.ring.clear();
+    open(&volume, &page).unwrap();
+    assert_eq!(provider.calls().unwrap - before.unwrap, 2);
+}
+
+#[test]
+fn an_old_key_is_asked_for_again_and_a_refusal_counts() {
+    let provider = Arc::new(ScriptedProvider::new("k", false));
+    let volume = volume_of(&provider, CacheLimits { max_age: Duration::ZERO, ..CacheLimits::default() });
+    let (_, page) = volume.ring.new_file().unwrap();
+    open(&volume, &page).unwrap();
+    provider.always(Answer::Fail(ProviderErrorKind::KeyUnusable));
+    assert_eq!(open(&volume, &page).unwrap_err().provider_kind(), Some(ProviderErrorKind::KeyUnusable));
+}
+
+#[test]
+fn the_valid_slot_with_the_highest_generation_wins() {
+    let (_, volume) = new_volume();
+    let (_, page) = volume.ring.new_file().unwrap();
+    let both = with_header(&volume, &page, 1, |header| header.generation = 2);
+    let generation = |page: &HeaderPage| volume.ring.authenticate(page).unwrap().unwrap().header().generation;
+    assert_eq!(generation(&both), 2);
+    // A write torn at any byte of either slot leaves the other one.
+    for at in (0..2 * SLOT_LEN).step_by(5) {
+        let mut torn = both;
+        torn[at] ^= 0xff;
+        assert_eq!(generation(&torn), if at < SLOT_LEN { 2 } else { 1 }, "{at}");
+    }
+    let mut neither = both;
+    neither[10] ^= 1;
+    neither[SLOT_LEN + 10] ^= 1;
+    assert!(matches!(volume.ring.authenticate(&neither), Err(KeyError::UnauthenticHeader)));
+}
+
+#[test]
+fn a_page_of_zeros_is_no_header_and_no_error() {
+    let (_, volume) = new_volume();
+    assert!(volume.ring.authenticate(&[0; PAGE_LEN]).unwrap().is_none());
+}
+
+#[test]
+fn nothing_foreign_reaches_a_provider() {
+    let (provider, volume) = new_volume();
+    let (_, page) = volume.ring.new_file().unwrap();
+    let calls = provider.calls();
+    let (_, other) = new_volume();
+    assert!(matches!(open(&other, &page), Err(KeyError::UnauthenticHeader)));
+    let foreign = with_header(&volume, &page, 0, |header| header.records[0].key_id = b"attacker".to_vec());
+    assert!(matches!(open(&volume, &foreign), Err(KeyError::NoUsableRecord(_))));
+    let suite = with_header(&volume, &page, 0, |header| header.suite = 77);
+    assert!(matches!(open(&volume, &suite), Err(KeyError::UnknownSuite(_))));
+    assert_eq!(provider.calls(), calls);
+}
+
+#[test]
+fn unknown_providers_are_skipped_and_kept() {
+    let (_, volume) = new_volume();
+    let (_, page) = volume.ring.new_file().unwrap();
+    let stranger = Record { provider: 99, key_id: b"x".to_vec(), wrapped: vec![1; 50] };
+    let page = with_header(&volume, &page, 0, |header| header.records.insert(0, stranger));
+    open(&volume, &page).unwrap();
+}
+
+#[test]
+fn the_wrong_key_is_refused_and_not_kept() {
+    let (provider, volume) = new_volume();
+    let (_, page) = volume.ring.new_file().unwrap();
+    provider.then(Answer::WrongKey);
+    assert!(matches!(open(&volume, &page), Err(KeyError::Commitment(_))));
+    assert_eq!(volume.ring.stats().entries, 0);
+    open(&volume, &page).unwrap();
+}
+
+#[test]
+fn a_changed_config_is_refused() {
+    let provider = Arc::new(ScriptedProvider::new("k", false));
+    let created = volume::create(&SETTINGS, provider.as_ref(), None).unwrap();
+    for (from, to) in [("\"allow\"", "\"deny\""), ("\"lenient\"", "\"strict\""), ("= 1\n\n", "= 2\n\n")] {
+        let file = created.config_file.replacen(from, to, 1);
+        assert_ne!(file, created.config_file);
+        let sealed = config::parse(file.as_bytes()).unwrap();
+        let unlocked = volume::unlock(&sealed, provider.clone(), CacheLimits::default());
+        assert!(matches!(unlocked.err(), Some(KeyError::BrokenSeal)), "{from}");
+    }
+}
