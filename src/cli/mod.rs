@@ -8,6 +8,8 @@
 
 // Only this module talks to people.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
+// Without FUSE the parts of mounting have no caller but their tests.
+#![cfg_attr(not(feature = "mount"), allow(dead_code))]
 
 mod arguments;
 mod commands;
@@ -26,6 +28,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use crate::daemon::HardenError;
+
 use arguments::{Arguments, Command};
 use error::{CliError, Exit};
 
@@ -43,7 +47,10 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<(), CliError> {
-    crate::daemon::harden().map_err(|error| CliError::new(Exit::Other, error))?;
+    crate::daemon::harden().map_err(|error| match error {
+        HardenError::LeaksKeys => CliError::usage(error),
+        HardenError::Refused(_) => CliError::new(Exit::Other, error),
+    })?;
     match &arguments.command {
         Command::Init(args) => commands::init::run(args),
         Command::Mount(args) => commands::mount::run(args, arguments.background),

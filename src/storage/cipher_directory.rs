@@ -52,7 +52,7 @@ pub struct VolumeLock {
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another process holds it.
-    #[error("the volume is in use by {}", holder(*pid))]
+    #[error("the volume is in use by {}", pid.map_or("another process".into(), |pid| format!("process {pid}")))]
     Held {
         /// The process, if the kernel tells.
         pid: Option<i32>,
@@ -99,7 +99,9 @@ impl CipherDirectory {
         let path = fs::canonicalize(path).map_err(|error| at(path, error))?;
         let root = open_directory(rustix::fs::CWD, &path).map_err(|error| at(&path, error))?;
         let volume = match open_directory(root.as_fd(), Path::new(VOLUME_DIRECTORY)) {
-            Err(error) if no_volume_means(&error) => return Err(CipherDirectoryError::NotAVolume(path)),
+            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP)) => {
+                return Err(CipherDirectoryError::NotAVolume(path));
+            }
             other => other.map_err(|error| at(&path.join(VOLUME_DIRECTORY), error))?,
         };
         match rustix::fs::statat(&volume, CONFIG, AtFlags::SYMLINK_NOFOLLOW) {
@@ -143,9 +145,9 @@ impl CipherDirectory {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
             Err(error) => return Err(at(path, error)),
         };
-        let made = Self::fill(path, config_file, root_id_link).and_then(|()| Self::open(path));
-        let made = made.and_then(|directory| {
-            let synced = if made_root { sync_directory(parent_of(path)) } else { Ok(()) };
+        let filled = Self::fill(path, config_file, root_id_link);
+        let made = filled.and_then(|()| Self::open(path)).and_then(|directory| {
+            let synced = if made_root { fs::File::open(parent_of(path)).and_then(|p| p.sync_all()) } else { Ok(()) };
             synced.map(|()| directory).map_err(|error| at(path, error))
         });
         if made.is_err() {
@@ -213,11 +215,6 @@ impl CipherDirectory {
     }
 }
 
-/// Whether an error at the volume's own directory says that there is none.
-fn no_volume_means(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP))
-}
-
 fn at(path: &Path, error: io::Error) -> CipherDirectoryError {
     match Errno::from_io_error(&error) {
         Some(Errno::NOENT) => CipherDirectoryError::NotFound(path.to_owned()),
@@ -230,17 +227,9 @@ fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn holder(pid: Option<i32>) -> String {
-    pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
-}
-
 fn open_directory(parent: BorrowedFd<'_>, name: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(parent, name, flags, Mode::empty())?)
-}
-
-fn sync_directory(path: &Path) -> io::Result<()> {
-    Ok(rustix::fs::fsync(open_directory(rustix::fs::CWD, &fs::canonicalize(path)?)?)?)
 }
 
 /// Reads a regular file of the volume's own directory; anything else of that name is an error, and never blocks.
@@ -311,10 +300,6 @@ mod tests {
     use super::*;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
-    fn mode(path: &Path) -> u32 {
-        fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777
-    }
-
     fn entries(path: &Path) -> usize {
         fs::read_dir(path).unwrap().count()
     }
@@ -326,10 +311,8 @@ mod tests {
         let created = CipherDirectory::create(&path, "config", "root id").unwrap();
         assert_eq!(created.read_config().unwrap(), b"config");
         assert_eq!(fs::read_link(path.join(DIRECTORY_ID)).unwrap(), Path::new("root id"));
-        assert_eq!(
-            (mode(&path), mode(&path.join(".kmsfs")), mode(&path.join(".kmsfs/volume.toml"))),
-            (0o700, 0o700, 0o600)
-        );
+        let mode = |name| fs::symlink_metadata(path.join(name)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(["", ".kmsfs", ".kmsfs/volume.toml"].map(mode), [0o700, 0o700, 0o600]);
         assert_eq!(entries(&path.join(".kmsfs")), 1);
         let link = home.path().join("link");
         symlink(&path, &link).unwrap();
@@ -386,13 +369,8 @@ mod tests {
             assert_eq!(fs::read_to_string(home.path().join("c/.kmsfs/volume.toml.1")).unwrap(), previous);
         }
         assert_eq!(entries(&home.path().join("c/.kmsfs")), 2);
-    }
-
-    #[test]
-    fn an_oversized_config_is_not_read_whole() {
-        let home = tempfile::tempdir().unwrap();
-        let directory = CipherDirectory::create(&home.path().join("c"), &"x".repeat(100_000), "id").unwrap();
-        assert_eq!(directory.read_config().unwrap().len(), 65537);
+        directory.replace_config(&"x".repeat(100_000)).unwrap();
+        assert_eq!(directory.read_config().unwrap().len(), 65537, "an oversized one is not read whole");
     }
 
     #[test]
@@ -415,8 +393,7 @@ mod tests {
     fn reads_the_holder_of_a_lock() {
         let line = "12: FLOCK  ADVISORY  WRITE 4711 fd:01:393217 0 EOF";
         assert_eq!(flock_holder(line, (0xfd, 1), 393_217), Some(4711));
-        assert_eq!(flock_holder(line, (0xfd, 1), 393_218), None);
-        assert_eq!(flock_holder(line, (0xfd, 2), 393_217), None);
+        assert_eq!((flock_holder(line, (0xfd, 1), 8), flock_holder(line, (0xfd, 2), 393_217)), (None, None));
         assert_eq!(flock_holder("12: -> FLOCK  ADVISORY  WRITE 4711 fd:01:393217 0 EOF", (0xfd, 1), 393_217), None);
         assert_eq!(flock_holder("3: POSIX  ADVISORY  WRITE 4711 fd:01:393217 0 EOF", (0xfd, 1), 393_217), None);
     }

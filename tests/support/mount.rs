@@ -41,7 +41,8 @@ impl Home {
     pub(crate) fn new() -> Self {
         let directory = tempfile::Builder::new().prefix("kmsfs-test-").tempdir().unwrap();
         let mut home = Self { directory, program: PROGRAM.into(), user: None, variables: BTreeMap::new() };
-        let places = [("HOME", "home"), ("XDG_DATA_HOME", "data"), ("XDG_STATE_HOME", "state"), ("XDG_RUNTIME_DIR", "run")];
+        let places =
+            [("HOME", "home"), ("XDG_DATA_HOME", "data"), ("XDG_STATE_HOME", "state"), ("XDG_RUNTIME_DIR", "run")];
         for (variable, place) in places {
             fs::DirBuilder::new().mode(0o700).create(home.path(place)).unwrap();
             home.set(variable, home.path(place));
@@ -136,7 +137,10 @@ impl Home {
     pub(crate) fn logs(&self) -> String {
         let directory = self.path("state/kmsfs");
         let entries = fs::read_dir(directory).into_iter().flatten().map(|entry| entry.unwrap().path());
-        entries.filter(|path| path.extension() == Some(OsStr::new("log"))).map(|log| text(&fs::read(log).unwrap())).collect()
+        entries
+            .filter(|path| path.extension() == Some(OsStr::new("log")))
+            .map(|log| text(&fs::read(log).unwrap()))
+            .collect()
     }
 
     /// Whether something is mounted there.

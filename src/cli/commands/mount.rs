@@ -49,7 +49,6 @@ pub(crate) struct MountArgs {
 
 impl MountArgs {
     /// The mount options, from all flags.
-    #[cfg_attr(not(feature = "mount"), allow(dead_code))]
     pub(super) fn flags(&self) -> Result<MountFlags, CliError> {
         if self.volume.given() && !self.init {
             return Err(CliError::usage("the options of a new volume need --init"));

@@ -5,6 +5,7 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,7 +23,8 @@ use crate::cli::unlock::{self, Expected};
 use crate::daemon::control::{self, Client, ControlError, ControlSocket, Ended};
 use crate::daemon::detach::{self, Background, Started};
 use crate::daemon::log::{self, Level, Target};
-use crate::daemon::{raise_limits, signals, take_modes_as_given};
+use crate::daemon::signals::{self, SignalWatch};
+use crate::daemon::{raise_limits, take_modes_as_given};
 use crate::fs::{self, Filesystem};
 use crate::keys::Volume;
 use crate::keys::providers::ProviderSettings;
@@ -81,6 +83,13 @@ struct Opened {
     place: Place,
 }
 
+/// Where a mount logs to. The log of the user's choice hears everything; the usual one begins when the mount can be used,
+/// so that one that never was leaves none.
+struct Log {
+    target: Target,
+    started: bool,
+}
+
 /// Where a volume is mounted and where its process answers.
 struct Place {
     cipher_directory: PathBuf,
@@ -98,7 +107,6 @@ impl Job<'_> {
 
     fn serve(&self, secret: Option<Secret>, background: Option<Background>) -> Result<(), CliError> {
         raise_limits();
-        // A log of the user's choice hears everything, the usual one only of mounts that came to be.
         let chosen = self.chosen_log(background.is_some())?;
         if let Some(target) = &chosen {
             self.start_log(target)?;
@@ -106,17 +114,14 @@ impl Job<'_> {
         let providers = self.settings.for_providers(secret.map(passphrase::for_provider));
         let opened = self.open(&providers)?;
         drop(providers);
-        let target = match chosen {
-            Some(target) => target,
-            None => {
-                let target = self.usual_log(&opened.volume)?;
-                self.start_log(&target)?;
-                target
-            }
+        let log = match chosen {
+            Some(target) => Log { target, started: true },
+            None => Log { target: self.usual_log(&opened.volume)?, started: false },
         };
-        self.serve_opened(opened, &target, background)
+        self.serve_opened(opened, &log, background)
     }
 
+    /// The log of the user's choice; none if it is to be the usual one of a background mount.
     fn chosen_log(&self, background: bool) -> Result<Option<Target>, CliError> {
         match &self.settings.log_file {
             Some(path) => {
@@ -172,23 +177,23 @@ impl Job<'_> {
         if Client::connect(&sockets, &mountpoint).is_ok() {
             return Err(control_failure(ControlError::InUse));
         }
+        check_device()?;
         Ok(Place { cipher_directory, mountpoint, sockets })
     }
 
-    fn serve_opened(&self, opened: Opened, log: &Target, background: Option<Background>) -> Result<(), CliError> {
+    fn serve_opened(&self, opened: Opened, log: &Log, background: Option<Background>) -> Result<(), CliError> {
         let Opened { directory, volume, lock, place } = opened;
         let pin = Pin::new(&volume.id_text(), &volume.fingerprint);
         let filesystem = Filesystem::open(directory, volume, fs::Options { read_only: self.flags.read_only })?;
-        let status = status_of(&filesystem, &place.mountpoint, log);
+        let status = status_of(&filesystem, &place.mountpoint, &log.target);
         let socket = ControlSocket::bind(&place.sockets, &place.mountpoint, status).map_err(control_failure)?;
         take_modes_as_given();
-        let mut watch = None;
+        let mut usable = Ok(None);
         let served = mount::serve(Arc::clone(&filesystem), &self.mount_options(&place), || {
-            watch = watch_signals(&place.mountpoint);
-            init::remember(&place.cipher_directory, &pin, &self.environment);
-            tracing::info!(volume = pin.volume_id, mountpoint = %place.mountpoint.display(), "mounted");
-            if let Some(Err(error)) = background.map(Background::ready) {
-                tracing::warn!("whoever started this mount has gone: {error}");
+            usable = self.usable(&place, &pin, log, background);
+            if usable.is_err() {
+                // The error is the one to tell; without this the mount would stay, unknown to whoever asked for it.
+                let _ = mount::unmount(&place.mountpoint, true);
             }
         });
         filesystem.shutdown();
@@ -197,7 +202,27 @@ impl Job<'_> {
         tracing::info!(error = ended.error, "unmounted");
         // Those who wait see the end of the process, not of this function.
         std::mem::forget(socket.finish(&ended));
-        served.map_err(CliError::from)
+        served.map_err(CliError::from).and(usable.map(drop))
+    }
+
+    /// What follows once the mount can be used; the watch is to be kept as long as the mount.
+    fn usable(
+        &self,
+        place: &Place,
+        pin: &Pin,
+        log: &Log,
+        background: Option<Background>,
+    ) -> Result<Option<SignalWatch>, CliError> {
+        if !log.started {
+            self.start_log(&log.target)?;
+        }
+        let watch = watch_signals(&place.mountpoint);
+        init::remember(&place.cipher_directory, pin, &self.environment);
+        tracing::info!(volume = pin.volume_id, mountpoint = %place.mountpoint.display(), "mounted");
+        if let Some(Err(error)) = background.map(Background::ready) {
+            tracing::warn!("whoever started this mount has gone: {error}");
+        }
+        Ok(watch)
     }
 
     fn mount_options(&self, place: &Place) -> mount::Options {
@@ -216,6 +241,12 @@ impl Job<'_> {
     }
 }
 
+/// Whether this user may use FUSE at all: without it nothing is made, and no provider asked.
+fn check_device() -> Result<(), CliError> {
+    let device = File::options().read(true).write(true).open("/dev/fuse");
+    device.map(drop).map_err(|error| MountError::NoDevice(error).into())
+}
+
 fn control_failure(error: ControlError) -> CliError {
     let exit = match &error {
         ControlError::InUse => Exit::Locked,
@@ -226,7 +257,7 @@ fn control_failure(error: ControlError) -> CliError {
 }
 
 /// Unmounts when a signal asks for it; what is busy is detached, and ends when its last file is closed.
-fn watch_signals(mountpoint: &Path) -> Option<signals::SignalWatch> {
+fn watch_signals(mountpoint: &Path) -> Option<SignalWatch> {
     let mountpoint = mountpoint.to_owned();
     let watch = signals::on_end_request(move || {
         tracing::info!("a signal asks to end");
