@@ -28,11 +28,16 @@ impl Content {
         let (_lock, shape) = self.lock_for_change(|shape| shape.end_range(first));
         match size.cmp(&shape.size) {
             Ordering::Equal => Ok(()),
-            Ordering::Less => match last_page(size) {
-                None => self.empty(),
-                Some(last) => self.shrink(size, last),
-            },
-            Ordering::Greater => self.grow(size),
+            Ordering::Less => self.cut(size),
+            Ordering::Greater => self.grow(size).inspect_err(|_| self.shrink_back(shape.size)),
+        }
+    }
+
+    /// Makes the file shorter. Needs the exclusive lock from the new last page on.
+    pub(super) fn cut(&self, size: PlainOffset) -> Result<(), ContentError> {
+        match last_page(size) {
+            None => self.empty(),
+            Some(last) => self.shrink(size, last),
         }
     }
 
@@ -99,16 +104,16 @@ impl Content {
         Ok(())
     }
 
-    /// After a crash the trailer may disagree with a disk size that carries the remainder, and after a shrink the page
-    /// still holds what was cut.
+    /// After a crash the trailer may disagree with a disk size that carries the remainder, after growing the page may be a
+    /// hole on disk, and after a shrink it still holds what was cut. The disk has the clean page before the size changes.
     fn clean_tail(&self, last: PageIndex, len: usize) -> Result<(), ContentError> {
         let mut plain = Plain::zeros();
         let told = self.open_page(last, &mut plain[..])?.len();
-        if told == len && plain[len..].iter().all(|byte| *byte == 0) {
-            return Ok(());
+        if told != len || plain[len..].iter().any(|byte| *byte != 0) {
+            plain[len..].fill(0);
+            self.write_page(last, Trailer::last(len), &plain)?;
         }
-        plain[len..].fill(0);
-        self.write_page_before_the_size(last, Trailer::last(len), &plain)
+        Ok(self.file.push_out(last.disk().0, PAGE_SIZE)?)
     }
 
     /// Writes a page and waits until the disk has taken it, so that no later change of the size overtakes it.

@@ -8,7 +8,7 @@ use super::*;
 use crate::crypto::{FileKeys, Secret, Suite};
 use crate::format::config::{End, Holes};
 use crate::format::geometry::{PAGE_LEN, PAYLOAD};
-use crate::storage::{MemoryFile, RawFile};
+use crate::storage::{Change, MemoryFile, RawFile};
 
 const RULES: Rules = Rules { holes: Holes::Allow, end: End::Lenient };
 const HEADER: [u8; PAGE_LEN] = [0x5a; PAGE_LEN];
@@ -168,7 +168,8 @@ fn the_first_write_brings_the_header_in_one_write() {
     let bench = Bench::new(Suite::Xaes256Gcm, RULES);
     assert_eq!(bench.disk.bytes(), b"");
     bench.content.write(0, b"hello").unwrap();
-    assert_eq!((bench.disk.writes(), &bench.disk.bytes()[..PAGE_LEN]), (1, &HEADER[..]));
+    assert_eq!(bench.disk.take_log(), [Change::Write { offset: 0, len: 2 * PAGE_LEN as u64 }]);
+    assert_eq!(bench.disk.bytes()[..PAGE_LEN], HEADER);
     assert_eq!(bench.all(), b"hello");
 }
 
@@ -315,4 +316,64 @@ fn threads_on_one_file_do_not_lose_each_others_bytes() {
     for (slot, bytes) in all.chunks(100).enumerate() {
         assert!(bytes.iter().all(|byte| usize::from(*byte) == slot % 4 + 1), "{slot}");
     }
+}
+
+/// A header that never became durable, with pages that did.
+#[test]
+fn what_lies_behind_a_lost_header_does_not_come_back() {
+    for offset in [0, 5000] {
+        let mut bench = Bench::new(Suite::Xaes256Gcm, RULES);
+        bench.disk.write_at(&[5; 3 * PAGE_LEN], PAGE_LEN as u64).unwrap();
+        bench.content.write(offset, b"hello").unwrap();
+        bench.reopen();
+        assert_eq!(bench.content.size(), offset + 5);
+        assert!(bench.all().ends_with(b"hello"));
+    }
+}
+
+/// Growing leaves a hole as last page; overwriting it and then appending must not let the new disk size overtake it.
+#[test]
+fn the_disk_has_the_last_page_before_the_size_that_needs_it() {
+    let bench = Bench::new(Suite::Xaes256Gcm, RULES);
+    bench.content.write(0, b"x").unwrap();
+    bench.content.resize(10000).unwrap();
+    bench.content.write(9000, b"inside the last page").unwrap();
+    let _ = bench.disk.take_log();
+    bench.content.write(10000, b"append").unwrap();
+    let (page, size) = (3 * PAGE_LEN as u64, 4 * PAGE_LEN as u64);
+    let log = bench.disk.take_log();
+    assert_eq!(log[..2], [Change::Push { offset: page, len: PAGE_LEN as u64 }, Change::Size(size)]);
+}
+
+#[test]
+fn shrinking_pushes_the_last_page_out_before_the_size() {
+    let bench = Bench::new(Suite::Xaes256Gcm, RULES);
+    bench.content.write(0, &[7; 9000]).unwrap();
+    let _ = bench.disk.take_log();
+    bench.content.resize(5000).unwrap();
+    let (offset, len) = (2 * PAGE_LEN as u64, PAGE_LEN as u64);
+    let expected = [Change::Write { offset, len }, Change::Push { offset, len }, Change::Size(offset + len)];
+    assert_eq!(bench.disk.take_log(), expected);
+}
+
+#[test]
+fn a_failed_extension_of_a_full_last_page_keeps_its_end_mark() {
+    let mut bench = Bench::new(Suite::Xaes256Gcm, Rules { holes: Holes::Allow, end: End::Strict });
+    bench.content.write(0, &[7; 4048]).unwrap();
+    bench.disk.limit(Some(2 * PAGE_LEN));
+    assert!(bench.content.write(100, &[8; 9000]).is_err());
+    bench.reopen();
+    assert_eq!(bench.content.size(), 4048);
+}
+
+#[test]
+fn a_failed_write_past_a_gap_takes_the_gap_back() {
+    let mut bench = Bench::new(Suite::Xaes256Gcm, Rules { holes: Holes::Deny, end: End::Lenient });
+    bench.content.write(0, b"x").unwrap();
+    bench.disk.limit(Some(4 * PAGE_LEN));
+    assert!(bench.content.write(9000, &[8; 9000]).is_err());
+    assert!(bench.content.resize(40000).is_err());
+    assert_eq!(bench.all(), b"x");
+    bench.reopen();
+    assert_eq!(bench.all(), b"x");
 }

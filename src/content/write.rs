@@ -26,7 +26,7 @@ struct Request<'s> {
     pages: RangeInclusive<u64>,
     old_size: PlainOffset,
     new_size: PlainOffset,
-    /// What the partial last page held, if the file grows and it is among `pages`.
+    /// What the last page held, if the file grows and it is among `pages`.
     old_last: Option<Plain>,
 }
 
@@ -52,8 +52,15 @@ impl Content {
             let (old_size, new_size) = (shape.size, shape.size);
             return self.write_pages(&Request { offset, bytes, pages, old_size, new_size, old_last: None });
         }
-        self.prepare_to_grow(offset)?;
-        self.extend(offset, bytes)
+        let grown = self.prepare_to_grow(offset).and_then(|()| self.extend(offset, bytes));
+        grown.inspect_err(|_| self.shrink_back(shape.size))
+    }
+
+    /// Takes back what a failed change has grown the file by, as well as the disk allows.
+    pub(super) fn shrink_back(&self, size: PlainOffset) {
+        if self.shape().size > size {
+            let _ = self.cut(size);
+        }
     }
 
     /// Makes the end ready to move to a write at `start`. Needs the exclusive lock of the end.
@@ -71,13 +78,20 @@ impl Content {
     /// Puts a header on a file that has none, before its first page comes. A write that begins in page 0 brings its own.
     pub(super) fn write_header(&self) -> Result<(), ContentError> {
         let header = self.new_header()?;
-        // What lies in a headerless file never belonged to a file that opens.
-        self.file.set_size(0)?;
+        self.cut_junk()?;
         if let Err(error) = self.file.write_at(&header[..], 0) {
             let _ = self.file.set_size(0);
             return Err(error.into());
         }
         self.set_shape(PlainOffset(0), DiskShape::Aligned, Tail::Clean);
+        Ok(())
+    }
+
+    /// What lies in a headerless file never belonged to a file that opens.
+    fn cut_junk(&self) -> Result<(), ContentError> {
+        if self.file.size()? > 0 {
+            self.file.set_size(0)?;
+        }
         Ok(())
     }
 
@@ -105,7 +119,7 @@ impl Content {
     fn extend(&self, offset: PlainOffset, bytes: &[u8]) -> Result<(), ContentError> {
         let old_size = self.shape().size;
         let pages = pages_of(offset, bytes.len() as u64).ok_or(ContentError::TooLarge)?;
-        let old_last = self.partial_last_page(old_size, &pages)?;
+        let old_last = self.old_last_page(old_size, &pages)?;
         let new_size = PlainOffset(offset.0 + bytes.len() as u64);
         let request = Request { offset, bytes, pages, old_size, new_size, old_last };
         let result = self.write_pages(&request);
@@ -116,13 +130,11 @@ impl Content {
         result
     }
 
-    /// The content of the last page, if it is a partial one among `pages`.
-    fn partial_last_page(&self, size: PlainOffset, pages: &RangeInclusive<u64>) -> Result<Option<Plain>, ContentError> {
-        if size.0.is_multiple_of(PAYLOAD) || !pages.contains(&size.page().0) {
-            return Ok(None);
-        }
+    /// The content of the last page, if it is among `pages`.
+    fn old_last_page(&self, size: PlainOffset, pages: &RangeInclusive<u64>) -> Result<Option<Plain>, ContentError> {
+        let Some(last) = last_page(size).filter(|last| pages.contains(&last.0)) else { return Ok(None) };
         let mut old = Plain::zeros();
-        self.open_page(size.page(), &mut old[..])?;
+        self.open_page(last, &mut old[..])?;
         Ok(Some(old))
     }
 
@@ -156,6 +168,7 @@ impl Content {
         let count = usize::try_from(last - first.0 + 1).map_err(|_| ContentError::TooLarge)?;
         with_disk_buffer(lead + count * PAGE_LEN, |disk| {
             if let Some(header) = &header {
+                self.cut_junk()?;
                 disk[..lead].copy_from_slice(&header[..]);
             }
             self.seal_request(request, &mut disk[lead..])?;
@@ -189,7 +202,7 @@ impl Content {
 
     /// What a page holds before a part of it is written: zeros where there was none.
     fn old_payload(&self, request: &Request<'_>, index: PageIndex) -> Result<Plain, ContentError> {
-        if let Some(old) = request.old_last.as_ref().filter(|_| index == request.old_size.page()) {
+        if let Some(old) = request.old_last.as_ref().filter(|_| Some(index) == last_page(request.old_size)) {
             return Ok(Plain::copy_of(old));
         }
         let mut old = Plain::zeros();

@@ -16,7 +16,7 @@ pub(super) struct XaesKey {
 
 impl XaesKey {
     pub(super) fn new(key: &[u8; 32]) -> Self {
-        let cipher = Aes256::new(&Array(*key));
+        let cipher = Aes256::new(key.into());
         let mut l = Array([0_u8; 16]);
         cipher.encrypt_block(&mut l);
         let k1 = Zeroizing::new(double(u128::from_be_bytes(l.0)).to_be_bytes());

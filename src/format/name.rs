@@ -13,7 +13,7 @@ pub const NAME_MAX: usize = 255;
 /// The longest entry a backing filesystem takes.
 const ENTRY_MAX: usize = 255;
 /// The longest plain symlink target, in bytes, whose sealed form any backing filesystem takes.
-pub const LINK_TARGET_MAX: usize = 4095 / 4 * 3 - 40;
+pub const LINK_TARGET_MAX: usize = 4095 * 3 / 4 - 40;
 
 /// How an encrypted name is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +82,16 @@ pub fn link_of(entry: &str) -> String {
     format!("{entry}.n")
 }
 
+/// Whether a decrypted name can be an entry's name. Only a holder of the key can make one that cannot.
+#[must_use]
+pub fn is_valid(plain: &[u8]) -> bool {
+    (1..=NAME_MAX).contains(&plain.len())
+        && plain != b"."
+        && plain != b".."
+        && !plain.contains(&b'/')
+        && !plain.contains(&0)
+}
+
 /// Base64url without padding.
 #[must_use]
 pub fn encode(bytes: &[u8]) -> String {
@@ -115,6 +125,14 @@ mod tests {
         assert_eq!(classify("~abc"), Entry::Long("~abc"));
         assert_eq!(classify("~abc.n"), Entry::LongNameLink);
         assert_eq!(classify("-abc"), Entry::Short("-abc"));
+    }
+
+    #[test]
+    fn names_that_no_entry_can_have_are_told() {
+        assert!(is_valid(b"...") && is_valid(&[b'a'; 255]));
+        for bad in [&b""[..], b".", b"..", b"a/b", b"a\0b", &[b'a'; 256]] {
+            assert!(!is_valid(bad), "{bad:?}");
+        }
     }
 
     #[test]

@@ -32,7 +32,8 @@ impl Filesystem {
             Entry::Long(entry) => self.long_name(directory, entry),
         };
         let id = self.directory_id(directory)?;
-        let plain = sealed.and_then(|sealed| self.volume.names.open(&id, &sealed).ok());
+        let plain =
+            sealed.and_then(|sealed| self.volume.names.open(&id, &sealed).ok()).filter(|plain| name::is_valid(plain));
         if plain.is_none() {
             self.undecryptable_names.fetch_add(1, Ordering::Relaxed);
             self.alarm("entry", || format!("{entry} in {} does not decrypt: left out", directory.node.describe()));

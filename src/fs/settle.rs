@@ -18,6 +18,8 @@ const SYNC_SINGLY: usize = 8;
 
 #[derive(Default)]
 pub(super) struct Settler {
+    /// Held for a whole round, so that the last one at shutdown misses nothing.
+    round: Mutex<()>,
     state: Mutex<State>,
     stop: Condvar,
 }
@@ -84,6 +86,7 @@ fn run(settler: &Settler, weak: &Weak<Filesystem>) {
 impl Filesystem {
     /// Settles every watched file whose end has not moved since the last look, or with `all` every one.
     pub(super) fn settle_rested(&self, all: bool) {
+        let _one_at_a_time = self.settler.round.lock().unwrap_or_else(PoisonError::into_inner);
         let watched = std::mem::take(&mut self.settler.state().watched);
         let (mut keep, mut batch, mut done) = (Vec::new(), Vec::new(), Vec::new());
         for mut watched in watched.into_values() {
@@ -104,7 +107,15 @@ impl Filesystem {
         keep.extend(batch.into_iter().map(|(watched, ..)| watched));
         let again = keep.into_iter().map(|watched| (watched.inode.id, watched));
         self.settler.state().watched.extend(again);
-        done.iter().for_each(|inode| self.inodes.unwatch(inode));
+        done.iter().for_each(|inode| self.stop_watching(inode));
+    }
+
+    /// A file that was opened again a moment ago stays on the list.
+    fn stop_watching(&self, inode: &Arc<Inode>) {
+        self.inodes.unwatch(inode);
+        if inode.slot().open.is_some() {
+            self.settler.watch(&self.inodes, inode);
+        }
     }
 
     fn make_durable(&self, batch: &[(Watched, OpenFile, Unsettled)]) -> bool {

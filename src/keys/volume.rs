@@ -71,7 +71,7 @@ pub fn create(settings: &NewVolume, provider: &dyn Provider, location: Option<&P
     config.wrapping_keys.push(WrappingKey {
         provider: provider.clone(),
         key: wrapped.key_id.clone(),
-        location: location.map(|path| path.to_string_lossy().into_owned()),
+        location: location.map(location_text).transpose()?,
     });
     config.volume_keys.push(WrappedVolumeKey {
         provider,
@@ -86,6 +86,12 @@ pub fn create(settings: &NewVolume, provider: &dyn Provider, location: Option<&P
         fingerprint: keys.fingerprint(),
         wrapping_key: wrapped.key_id,
     })
+}
+
+/// A path that TOML can hold.
+fn location_text(path: &Path) -> Result<String, ConfigError> {
+    let text = path.to_str().map(str::to_owned);
+    text.ok_or_else(|| ConfigError::Field { field: "location", value: format!("{} is not UTF-8", path.display()) })
 }
 
 /// The wrapping keys that can unlock a volume and whose providers this program knows, in the config's order.

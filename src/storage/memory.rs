@@ -1,4 +1,4 @@
-//! An in-memory twin of a backing file, for tests of the layers above.
+//! An in-memory twin of a backing file, for tests of the layers above: it keeps a log of what was done, and can be full.
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,30 @@ pub struct MemoryFile(Mutex<State>);
 struct State {
     bytes: Vec<u8>,
     capacity: Option<usize>,
-    writes: u64,
+    log: Vec<Change>,
+}
+
+/// What was done to the file, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Bytes were written.
+    Write {
+        /// Where.
+        offset: u64,
+        /// How many.
+        len: u64,
+    },
+    /// The size was set.
+    Size(u64),
+    /// A range was pushed out to the disk.
+    Push {
+        /// Where.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+    },
+    /// The content was made durable.
+    Sync,
 }
 
 impl MemoryFile {
@@ -34,10 +57,10 @@ impl MemoryFile {
         self.state().bytes.clone()
     }
 
-    /// How many calls wrote to it.
+    /// What was done since the last call of this.
     #[must_use]
-    pub fn writes(&self) -> u64 {
-        self.state().writes
+    pub fn take_log(&self) -> Vec<Change> {
+        std::mem::take(&mut self.state().log)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -60,7 +83,7 @@ impl RawFile for MemoryFile {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut state = self.state();
-        state.writes += 1;
+        state.log.push(Change::Write { offset, len: bytes.len() as u64 });
         let start = position(offset)?;
         let end = start + bytes.len();
         let allowed = end.min(state.capacity.unwrap_or(end).max(state.bytes.len()));
@@ -77,8 +100,9 @@ impl RawFile for MemoryFile {
     }
 
     fn set_size(&self, size: u64) -> io::Result<()> {
-        let size = position(size)?;
-        self.state().bytes.resize(size, 0);
+        let mut state = self.state();
+        state.log.push(Change::Size(size));
+        state.bytes.resize(position(size)?, 0);
         Ok(())
     }
 
@@ -87,6 +111,7 @@ impl RawFile for MemoryFile {
     }
 
     fn sync(&self, _metadata: bool) -> io::Result<()> {
+        self.state().log.push(Change::Sync);
         Ok(())
     }
 
@@ -94,7 +119,8 @@ impl RawFile for MemoryFile {
         Ok(())
     }
 
-    fn push_out(&self, _offset: u64, _len: u64) -> io::Result<()> {
+    fn push_out(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.state().log.push(Change::Push { offset, len });
         Ok(())
     }
 }

@@ -14,5 +14,5 @@ mod node;
 pub use cipher_directory::CipherDirectory;
 pub use directory::{DirEntry, DirStream};
 pub use file::{DiskFile, RawFile};
-pub use memory::MemoryFile;
+pub use memory::{Change, MemoryFile};
 pub use node::{Access, FileSystemStat, Node, NodeKind, RenameMode, SetTime, Stat, Timestamp};
