@@ -13,6 +13,7 @@ use kmsfs::format::config::{self, End, Holes};
 use kmsfs::format::name;
 use kmsfs::fs::{
     Access, Attributes, Caller, Change, Error, Filesystem, InodeId, NodeKind, Options, ROOT, RenameMode, SetTime,
+    Timestamp,
 };
 use kmsfs::keys::providers::scripted::{Answer, ScriptedProvider};
 use kmsfs::keys::volume::{self, NewVolume};
@@ -473,6 +474,34 @@ fn settled_sizes_need_no_read_and_unsettled_ones_are_right_too() {
     fs::OpenOptions::new().write(true).open(entry).unwrap().set_len(3 * 4096).unwrap();
     mounted.fs = open(&mounted.path, &mounted.provider);
     assert_eq!(mounted.walk("a").unwrap().size, 5000);
+}
+
+/// The kernel sets the time of an open file before every sync; it reaches the disk with the last handle at the latest.
+#[test]
+fn a_modification_time_set_on_an_open_file_is_kept() {
+    let mut mounted = Mounted::new(false, Holes::Allow, End::Lenient);
+    let id = mounted.create("a", 0o600).unwrap().id;
+    mounted.fs.write(id, 0, b"x").unwrap();
+    let mtime = Timestamp { seconds: 1_000_000_000, nanoseconds: 42 };
+    let change = Change { mode: None, uid: None, gid: None, atime: SetTime::Keep, mtime: SetTime::At(mtime) };
+    assert_eq!(mounted.fs.change(id, &change).unwrap().mtime, mtime);
+    assert_eq!(mounted.fs.attributes(id).unwrap().mtime, mtime);
+    let entry = cipher_entries(&mounted.path)[0].clone();
+    let on_disk = || fs::metadata(&entry).unwrap().mtime();
+    assert_ne!(on_disk(), mtime.seconds);
+    mounted.fs.sync(id, false).unwrap();
+    assert_ne!(on_disk(), mtime.seconds);
+    mounted.fs.sync(id, true).unwrap();
+    assert_eq!(on_disk(), mtime.seconds);
+    let later = Timestamp { seconds: 2_000_000_000, nanoseconds: 43 };
+    mounted.fs.change(id, &Change { mtime: SetTime::At(later), ..change }).unwrap();
+    mounted.fs.change(id, &Change { atime: SetTime::Now, mtime: SetTime::Keep, ..change }).unwrap();
+    assert_eq!(on_disk(), later.seconds);
+    mounted.fs.change(id, &change).unwrap();
+    mounted.fs.release(id);
+    assert_eq!(on_disk(), mtime.seconds);
+    mounted.remount();
+    assert_eq!(mounted.walk("a").unwrap().mtime, mtime);
 }
 
 #[test]

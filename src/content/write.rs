@@ -19,6 +19,9 @@ use super::{Content, ContentError};
 /// Pages of zeros written at a time where holes are denied.
 const ZERO_BATCH: u64 = 256;
 
+/// Edges of a request that fits in so many pages are read together.
+const CLOSE_EDGES: usize = 8;
+
 /// One request: these bytes at this offset, and the size of the file before and after.
 struct Request<'s> {
     offset: PlainOffset,
@@ -181,6 +184,7 @@ impl Content {
     }
 
     fn seal_request(&self, request: &Request<'_>, disk: &mut [u8]) -> Result<(), ContentError> {
+        let mut edges = self.old_edges(request, disk)?;
         let mut session = self.keys()?.session();
         let base: [u8; 24] = random_array();
         let mut rest = request.bytes;
@@ -191,7 +195,7 @@ impl Content {
             if part.len() == PAYLOAD_LEN {
                 pages::seal(&mut session, &nonce, index, trailer, part, page);
             } else {
-                let mut whole = self.old_payload(request, index)?;
+                let mut whole = edges.take(index);
                 whole[skip..skip + part.len()].copy_from_slice(part);
                 pages::seal(&mut session, &nonce, index, trailer, &whole[..], page);
             }
@@ -200,20 +204,62 @@ impl Content {
         Ok(())
     }
 
-    /// What a page holds before a part of it is written: zeros where there was none.
-    fn old_payload(&self, request: &Request<'_>, index: PageIndex) -> Result<Plain, ContentError> {
-        if let Some(old) = request.old_last.as_ref().filter(|_| Some(index) == last_page(request.old_size)) {
-            return Ok(Plain::copy_of(old));
+    /// What the pages at the edges of the request held, as far as the request leaves something of it. Two edges that lie
+    /// close together are read at once, by way of `disk`.
+    fn old_edges(&self, request: &Request<'_>, disk: &mut [u8]) -> Result<Edges, ContentError> {
+        let (first, last) = (PageIndex(*request.pages.start()), PageIndex(*request.pages.end()));
+        let mut edges = Edges::default();
+        if let (Some(old), Some(at)) = (&request.old_last, last_page(request.old_size)) {
+            edges.put(at, Plain::copy_of(old));
         }
-        let mut old = Plain::zeros();
-        if index.0 < page_count(request.old_size) {
+        let missing = |index| request.leaves_part_of(index) && !edges.holds(index);
+        let (wants_first, wants_last) = (missing(first), first != last && missing(last));
+        if wants_first && wants_last && disk.len() <= CLOSE_EDGES * PAGE_LEN {
+            self.read_pages(first, disk)?;
+            let mut session = self.keys()?.session();
+            for (index, page) in [(first, pages::each(disk).next()), (last, pages::each(disk).last())] {
+                let mut old = Plain::zeros();
+                page.map_or(Ok(()), |page| self.open_checked(&mut session, index, page, &mut old[..]))?;
+                edges.put(index, old);
+            }
+            return Ok(edges);
+        }
+        for index in [(wants_first, first), (wants_last, last)].iter().filter(|(wants, _)| *wants).map(|(_, i)| *i) {
+            let mut old = Plain::zeros();
             self.open_page(index, &mut old[..])?;
+            edges.put(index, old);
         }
-        Ok(old)
+        Ok(edges)
+    }
+}
+
+/// The old content of at most three pages: two edges, and the last page of a file that grows.
+#[derive(Default)]
+struct Edges(Vec<(PageIndex, Plain)>);
+
+impl Edges {
+    fn put(&mut self, index: PageIndex, old: Plain) {
+        self.0.push((index, old));
+    }
+
+    fn holds(&self, index: PageIndex) -> bool {
+        self.0.iter().any(|(at, _)| *at == index)
+    }
+
+    /// The page's old content; zeros if there was none.
+    fn take(&mut self, index: PageIndex) -> Plain {
+        let at = self.0.iter().position(|(at, _)| *at == index);
+        at.map_or_else(Plain::zeros, |at| self.0.swap_remove(at).1)
     }
 }
 
 impl Request<'_> {
+    /// Whether the page existed and the request does not cover all of it.
+    fn leaves_part_of(&self, index: PageIndex) -> bool {
+        let end = self.offset.0 + self.bytes.len() as u64;
+        index.0 < page_count(self.old_size) && (index.start() < self.offset || end < index.end().0)
+    }
+
     fn trailer_of(&self, index: PageIndex) -> Trailer {
         match last_page(self.new_size) {
             Some(last) if last == index => Trailer::last(last_page_len(self.new_size)),

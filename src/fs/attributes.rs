@@ -80,7 +80,7 @@ impl Filesystem {
             size: plain_size(inode, stat),
             blocks: stat.blocks,
             atime: stat.atime,
-            mtime: stat.mtime,
+            mtime: inode.late_mtime().unwrap_or(stat.mtime),
             ctime: stat.ctime,
         })
     }
@@ -98,10 +98,7 @@ impl Filesystem {
         if let Some(mode) = change.mode {
             inode.node.set_mode(mode)?;
         }
-        if (change.atime, change.mtime) != (SetTime::Keep, SetTime::Keep) {
-            let _settling_waits = inode.lock_times();
-            inode.node.set_times(change.atime, change.mtime)?;
-        }
+        set_times(&inode, change)?;
         self.attributes_of(&inode, &inode.node.stat()?)
     }
 
@@ -112,6 +109,29 @@ impl Filesystem {
     pub fn space(&self) -> Result<FileSystemStat, Error> {
         Ok(self.inodes.get(ROOT)?.node.filesystem_stat()?)
     }
+}
+
+/// With a writeback cache the kernel sets the modification time of an open file before every sync of its data, which would
+/// make the disk write an inode that the sync does not need. That time alone is kept, and written with the next sync of
+/// metadata, with the last handle, or when the file is settled.
+fn set_times(inode: &Inode, change: &Change) -> Result<(), Error> {
+    if (change.atime, change.mtime) == (SetTime::Keep, SetTime::Keep) {
+        return Ok(());
+    }
+    if let (SetTime::Keep, SetTime::At(mtime)) = (change.atime, change.mtime)
+        && inode.slot().handles > 0
+    {
+        *inode.late_mtime() = Some(mtime);
+        return Ok(());
+    }
+    let mut late = inode.late_mtime();
+    let mtime = match (change.mtime, *late) {
+        (SetTime::Keep, Some(late)) => SetTime::At(late),
+        (mtime, _) => mtime,
+    };
+    inode.node.set_times(change.atime, mtime)?;
+    *late = None;
+    Ok(())
 }
 
 /// The plain size, without a key. Trusted no further than any other attribute: reading authenticates for itself.

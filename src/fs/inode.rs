@@ -4,11 +4,12 @@
 //! file share one inode here and so one content; the table's lock is never held across I/O.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::content::Content;
-use crate::storage::{DiskFile, Node, NodeKind, Stat};
+use crate::storage::{DiskFile, Node, NodeKind, SetTime, Stat, Timestamp};
 
 use super::Error;
 
@@ -29,8 +30,9 @@ pub(super) struct Inode {
     /// Set once the directory's id was read and authenticated.
     pub(super) directory_id: OnceLock<[u8; 16]>,
     pub(super) slot: Mutex<Slot>,
-    /// Held while times are set, so that settling does not put older ones back.
-    pub(super) times: Mutex<()>,
+    /// A modification time that the kernel has set on an open file and the disk has not. Held while times are set, so that
+    /// settling does not put older ones back.
+    late_mtime: Mutex<Option<Timestamp>>,
     /// The settler has it on its list.
     pub(super) watched: AtomicBool,
     lookups: AtomicU64,
@@ -58,7 +60,7 @@ impl Inode {
             kind,
             directory_id: OnceLock::new(),
             slot: Mutex::default(),
-            times: Mutex::default(),
+            late_mtime: Mutex::default(),
             watched: AtomicBool::new(false),
             lookups: AtomicU64::new(0),
         }
@@ -68,8 +70,19 @@ impl Inode {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn lock_times(&self) -> MutexGuard<'_, ()> {
-        self.times.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn late_mtime(&self) -> MutexGuard<'_, Option<Timestamp>> {
+        self.late_mtime.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the disk the modification time that the kernel has set, if it lacks it. Times do not change while the guard is
+    /// held.
+    pub(super) fn write_late_mtime(&self) -> io::Result<MutexGuard<'_, Option<Timestamp>>> {
+        let mut late = self.late_mtime();
+        if let Some(mtime) = *late {
+            self.node.set_times(SetTime::Keep, SetTime::At(mtime))?;
+            *late = None;
+        }
+        Ok(late)
     }
 }
 

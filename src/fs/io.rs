@@ -34,6 +34,9 @@ impl Filesystem {
     /// [`Error`].
     pub fn sync(&self, id: InodeId, metadata: bool) -> Result<(), Error> {
         let (inode, open) = self.opened(id, Access::Read)?;
+        if metadata {
+            drop(inode.write_late_mtime()?);
+        }
         let synced = open.content.sync(metadata).map_err(Error::from);
         synced.inspect_err(|error| self.report(&inode, error))
     }

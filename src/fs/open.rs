@@ -95,8 +95,13 @@ impl Filesystem {
             self.alarm("end", || format!("{}: the end of the file is missing: it was cut off", inode.node.describe()));
         }
         let waits = |open: &OpenFile| inode.watched.load(Ordering::Relaxed) && open.content.unsettled().is_some();
-        if slot.handles == 0 && !slot.open.as_ref().is_some_and(waits) {
+        let last = slot.handles == 0;
+        if last && !slot.open.as_ref().is_some_and(waits) {
             slot.open = None;
+        }
+        drop(slot);
+        if last && let Err(error) = inode.write_late_mtime() {
+            tracing::warn!("{}: the modification time cannot be set: {error}", inode.node.describe());
         }
     }
 

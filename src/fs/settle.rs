@@ -9,7 +9,7 @@ use crate::content::Unsettled;
 use crate::storage::RawFile;
 
 use super::inode::{Inode, InodeTable, OpenFile};
-use super::{Filesystem, InodeId, ROOT};
+use super::{ContentError, Filesystem, InodeId, ROOT};
 
 /// How long the end of a file must have rested: at least one and at most two of these.
 const REST: Duration = Duration::from_secs(5);
@@ -90,6 +90,9 @@ impl Filesystem {
         let watched = std::mem::take(&mut self.settler.state().watched);
         let (mut keep, mut batch, mut done) = (Vec::new(), Vec::new(), Vec::new());
         for mut watched in watched.into_values() {
+            if all {
+                drop(watched.inode.write_late_mtime());
+            }
             match watched.judge(all) {
                 Verdict::Wait => keep.push(watched),
                 Verdict::Settle(open, found) => batch.push((watched, open, found)),
@@ -98,8 +101,12 @@ impl Filesystem {
         }
         if !batch.is_empty() && self.make_durable(&batch) {
             for (watched, open, found) in &batch {
-                let _times_do_not_change = watched.inode.lock_times();
-                if let Err(error) = open.content.settle(*found) {
+                let settled = watched.inode.write_late_mtime().map_err(ContentError::from).and_then(|times_stay| {
+                    let settled = open.content.settle(*found);
+                    drop(times_stay);
+                    settled
+                });
+                if let Err(error) = settled {
                     tracing::warn!("{} cannot be settled: {error}", watched.inode.node.describe());
                 }
             }

@@ -407,6 +407,11 @@ pub(crate) fn errno<T>(result: std::io::Result<T>) -> Option<i32> {
 pub(crate) fn run(program: &str, arguments: &[Argument<'_>], directory: &Path) -> String {
     let mut command = Command::new(program);
     command.args(arguments).current_dir(directory).stdin(Stdio::null());
+    // What the one who runs the tests has set for his own work.
+    ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "MAKEFLAGS", "CFLAGS"]
+        .iter()
+        .for_each(|name| _ = command.env_remove(name));
+    command.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1").env("LC_ALL", "C");
     let output = command.output().unwrap_or_else(|error| panic!("{program}: {error}: .ci/run installs it"));
     let said = [text(&output.stdout), text(&output.stderr)].concat();
     assert!(output.status.success(), "{program} {}: {}\n{said}", shown(arguments), output.status);
