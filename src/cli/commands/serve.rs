@@ -34,9 +34,6 @@ use crate::storage::cipher_directory::{CipherDirectory, LockMode, VolumeLock};
 use super::init;
 use super::mount::MountArgs;
 
-/// Threads that serve the kernel.
-const THREADS: usize = 4;
-
 /// Everything that is known before anything is touched.
 struct Job<'a> {
     args: &'a MountArgs,
@@ -236,7 +233,7 @@ impl Job<'_> {
             dev,
             exec: !noexec,
             noatime,
-            threads: THREADS,
+            threads: self.args.threads.into(),
         }
     }
 }
