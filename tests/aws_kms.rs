@@ -220,7 +220,7 @@ fn success_without_the_right_content_is_a_bad_answer() {
 #[test]
 fn every_error_code_has_its_kind() {
     use ProviderErrorKind::{
-        BadAnswer, Credentials, Denied, KeyNotFound, KeyUnusable, Misconfigured, Tampered, Unavailable,
+        BadAnswer, Credentials, Denied, KeyNotFound, KeyUnusable, Misconfigured, Tampered, Throttled, Unavailable,
     };
     isolated("every_error_code_has_its_kind", || {
         for (status, code, kind) in [
@@ -236,8 +236,8 @@ fn every_error_code_has_its_kind() {
             (400, "ExpiredTokenException", Credentials),
             (400, "UnrecognizedClientException", Credentials),
             (400, "InvalidSignatureException", Credentials),
-            (400, "ThrottlingException", Unavailable),
-            (400, "LimitExceededException", Unavailable),
+            (400, "ThrottlingException", Throttled),
+            (400, "LimitExceededException", Throttled),
             (500, "KMSInternalException", Unavailable),
             (503, "DependencyTimeoutException", Unavailable),
             (400, "ValidationException", Misconfigured),

@@ -86,7 +86,7 @@ fn check(init: &[&str], sparse: bool) {
     let expected = comparable(&volume.plain);
     volume.unmount();
     let files = support::walk(&volume.cipher);
-    let settled = |path: &PathBuf| path.is_file() && fs::metadata(path).unwrap().len() % 4096 != 0;
+    let settled = |path: &PathBuf| path.is_file() && !fs::metadata(path).unwrap().len().is_multiple_of(4096);
     assert!(files.iter().filter(|path| settled(path)).count() >= 5, "unmounting settles files");
     assert_same("settled", &decrypted(&volume, "settled", &[]), &expected);
 

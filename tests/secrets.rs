@@ -45,7 +45,7 @@ impl Secret {
         bytes.iter().take(8).for_each(|byte| write!(spaced, "{byte:02x} ").unwrap());
         let list = format!("{:?}", &bytes[..8]);
         // The last characters of base64 depend on the padding and on what follows.
-        let base64 = |text: String| text[..bytes.len() / 3 * 4].as_bytes().to_vec();
+        let base64 = |text: String| text.as_bytes()[..bytes.len() / 3 * 4].to_vec();
         vec![
             ("raw", bytes.clone()),
             ("hex", hex.as_bytes().to_vec()),

@@ -124,7 +124,7 @@ fn provider_exit(kind: ProviderErrorKind) -> Exit {
         // A provider that answers nonsense cannot be used, whatever the reason.
         ProviderErrorKind::BadAnswer => Exit::KeyRefused,
         ProviderErrorKind::Credentials => Exit::Credentials,
-        ProviderErrorKind::Unavailable => Exit::ProviderUnreachable,
+        ProviderErrorKind::Unavailable | ProviderErrorKind::Throttled => Exit::ProviderUnreachable,
         ProviderErrorKind::Tampered => Exit::Config,
         ProviderErrorKind::Misconfigured => Exit::Usage,
     }

@@ -136,7 +136,7 @@ fn provider_errno(kind: ProviderErrorKind) -> Errno {
         ProviderErrorKind::KeyUnusable => Errno::KEYREVOKED,
         ProviderErrorKind::KeyNotFound => Errno::NOKEY,
         ProviderErrorKind::Credentials => Errno::KEYEXPIRED,
-        ProviderErrorKind::Unavailable => Errno::TIMEDOUT,
+        ProviderErrorKind::Unavailable | ProviderErrorKind::Throttled => Errno::TIMEDOUT,
         ProviderErrorKind::Tampered | ProviderErrorKind::BadAnswer | ProviderErrorKind::Misconfigured => Errno::IO,
     }
 }
@@ -155,6 +155,7 @@ mod tests {
             (ProviderErrorKind::KeyNotFound, libc::ENOKEY),
             (ProviderErrorKind::Credentials, libc::EKEYEXPIRED),
             (ProviderErrorKind::Unavailable, libc::ETIMEDOUT),
+            (ProviderErrorKind::Throttled, libc::ETIMEDOUT),
             (ProviderErrorKind::Tampered, libc::EIO),
             (ProviderErrorKind::BadAnswer, libc::EIO),
             (ProviderErrorKind::Misconfigured, libc::EIO),

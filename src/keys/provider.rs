@@ -98,8 +98,10 @@ pub enum ProviderErrorKind {
     KeyNotFound,
     /// Credentials are missing or expired; for a keyring: the passphrase is missing or wrong.
     Credentials,
-    /// Throttled, unreachable, timed out: trying again later may help.
+    /// Unreachable, timed out, out of order: trying again later may help.
     Unavailable,
+    /// More calls than the account may make: trying again later, and less often, helps.
+    Throttled,
     /// The wrapped key or its context was changed, or belongs to another volume.
     Tampered,
     /// The provider answered something that cannot be right.

@@ -259,7 +259,8 @@ impl Call<'_> {
             ProviderErrorKind::KeyUnusable => "enable the key or cancel its deletion, in the KMS console".to_owned(),
             ProviderErrorKind::KeyNotFound => "check the key's id, its account and its Region".to_owned(),
             ProviderErrorKind::Credentials => "renew the AWS credentials, or choose others (AWS_PROFILE)".to_owned(),
-            ProviderErrorKind::Unavailable => "check the network and the account's KMS quota, and try again".to_owned(),
+            ProviderErrorKind::Unavailable => "check the network, and try again".to_owned(),
+            ProviderErrorKind::Throttled => "check the account's KMS quota, and try again later".to_owned(),
             ProviderErrorKind::Tampered => {
                 "the wrapped key or its context was changed, or it belongs to another volume or key".to_owned()
             }
@@ -325,9 +326,9 @@ fn classify_code(code: &str, status: u16) -> ProviderErrorKind {
         ("SignatureDoesNotMatch", ProviderErrorKind::Credentials),
         ("IncompleteSignature", ProviderErrorKind::Credentials),
         ("MissingAuthenticationToken", ProviderErrorKind::Credentials),
-        ("Throttling", ProviderErrorKind::Unavailable),
-        ("TooManyRequests", ProviderErrorKind::Unavailable),
-        ("LimitExceeded", ProviderErrorKind::Unavailable),
+        ("Throttling", ProviderErrorKind::Throttled),
+        ("TooManyRequests", ProviderErrorKind::Throttled),
+        ("LimitExceeded", ProviderErrorKind::Throttled),
         ("DependencyTimeout", ProviderErrorKind::Unavailable),
         ("KMSInternal", ProviderErrorKind::Unavailable),
         ("InvalidArn", ProviderErrorKind::Misconfigured),
@@ -341,7 +342,8 @@ fn classify_code(code: &str, status: u16) -> ProviderErrorKind {
 fn classify_status(status: u16) -> ProviderErrorKind {
     match status {
         401 | 403 => ProviderErrorKind::Denied,
-        408 | 429 | 500.. => ProviderErrorKind::Unavailable,
+        429 => ProviderErrorKind::Throttled,
+        408 | 500.. => ProviderErrorKind::Unavailable,
         _ => ProviderErrorKind::BadAnswer,
     }
 }
