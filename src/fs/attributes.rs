@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use crate::crypto::LinkKey;
 use crate::format::geometry::{
-    DiskOffset, PAYLOAD_LEN, PageIndex, SizeHint, plain_len_of_base64, size_hint, size_with_last_page,
+    DiskOffset, PAGE_LEN, PAYLOAD_LEN, PageIndex, SizeHint, plain_len_of_base64, size_hint, size_with_last_page,
 };
 use crate::format::page::{Trailer, part};
-use crate::storage::{Access, DiskFile, FileSystemStat, NodeKind, RawFile, SetTime, Stat, Timestamp};
+use crate::storage::{Access, FileSystemStat, NodeKind, RawFile, SetTime, Stat, Timestamp};
 
 use super::inode::Inode;
 use super::{Error, Filesystem, InodeId, ROOT};
@@ -77,7 +77,7 @@ impl Filesystem {
             uid: stat.uid,
             gid: stat.gid,
             rdev: stat.rdev,
-            size: plain_size(inode, stat),
+            size: self.plain_size(inode, stat),
             blocks: stat.blocks,
             atime: stat.atime,
             mtime: inode.late_mtime().unwrap_or(stat.mtime),
@@ -134,39 +134,41 @@ fn set_times(inode: &Inode, change: &Change) -> Result<(), Error> {
     Ok(())
 }
 
-/// The plain size, without a key. Trusted no further than any other attribute: reading authenticates for itself.
-fn plain_size(inode: &Inode, stat: &Stat) -> u64 {
-    match stat.kind {
-        NodeKind::File => open_size(inode).unwrap_or_else(|| size_at_rest(inode, stat)),
-        NodeKind::Symlink => plain_len_of_base64(stat.size, LinkKey::OVERHEAD),
-        _ => stat.size,
+impl Filesystem {
+    /// The plain size, without a key. Trusted no further than any other attribute: reading authenticates for itself.
+    fn plain_size(&self, inode: &Inode, stat: &Stat) -> u64 {
+        match stat.kind {
+            NodeKind::File => open_size(inode).unwrap_or_else(|| self.size_at_rest(inode, stat)),
+            NodeKind::Symlink => plain_len_of_base64(stat.size, LinkKey::OVERHEAD),
+            _ => stat.size,
+        }
+    }
+
+    /// What the disk size says, or the trailer of the last page where the disk size does not. A disk size that no file has
+    /// shows as it is; opening such a file says what is wrong.
+    fn size_at_rest(&self, inode: &Inode, stat: &Stat) -> u64 {
+        match size_hint(DiskOffset(stat.size)) {
+            Ok(SizeHint::Known(size)) => size.0,
+            Ok(SizeHint::AskLastPage(last)) => size_with_last_page(last, self.len_of_last_page(inode, last)).0,
+            Err(_) => stat.size,
+        }
+    }
+
+    /// The length in the trailer of a page; the whole page if it is a hole, or cannot be read.
+    fn len_of_last_page(&self, inode: &Inode, last: PageIndex) -> usize {
+        let read = || {
+            let file = self.open_backing(inode, Access::Read).ok()?;
+            let mut page = [0; PAGE_LEN];
+            let trailer = &mut page[part::TRAILER];
+            file.read_at(trailer, last.disk().0 + part::TRAILER.start as u64).ok()?;
+            Trailer::parse(&page).ok()
+        };
+        read().map_or(PAYLOAD_LEN, |trailer| trailer.len.into())
     }
 }
 
 fn open_size(inode: &Inode) -> Option<u64> {
     inode.slot().open.as_ref().map(|open| open.content.size())
-}
-
-/// What the disk size says, or the trailer of the last page where the disk size does not. A disk size that no file has
-/// shows as it is; opening such a file says what is wrong.
-fn size_at_rest(inode: &Inode, stat: &Stat) -> u64 {
-    match size_hint(DiskOffset(stat.size)) {
-        Ok(SizeHint::Known(size)) => size.0,
-        Ok(SizeHint::AskLastPage(last)) => size_with_last_page(last, len_of_last_page(inode, last)).0,
-        Err(_) => stat.size,
-    }
-}
-
-/// The length in the trailer of a page; the whole page if it is a hole, or not readable by this process.
-fn len_of_last_page(inode: &Inode, last: PageIndex) -> usize {
-    let read = || {
-        let file = DiskFile::readable(inode.node.open_file(Access::Read).ok()?);
-        let mut page = [0; crate::format::geometry::PAGE_LEN];
-        let trailer = &mut page[part::TRAILER];
-        file.read_at(trailer, last.disk().0 + part::TRAILER.start as u64).ok()?;
-        Trailer::parse(&page).ok()
-    };
-    read().map_or(PAYLOAD_LEN, |trailer| trailer.len.into())
 }
 
 impl Filesystem {

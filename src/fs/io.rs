@@ -1,6 +1,7 @@
 //! Reading, writing and syncing through an inode: content is kept per inode, so no handle is needed.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::storage::Access;
 
@@ -24,6 +25,7 @@ impl Filesystem {
     /// [`Error`].
     pub fn write(&self, id: InodeId, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         let (inode, open) = self.opened(id, Access::ReadWrite)?;
+        self.keep_mtime(&inode)?;
         let written = self.ensure_keys(&open.content).and_then(|()| Ok(open.content.write(offset, bytes)?));
         written.inspect_err(|error| self.report(&inode, error))
     }
@@ -39,6 +41,19 @@ impl Filesystem {
         }
         let synced = open.content.sync(metadata).map_err(Error::from);
         synced.inspect_err(|error| self.report(&inode, error))
+    }
+
+    /// A kernel that writes back later has set the modification time when the program wrote; this write must not set
+    /// another one, even if the kernel found that its time had not changed and need not be sent.
+    fn keep_mtime(&self, inode: &Inode) -> Result<(), Error> {
+        if !self.kernel_sets_mtime.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let mut late = inode.late_mtime();
+        if late.is_none() {
+            *late = Some(inode.node.stat()?.mtime);
+        }
+        Ok(())
     }
 
     fn opened(&self, id: InodeId, access: Access) -> Result<(Arc<Inode>, OpenFile), Error> {

@@ -18,7 +18,7 @@ mod settle;
 mod stats;
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -62,6 +62,8 @@ pub struct Filesystem {
     lane: Lane,
     rules: Rules,
     read_only: bool,
+    /// The kernel decides modification times: see [`Self::let_kernel_set_mtime`].
+    kernel_sets_mtime: AtomicBool,
     /// The daemon may make files for other users.
     privileged: bool,
     /// The daemon's own user.
@@ -89,6 +91,7 @@ impl Filesystem {
             settler: Arc::default(),
             lane: Lane::new(),
             read_only: options.read_only,
+            kernel_sets_mtime: AtomicBool::new(false),
             privileged: user == 0,
             user,
             events: Arc::default(),
@@ -123,6 +126,12 @@ impl Filesystem {
             self.settle_rested(true);
         }
         self.volume.ring.clear();
+    }
+
+    /// From now on a write does not change a modification time: the kernel has a writeback cache, notes the time when a
+    /// program writes, and sets it.
+    pub fn let_kernel_set_mtime(&self) {
+        self.kernel_sets_mtime.store(true, Ordering::Relaxed);
     }
 
     fn check_writable(&self) -> Result<(), Error> {

@@ -249,7 +249,7 @@ impl Filesystem {
 
     /// Opens the backing file: for writing wherever that is possible, since with a writeback cache the kernel writes through
     /// any handle of a file.
-    fn open_backing(&self, inode: &Inode, access: Access) -> Result<Arc<DiskFile>, Error> {
+    pub(super) fn open_backing(&self, inode: &Inode, access: Access) -> Result<Arc<DiskFile>, Error> {
         if inode.kind != NodeKind::File {
             return Err(Error::WrongKind);
         }

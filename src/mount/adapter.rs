@@ -24,6 +24,16 @@ const MAX_REQUEST: u32 = 1024 * 1024;
 const MAX_BACKGROUND: u16 = 64;
 /// Nobody but this mount changes the cipher directory, so the kernel may keep what it knows.
 const KEEP: Duration = Duration::from_secs(3600);
+/// What the kernel is asked for, as far as it has it.
+const WANTED: [InitFlags; 7] = [
+    InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+    InitFlags::FUSE_NO_EXPORT_SUPPORT,
+];
 const NAME_MAX: u32 = 255;
 /// Files need no handle: content is kept per inode.
 const NO_HANDLE: FileHandle = FileHandle(0);
@@ -92,22 +102,13 @@ fn reply_empty(reply: ReplyEmpty, result: Result<(), Error>) {
 
 impl fuser::Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let mut wanted = vec![
-            InitFlags::FUSE_ASYNC_DIO,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-            InitFlags::FUSE_NO_EXPORT_SUPPORT,
-        ];
-        if !self.read_only {
-            wanted.push(InitFlags::FUSE_WRITEBACK_CACHE);
-        }
-        for flag in wanted {
+        for flag in WANTED {
             if config.add_capabilities(flag).is_err() {
                 tracing::debug!("the kernel does not offer {flag:?}");
             }
+        }
+        if !self.read_only && config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE).is_ok() {
+            self.fs.let_kernel_set_mtime();
         }
         let _ = config.set_max_write(MAX_REQUEST);
         let _ = config.set_max_background(MAX_BACKGROUND);
