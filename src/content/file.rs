@@ -78,6 +78,9 @@ pub enum ContentError {
     /// The offset or size is beyond what the format can express.
     #[error("the offset is beyond the largest file")]
     TooLarge,
+    /// The content was given up while the operation waited for it: open the file again.
+    #[error("the file was closed meanwhile")]
+    Retired,
     /// A file without a header was used before it was given one.
     #[error("the file has no key yet")]
     NoKey,
@@ -105,6 +108,8 @@ pub(super) struct Shape {
     pub(super) version: u64,
     /// The missing end mark was reported.
     end_mark_reported: bool,
+    /// Nothing may be done any more: another content may take this one's place.
+    retired: bool,
 }
 
 /// How the disk size tells the plain size.
@@ -139,7 +144,14 @@ impl Content {
         events: Arc<Events>,
     ) -> Result<Self, ContentError> {
         let disk = if keys.is_some() { DiskShape::Settled } else { DiskShape::Headerless };
-        let shape = Shape { size: PlainOffset(0), disk, tail: Tail::Unknown, version: 0, end_mark_reported: false };
+        let shape = Shape {
+            size: PlainOffset(0),
+            disk,
+            tail: Tail::Unknown,
+            version: 0,
+            end_mark_reported: false,
+            retired: false,
+        };
         let content = Self {
             file,
             rules,
@@ -207,8 +219,21 @@ impl Content {
     /// # Errors
     /// [`ContentError::Io`].
     pub fn sync(&self, metadata: bool) -> Result<(), ContentError> {
-        let _no_writer = self.ranges.shared(Range::ALL);
+        let _no_writer = self.share(Range::ALL)?;
         Ok(self.file.sync(metadata)?)
+    }
+
+    /// Waits for operations that are under way, and ends all later ones with [`ContentError::Retired`]. The keys go with
+    /// the last reference.
+    pub fn retire(&self) {
+        let _nobody = self.ranges.exclusive(Range::ALL);
+        self.shape().retired = true;
+    }
+
+    /// A shared lock of `range`.
+    pub(super) fn share(&self, range: Range) -> Result<RangeGuard<'_>, ContentError> {
+        let guard = self.ranges.shared(range);
+        if self.shape().retired { Err(ContentError::Retired) } else { Ok(guard) }
     }
 
     pub(super) fn keys(&self) -> Result<&FileKeys, ContentError> {
@@ -230,13 +255,19 @@ impl Content {
 
     /// The exclusive lock of the range that `range` gives for the file's shape, and the shape, which then cannot change
     /// in a way that matters to that range.
-    pub(super) fn lock_for_change(&self, range: impl Fn(&Shape) -> Range) -> (RangeGuard<'_>, Shape) {
+    pub(super) fn lock_for_change(
+        &self,
+        range: impl Fn(&Shape) -> Range,
+    ) -> Result<(RangeGuard<'_>, Shape), ContentError> {
         loop {
             let wanted = range(&self.shape());
             let guard = self.ranges.exclusive(wanted);
             let shape = *self.shape();
+            if shape.retired {
+                return Err(ContentError::Retired);
+            }
             if wanted.covers(range(&shape)) {
-                return (guard, shape);
+                return Ok((guard, shape));
             }
         }
     }

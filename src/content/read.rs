@@ -16,7 +16,7 @@ impl Content {
     /// [`ContentError`]; the content of `plain` must then not be used.
     pub fn read(&self, offset: u64, plain: &mut [u8]) -> Result<usize, ContentError> {
         let Some(asked) = pages_of(PlainOffset(offset), plain.len() as u64) else { return Ok(0) };
-        let _lock = self.ranges.shared(Range { first: *asked.start(), last: *asked.end() });
+        let _lock = self.share(Range { first: *asked.start(), last: *asked.end() })?;
         let left = self.size().saturating_sub(offset);
         let len = usize::try_from(left).map_or(plain.len(), |left| left.min(plain.len()));
         let Some(found) = pages_of(PlainOffset(offset), len as u64) else { return Ok(0) };

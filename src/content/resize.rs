@@ -25,7 +25,7 @@ impl Content {
         }
         let size = PlainOffset(size);
         let first = last_page(size).map_or(0, |last| last.0);
-        let (_lock, shape) = self.lock_for_change(|shape| shape.end_range(first));
+        let (_lock, shape) = self.lock_for_change(|shape| shape.end_range(first))?;
         match size.cmp(&shape.size) {
             Ordering::Equal => Ok(()),
             Ordering::Less => self.cut(size),
@@ -46,7 +46,7 @@ impl Content {
     /// # Errors
     /// [`ContentError`]; [`ContentError::NoKey`] if the file needs keys first.
     pub fn ensure_header(&self) -> Result<(), ContentError> {
-        let (_lock, shape) = self.lock_for_change(|shape| shape.end_range(0));
+        let (_lock, shape) = self.lock_for_change(|shape| shape.end_range(0))?;
         if shape.disk == DiskShape::Headerless { self.write_header() } else { Ok(()) }
     }
 

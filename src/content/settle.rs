@@ -23,7 +23,7 @@ impl Content {
     /// # Errors
     /// [`ContentError::Io`].
     pub fn settle(&self, found: Unsettled) -> Result<bool, ContentError> {
-        let (_lock, shape) = self.lock_for_change(|shape| shape.end_range(u64::MAX));
+        let (_lock, shape) = self.lock_for_change(|shape| shape.end_range(u64::MAX))?;
         if shape.version != found.0 {
             return Ok(false);
         }

@@ -377,3 +377,24 @@ fn a_failed_write_past_a_gap_takes_the_gap_back() {
     bench.reopen();
     assert_eq!(bench.all(), b"x");
 }
+
+#[test]
+fn a_retired_content_waits_for_what_is_under_way_and_does_nothing_more() {
+    let bench = Bench::new(Suite::Xaes256Gcm, RULES);
+    bench.content.write(0, b"before").unwrap();
+    let found = bench.content.unsettled().unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..3_u64 {
+            let content = &bench.content;
+            scope.spawn(move || while content.write(thread * 5000, b"more").is_ok() {});
+        }
+        bench.content.retire();
+    });
+    let disk = bench.disk.bytes();
+    assert!(matches!(bench.content.read(0, &mut [0; 5]), Err(ContentError::Retired)));
+    assert!(matches!(bench.content.resize(3), Err(ContentError::Retired)));
+    assert!(matches!(bench.content.sync(true), Err(ContentError::Retired)));
+    assert!(matches!(bench.content.settle(found), Err(ContentError::Retired)));
+    assert!(bench.disk.bytes() == disk);
+    assert!(bench.reopened().unwrap().size() >= 6);
+}

@@ -50,7 +50,7 @@ impl Content {
         let (_lock, shape) = self.lock_for_change(|shape| match end <= shape.size {
             true => in_place,
             false => shape.end_range(in_place.first),
-        });
+        })?;
         if end <= shape.size {
             let (old_size, new_size) = (shape.size, shape.size);
             return self.write_pages(&Request { offset, bytes, pages, old_size, new_size, old_last: None });

@@ -112,6 +112,7 @@ fn content_errno(error: &ContentError) -> i32 {
         | ContentError::Hole { .. }
         | ContentError::NoEndMark { .. }
         | ContentError::Cut { .. }
+        | ContentError::Retired
         | ContentError::ImpossibleSize(_) => Errno::IO.raw_os_error(),
     }
 }

@@ -52,6 +52,15 @@ pub(super) struct OpenFile {
     pub(super) file: Arc<DiskFile>,
 }
 
+impl Slot {
+    /// Gives the content up. Operations under way are waited for, so that no second content of the file lives beside it.
+    pub(super) fn close(&mut self) {
+        if let Some(open) = self.open.take() {
+            open.content.retire();
+        }
+    }
+}
+
 impl Inode {
     fn new(id: InodeId, node: Node, kind: NodeKind) -> Self {
         Self {

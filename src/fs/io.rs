@@ -1,11 +1,10 @@
 //! Reading, writing and syncing through an inode: content is kept per inode, so no handle is needed.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::storage::Access;
 
-use super::inode::{Inode, OpenFile};
+use super::inode::Inode;
 use super::{Error, Filesystem, InodeId};
 
 impl Filesystem {
@@ -14,9 +13,8 @@ impl Filesystem {
     /// # Errors
     /// [`Error`]; the content of `plain` must then not be used.
     pub fn read(&self, id: InodeId, offset: u64, plain: &mut [u8]) -> Result<usize, Error> {
-        let (inode, open) = self.opened(id, Access::Read)?;
-        let result = open.content.read(offset, plain).map_err(Error::from);
-        result.inspect_err(|error| self.report(&inode, error))
+        let inode = self.inodes.get(id)?;
+        self.on_content(&inode, Access::Read, |open| Ok(open.content.read(offset, plain)?))
     }
 
     /// Writes at `offset`.
@@ -24,10 +22,12 @@ impl Filesystem {
     /// # Errors
     /// [`Error`].
     pub fn write(&self, id: InodeId, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        let (inode, open) = self.opened(id, Access::ReadWrite)?;
+        let inode = self.inodes.get(id)?;
         self.keep_mtime(&inode)?;
-        let written = self.ensure_keys(&open.content).and_then(|()| Ok(open.content.write(offset, bytes)?));
-        written.inspect_err(|error| self.report(&inode, error))
+        self.on_content(&inode, Access::ReadWrite, |open| {
+            self.ensure_keys(&open.content)?;
+            Ok(open.content.write(offset, bytes)?)
+        })
     }
 
     /// Makes a file durable: its content, and with `metadata` its attributes.
@@ -35,12 +35,11 @@ impl Filesystem {
     /// # Errors
     /// [`Error`].
     pub fn sync(&self, id: InodeId, metadata: bool) -> Result<(), Error> {
-        let (inode, open) = self.opened(id, Access::Read)?;
+        let inode = self.inodes.get(id)?;
         if metadata {
             drop(inode.write_late_mtime()?);
         }
-        let synced = open.content.sync(metadata).map_err(Error::from);
-        synced.inspect_err(|error| self.report(&inode, error))
+        self.on_content(&inode, Access::Read, |open| Ok(open.content.sync(metadata)?))
     }
 
     /// A kernel that writes back later has set the modification time when the program wrote; this write must not set
@@ -54,11 +53,5 @@ impl Filesystem {
             *late = Some(inode.node.stat()?.mtime);
         }
         Ok(())
-    }
-
-    fn opened(&self, id: InodeId, access: Access) -> Result<(Arc<Inode>, OpenFile), Error> {
-        let inode = self.inodes.get(id)?;
-        let open = self.open_now(&inode, access)?;
-        Ok((inode, open))
     }
 }

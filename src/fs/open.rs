@@ -97,7 +97,7 @@ impl Filesystem {
         let waits = |open: &OpenFile| inode.watched.load(Ordering::Relaxed) && open.content.unsettled().is_some();
         let last = slot.handles == 0;
         if last && !slot.open.as_ref().is_some_and(waits) {
-            slot.open = None;
+            slot.close();
         }
         drop(slot);
         if last && let Err(error) = inode.write_late_mtime() {
@@ -142,18 +142,37 @@ impl Filesystem {
         inode: Arc<Inode>,
         access: Access,
         answer: Answer<T>,
-        work: impl FnOnce(&Self, &Arc<Inode>, &OpenFile) -> Result<T, Error> + Send + 'static,
+        work: impl Fn(&Self, &Arc<Inode>, &OpenFile) -> Result<T, Error> + Send + 'static,
     ) {
+        let work = move |fs: &Self, inode: &Arc<Inode>, open: OpenFile| match work(fs, inode, &open) {
+            Err(Error::Content(ContentError::Retired)) => fs.on_content(inode, access, |open| work(fs, inode, open)),
+            result => result,
+        };
         match self.open_at_once(&inode, access) {
-            Ok(Some(open)) => answer(work(self, &inode, &open)),
+            Ok(Some(open)) => answer(work(self, &inode, open)),
             Err(error) => answer(Err(error)),
             Ok(None) => {
                 let fs = Arc::clone(self);
                 let later = move || {
                     let opened = fs.open_now(&inode, access);
-                    answer(opened.and_then(|open| work(&fs, &inode, &open)));
+                    answer(opened.and_then(|open| work(&fs, &inode, open)));
                 };
                 self.lane.run(Box::new(later));
+            }
+        }
+    }
+
+    /// Runs `work` on the content of a file, again if the content is given up meanwhile.
+    pub(super) fn on_content<T>(
+        &self,
+        inode: &Inode,
+        access: Access,
+        mut work: impl FnMut(&OpenFile) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        loop {
+            match work(&self.open_now(inode, access)?) {
+                Err(Error::Content(ContentError::Retired)) => {}
+                result => return result.inspect_err(|error| self.report(inode, error)),
             }
         }
     }

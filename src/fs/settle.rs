@@ -106,7 +106,9 @@ impl Filesystem {
                     drop(times_stay);
                     settled
                 });
-                if let Err(error) = settled {
+                if let Err(error) = settled
+                    && !matches!(error, ContentError::Retired)
+                {
                     tracing::warn!("{} cannot be settled: {error}", watched.inode.node.describe());
                 }
             }
@@ -141,7 +143,7 @@ impl Filesystem {
     pub(super) fn drop_if_nameless(&self, inode: &Inode) {
         if inode.node.stat().is_ok_and(|stat| stat.nlink == 0) {
             self.settler.state().watched.remove(&inode.id);
-            inode.slot().open = None;
+            inode.slot().close();
             self.inodes.unwatch(inode);
         }
     }
@@ -168,7 +170,7 @@ impl Watched {
                 self.seen = None;
                 return Verdict::Wait;
             }
-            slot.open = None;
+            slot.close();
             return Verdict::Done;
         };
         if all || self.seen == Some(found) {
