@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use kmsfs::crypto::Suite;
 use kmsfs::format::config::{self, End, Holes};
@@ -25,6 +27,8 @@ const ME: Caller = Caller { uid: 0, gid: 0 };
 
 struct Mounted {
     path: PathBuf,
+    limits: CacheLimits,
+    options: Options,
     provider: Arc<ScriptedProvider>,
     fs: Arc<Filesystem>,
     _dir: tempfile::TempDir,
@@ -38,13 +42,21 @@ impl Mounted {
         let settings = NewVolume { suite: Suite::Xaes256Gcm, holes, end, files_per_data_key: 3 };
         let created = volume::create(&settings, provider.as_ref(), None).unwrap();
         CipherDirectory::create(&path, &created.config_file, &created.root_directory_id).unwrap();
-        let fs = open(&path, &provider);
-        Self { path, provider, fs, _dir: dir }
+        let (limits, options) = (CacheLimits::default(), Options::default());
+        let fs = open(&path, &provider, limits, options);
+        Self { path, limits, options, provider, fs, _dir: dir }
+    }
+
+    /// The same volume with other limits.
+    fn with(mut self, limits: CacheLimits, options: Options) -> Self {
+        (self.limits, self.options) = (limits, options);
+        self.remount();
+        self
     }
 
     fn remount(&mut self) {
         self.fs.shutdown();
-        self.fs = open(&self.path, &self.provider);
+        self.fs = open(&self.path, &self.provider, self.limits, self.options);
     }
 
     fn walk(&self, path: &str) -> Result<Attributes, Error> {
@@ -158,11 +170,11 @@ impl Drop for Mounted {
     }
 }
 
-fn open(path: &Path, provider: &Arc<ScriptedProvider>) -> Arc<Filesystem> {
+fn open(path: &Path, provider: &Arc<ScriptedProvider>, limits: CacheLimits, options: Options) -> Arc<Filesystem> {
     let directory = CipherDirectory::open(path).unwrap();
     let sealed = config::parse(&directory.read_config().unwrap()).unwrap();
-    let volume = volume::unlock(&sealed, provider.clone(), CacheLimits::default()).unwrap();
-    Filesystem::open(directory, volume, Options::default()).unwrap()
+    let volume = volume::unlock(&sealed, provider.clone(), limits).unwrap();
+    Filesystem::open(directory, volume, options).unwrap()
 }
 
 fn digest(content: &[u8]) -> (usize, u64) {
@@ -472,7 +484,7 @@ fn settled_sizes_need_no_read_and_unsettled_ones_are_right_too() {
     assert_eq!((after.size, after.mtime), (5000, before.mtime));
     // What a crash before settling leaves.
     fs::OpenOptions::new().write(true).open(entry).unwrap().set_len(3 * 4096).unwrap();
-    mounted.fs = open(&mounted.path, &mounted.provider);
+    mounted.fs = open(&mounted.path, &mounted.provider, mounted.limits, mounted.options);
     assert_eq!(mounted.walk("a").unwrap().size, 5000);
 }
 
@@ -533,4 +545,149 @@ fn an_unlinked_file_lives_as_long_as_its_handle() {
     mounted.fs.forget(id, 1);
     assert_eq!(mounted.fs.attributes(id).unwrap_err().errno(), libc::ESTALE);
     assert_eq!(mounted.fs.stats().inodes_known, 1);
+}
+
+/// Waits, with a deadline, for what happens in the background.
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(20), "never: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Keys that live for a moment, and a file that is open for reading.
+fn short_lived(stale_grace: Duration) -> (Mounted, InodeId, Arc<Mutex<Vec<InodeId>>>) {
+    let max_age = Duration::from_millis(200);
+    let limits = CacheLimits { max_age, stale_grace, ..CacheLimits::default() };
+    let mounted = Mounted::new(true, Holes::Allow, End::Lenient).with(limits, Options::default());
+    let invalidated: Arc<Mutex<Vec<InodeId>>> = Arc::default();
+    let list = Arc::clone(&invalidated);
+    mounted.fs.set_invalidate(move |id| list.lock().unwrap().push(id));
+    mounted.create("a", 0o600).unwrap();
+    mounted.write("a", 0, b"secret").unwrap();
+    let id = mounted.walk("a").unwrap().id;
+    mounted.open(id, Access::Read).unwrap();
+    (mounted, id, invalidated)
+}
+
+#[test]
+fn a_key_in_use_is_renewed_and_nobody_notices() {
+    let (mounted, id, invalidated) = short_lived(Duration::ZERO);
+    let before = mounted.provider.calls().unwrap;
+    until("renewed three times", || mounted.provider.calls().unwrap >= before + 3);
+    assert_eq!(mounted.fs.read(id, 0, &mut [0; 10]).unwrap(), 6);
+    assert!(invalidated.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_revoked_key_stops_open_files_and_a_granted_one_heals_them() {
+    for (kind, errno) in
+        [(ProviderErrorKind::KeyUnusable, libc::EKEYREVOKED), (ProviderErrorKind::Denied, libc::EACCES)]
+    {
+        let (mounted, id, invalidated) = short_lived(Duration::ZERO);
+        mounted.provider.always(Answer::Fail(kind));
+        until("revoked", || mounted.fs.read(id, 0, &mut [0; 10]).is_err());
+        let error = |result: Result<usize, Error>| result.unwrap_err().errno();
+        assert_eq!(error(mounted.fs.read(id, 0, &mut [0; 10])), errno);
+        assert_eq!(mounted.fs.write(id, 0, b"x").unwrap_err().errno(), errno);
+        assert_eq!(mounted.open(id, Access::Read).unwrap_err().errno(), errno);
+        assert!(invalidated.lock().unwrap().contains(&id));
+        assert_eq!(mounted.fs.stats().key_cache_entries, 0);
+        // Neither needs a key.
+        mounted.fs.sync(id, true).unwrap();
+        assert_eq!(mounted.fs.attributes(id).unwrap().size, 6);
+        mounted.provider.always(Answer::Right);
+        until("healed", || mounted.fs.read(id, 0, &mut [0; 10]).is_ok());
+    }
+}
+
+#[test]
+fn an_unreachable_provider_stops_open_files_after_the_grace_only() {
+    let (mounted, id, _) = short_lived(Duration::from_secs(3600));
+    mounted.provider.always(Answer::Fail(ProviderErrorKind::Unavailable));
+    let before = mounted.provider.calls().unwrap;
+    until("asked in vain", || mounted.provider.calls().unwrap >= before + 4);
+    assert_eq!(mounted.fs.read(id, 0, &mut [0; 10]).unwrap(), 6);
+    let (mounted, id, _) = short_lived(Duration::ZERO);
+    mounted.provider.always(Answer::Fail(ProviderErrorKind::Unavailable));
+    until("stopped", || mounted.fs.read(id, 0, &mut [0; 10]).is_err_and(|error| error.errno() == libc::ETIMEDOUT));
+}
+
+#[test]
+fn a_refusal_is_remembered_for_a_moment() {
+    let mounted = Mounted::new(true, Holes::Allow, End::Lenient);
+    mounted.create("a", 0o600).unwrap();
+    mounted.write("a", 0, b"secret").unwrap();
+    mounted.fs.lock();
+    mounted.fs.unlock();
+    mounted.provider.always(Answer::Fail(ProviderErrorKind::Denied));
+    let before = mounted.provider.calls().unwrap;
+    for _ in 0..100 {
+        assert_eq!(mounted.read("a").unwrap_err().errno(), libc::EACCES);
+    }
+    assert_eq!(mounted.provider.calls().unwrap, before + 1);
+}
+
+#[test]
+fn a_locked_mount_has_names_and_no_content() {
+    let mounted = Mounted::new(false, Holes::Allow, End::Lenient);
+    mounted.create("a", 0o600).unwrap();
+    mounted.write("a", 0, b"secret").unwrap();
+    let id = mounted.walk("a").unwrap().id;
+    mounted.open(id, Access::Read).unwrap();
+    mounted.fs.lock();
+    assert!(mounted.fs.stats().locked);
+    assert_eq!(mounted.fs.stats().key_cache_entries, 0);
+    assert_eq!(mounted.fs.read(id, 0, &mut [0; 10]).unwrap_err().errno(), libc::ENOKEY);
+    assert_eq!(mounted.open(id, Access::Read).unwrap_err().errno(), libc::ENOKEY);
+    assert_eq!(mounted.fs.write(id, 0, b"x").unwrap_err().errno(), libc::ENOKEY);
+    assert_eq!((mounted.list("").unwrap(), mounted.walk("a").unwrap().size), (vec!["a".to_owned()], 6));
+    mounted.fs.unlock();
+    assert_eq!(mounted.fs.read(id, 0, &mut [0; 10]).unwrap(), 6);
+}
+
+#[test]
+fn an_idle_mount_locks_itself() {
+    let options = Options { idle_lock: Some(Duration::from_secs(1)), ..Options::default() };
+    let mounted = Mounted::new(false, Holes::Allow, End::Lenient).with(CacheLimits::default(), options);
+    mounted.create("a", 0o600).unwrap();
+    until("locked", || mounted.fs.stats().locked);
+    assert_eq!(mounted.read("a").unwrap_or_default(), b"");
+    mounted.fs.unlock();
+    assert!(!mounted.fs.stats().locked);
+}
+
+/// Content is given up and opened again all the time, while threads use it.
+#[test]
+fn giving_content_up_loses_nothing() {
+    let mounted = Mounted::new(false, Holes::Allow, End::Lenient);
+    let id = mounted.create("a", 0o600).unwrap().id;
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..3_u64)
+            .map(|thread| {
+                let fs = &mounted.fs;
+                scope.spawn(move || {
+                    for slot in 0..300_u64 {
+                        let byte = u8::try_from(thread + 1).unwrap();
+                        while fs.write(id, (slot * 3 + thread) * 100, &[byte; 100]).is_err() {
+                            std::thread::yield_now();
+                        }
+                    }
+                })
+            })
+            .collect();
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                mounted.fs.lock();
+                mounted.fs.unlock();
+            }
+        });
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        done.store(true, Ordering::Relaxed);
+    });
+    let all = mounted.read("a").unwrap();
+    assert_eq!(all.len(), 90000);
+    assert!(all.chunks(100).enumerate().all(|(slot, bytes)| bytes.iter().all(|b| usize::from(*b) == slot % 3 + 1)));
 }

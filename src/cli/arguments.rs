@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use super::commands::{completions, forget, init, inspect, man, mount, speed, status, umount};
+use super::commands::{completions, forget, init, inspect, lock, man, mount, speed, status, umount};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -44,6 +44,8 @@ pub(super) enum Command {
     Mount(Box<mount::MountArgs>),
     Umount(umount::UmountArgs),
     Status(status::StatusArgs),
+    Lock(lock::LockArgs),
+    Unlock(lock::UnlockArgs),
     Inspect(inspect::InspectArgs),
     Forget(forget::ForgetArgs),
     Speed(speed::SpeedArgs),

@@ -139,6 +139,7 @@ impl From<ProviderError> for CliError {
 impl From<KeyError> for CliError {
     fn from(error: KeyError) -> Self {
         let exit = match &error {
+            KeyError::Locked => Exit::Locked,
             KeyError::Provider(error) => provider_exit(error.kind),
             KeyError::Config(_) | KeyError::BrokenSeal | KeyError::UnknownSuite(_) | KeyError::NoVolumeRecord(_) => {
                 Exit::Config

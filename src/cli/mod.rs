@@ -56,6 +56,8 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
         Command::Mount(args) => commands::mount::run(args, arguments.background),
         Command::Umount(args) => commands::umount::run(args),
         Command::Status(args) => commands::status::run(args),
+        Command::Lock(args) => commands::lock::lock(args),
+        Command::Unlock(args) => commands::lock::unlock(args),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Forget(args) => commands::forget::run(args),
         Command::Speed(args) => commands::speed::run(args),

@@ -38,9 +38,10 @@ pub(crate) fn unlock(
     expected: &Expected<'_>,
     pins: Option<&Pins>,
     settings: &ProviderSettings,
+    limits: CacheLimits,
 ) -> Result<Volume, CliError> {
     let remembered = check_before_key(directory, &sealed.config, expected, pins)?;
-    let volume = unlock_with_any(sealed, settings)?;
+    let volume = unlock_with_any(sealed, settings, limits)?;
     if let Some(pin) = remembered {
         let found = hex::encode(&volume.fingerprint);
         pins::check_remembered("key fingerprint", directory, &pin.fingerprint, &found)?;
@@ -80,14 +81,18 @@ fn check_keys(directory: &Path, config: &VolumeConfig, expected: &[KeySpec]) -> 
 }
 
 /// Tries each key that can unlock the volume and whose provider is known, local ones first.
-fn unlock_with_any(sealed: &SealedConfig, settings: &ProviderSettings) -> Result<Volume, CliError> {
+fn unlock_with_any(
+    sealed: &SealedConfig,
+    settings: &ProviderSettings,
+    limits: CacheLimits,
+) -> Result<Volume, CliError> {
     let mut keys = volume::keys_that_can_unlock(&sealed.config);
     keys.sort_by_key(|(kind, ..)| *kind != ProviderKind::Local);
     let mut failures: Vec<CliError> = Vec::new();
     for (kind, key) in keys {
         let tried = providers::open(kind, &key.key, key.location.as_deref().map(Path::new), settings)
             .map_err(CliError::from)
-            .and_then(|provider| volume::unlock(sealed, provider, CacheLimits::default()).map_err(CliError::from));
+            .and_then(|provider| volume::unlock(sealed, provider, limits).map_err(CliError::from));
         match tried {
             Ok(volume) => return Ok(volume),
             Err(error) => failures.push(error),

@@ -120,7 +120,7 @@ fn content_errno(error: &ContentError) -> i32 {
 fn key_errno(error: &KeyError) -> i32 {
     let errno = match error {
         KeyError::Provider(error) => provider_errno(error.kind),
-        KeyError::NoUsableRecord(_) | KeyError::NoVolumeRecord(_) => Errno::NOKEY,
+        KeyError::NoUsableRecord(_) | KeyError::NoVolumeRecord(_) | KeyError::Locked => Errno::NOKEY,
         KeyError::Header(_)
         | KeyError::UnauthenticHeader
         | KeyError::UnknownSuite(_)

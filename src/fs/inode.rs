@@ -12,6 +12,7 @@ use crate::content::Content;
 use crate::storage::{DiskFile, Node, NodeKind, SetTime, Stat, Timestamp};
 
 use super::Error;
+use super::leases::Lease;
 
 /// Names an inode towards the kernel; what `stat` shows as inode number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,6 +51,7 @@ pub(super) struct Slot {
 pub(super) struct OpenFile {
     pub(super) content: Arc<Content>,
     pub(super) file: Arc<DiskFile>,
+    pub(super) lease: Arc<Lease>,
 }
 
 impl Slot {
@@ -166,10 +168,21 @@ impl InodeTable {
         known.drop_unused(inode.id);
     }
 
+    /// Every inode whose content is in use.
+    pub(super) fn with_content(&self) -> Vec<Arc<Inode>> {
+        let mut inodes = self.all();
+        inodes.retain(|inode| inode.kind == NodeKind::File && inode.slot().open.is_some());
+        inodes
+    }
+
+    /// Every known inode.
+    pub(super) fn all(&self) -> Vec<Arc<Inode>> {
+        self.known().by_id.values().cloned().collect()
+    }
+
     /// How many files have an open handle.
     pub(super) fn open_files(&self) -> u64 {
-        let inodes: Vec<_> = self.known().by_id.values().cloned().collect();
-        inodes.iter().filter(|inode| inode.slot().handles > 0).count() as u64
+        self.all().iter().filter(|inode| inode.slot().handles > 0).count() as u64
     }
 
     pub(super) fn len(&self) -> usize {

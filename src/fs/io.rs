@@ -1,11 +1,15 @@
 //! Reading, writing and syncing through an inode: content is kept per inode, so no handle is needed.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::storage::Access;
+use crate::storage::{Access, RawFile};
 
 use super::inode::Inode;
-use super::{Error, Filesystem, InodeId};
+use super::{Answer, ContentError, Error, Filesystem, InodeId};
+
+/// Takes what was read, now or later.
+pub type ReadAnswer = Box<dyn FnOnce(Result<&[u8], Error>) + Send>;
 
 impl Filesystem {
     /// Reads at `offset` into `plain`, and returns how many bytes there were.
@@ -13,6 +17,7 @@ impl Filesystem {
     /// # Errors
     /// [`Error`]; the content of `plain` must then not be used.
     pub fn read(&self, id: InodeId, offset: u64, plain: &mut [u8]) -> Result<usize, Error> {
+        self.note_use();
         let inode = self.inodes.get(id)?;
         self.on_content(&inode, Access::Read, |open| Ok(open.content.read(offset, plain)?))
     }
@@ -22,15 +27,53 @@ impl Filesystem {
     /// # Errors
     /// [`Error`].
     pub fn write(&self, id: InodeId, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.note_use();
         let inode = self.inodes.get(id)?;
         self.keep_mtime(&inode)?;
         self.on_content(&inode, Access::ReadWrite, |open| {
-            self.ensure_keys(&open.content)?;
+            self.ensure_keys(open)?;
             Ok(open.content.write(offset, bytes)?)
         })
     }
 
-    /// Makes a file durable: its content, and with `metadata` its attributes.
+    /// Like [`Self::read`] for a thread that serves the kernel: `plain` is filled and answered at once, unless a provider far
+    /// away has to be asked first; then the answer comes from another thread.
+    pub fn answer_read(self: &Arc<Self>, id: InodeId, offset: u64, plain: &mut [u8], answer: ReadAnswer) {
+        let inode = match self.inodes.get(id) {
+            Ok(inode) => inode,
+            Err(error) => return answer(Err(error)),
+        };
+        if !self.must_wait(&inode, Access::Read) {
+            let read = self.read(id, offset, plain);
+            return answer(read.map(|len| &plain[..len]));
+        }
+        let (fs, len) = (Arc::clone(self), plain.len());
+        self.lane.run(Box::new(move || {
+            let mut plain = vec![0; len];
+            let read = fs.read(id, offset, &mut plain);
+            answer(read.map(|len| &plain[..len]));
+        }));
+    }
+
+    /// Like [`Self::write`] for a thread that serves the kernel; see [`Self::answer_read`].
+    pub fn answer_write(self: &Arc<Self>, id: InodeId, offset: u64, bytes: &[u8], answer: Answer<()>) {
+        let inode = match self.inodes.get(id) {
+            Ok(inode) => inode,
+            Err(error) => return answer(Err(error)),
+        };
+        if !self.must_wait(&inode, Access::ReadWrite) {
+            return answer(self.write(id, offset, bytes));
+        }
+        let (fs, bytes) = (Arc::clone(self), bytes.to_vec());
+        self.lane.run(Box::new(move || answer(fs.write(id, offset, &bytes))));
+    }
+
+    /// Whether an operation on the content would wait for a provider that is far away.
+    fn must_wait(&self, inode: &Inode, access: Access) -> bool {
+        self.volume.ring.is_remote() && !matches!(self.open_at_once(inode, access), Ok(Some(_)) | Err(_))
+    }
+
+    /// Makes a file durable: its content, and with `metadata` its attributes. Needs no key.
     ///
     /// # Errors
     /// [`Error`].
@@ -39,7 +82,16 @@ impl Filesystem {
         if metadata {
             drop(inode.write_late_mtime()?);
         }
-        self.on_content(&inode, Access::Read, |open| Ok(open.content.sync(metadata)?))
+        loop {
+            let open = inode.slot().open.clone();
+            let synced = match open {
+                Some(open) => open.content.sync(metadata).map_err(Error::from),
+                None => Ok(self.open_backing(&inode, Access::Read)?.sync(metadata)?),
+            };
+            if !matches!(synced, Err(Error::Content(ContentError::Retired))) {
+                return synced;
+            }
+        }
     }
 
     /// A kernel that writes back later has set the modification time when the program wrote; this write must not set

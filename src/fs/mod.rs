@@ -10,6 +10,7 @@ mod error;
 mod inode;
 mod io;
 mod lane;
+mod leases;
 mod listing;
 mod names;
 mod namespace;
@@ -19,12 +20,13 @@ mod stats;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use attributes::{Attributes, Change};
 pub use error::Error;
 pub use inode::{InodeId, ROOT};
+pub use io::ReadAnswer;
 pub use listing::{DirectoryHandle, Listed};
 pub use namespace::Caller;
 pub use open::Answer;
@@ -39,6 +41,7 @@ use crate::storage::{CipherDirectory, Node};
 
 use inode::{Inode, InodeTable};
 use lane::Lane;
+use leases::Keeper;
 use listing::OpenDirectories;
 use settle::Settler;
 
@@ -50,6 +53,8 @@ const ALARM_INTERVAL: Duration = Duration::from_secs(10);
 pub struct Options {
     /// Nothing is changed, on disk or by the kernel.
     pub read_only: bool,
+    /// After so long without a read, write or open, all keys are dropped as by [`Filesystem::lock`].
+    pub idle_lock: Option<Duration>,
 }
 
 /// A mounted volume.
@@ -59,6 +64,13 @@ pub struct Filesystem {
     inodes: InodeTable,
     directories: OpenDirectories,
     settler: Arc<Settler>,
+    keeper: Arc<Keeper>,
+    /// Makes the kernel drop what it has of a file's content.
+    invalidate: OnceLock<Box<dyn Fn(InodeId) + Send + Sync>>,
+    start: Instant,
+    /// When content was last used, in seconds since the start.
+    last_use: AtomicU64,
+    options: Options,
     lane: Lane,
     rules: Rules,
     read_only: bool,
@@ -89,6 +101,11 @@ impl Filesystem {
             inodes: InodeTable::new(root, &stat),
             directories: OpenDirectories::default(),
             settler: Arc::default(),
+            keeper: Arc::default(),
+            invalidate: OnceLock::new(),
+            start: Instant::now(),
+            last_use: AtomicU64::new(0),
+            options,
             lane: Lane::new(),
             read_only: options.read_only,
             kernel_sets_mtime: AtomicBool::new(false),
@@ -104,6 +121,7 @@ impl Filesystem {
         if !options.read_only {
             Settler::start(&fs)?;
         }
+        Keeper::start(&fs)?;
         Ok(fs)
     }
 
@@ -121,6 +139,7 @@ impl Filesystem {
 
     /// Settles every file and wipes every key. For after the unmount: nothing may be asked of it any more.
     pub fn shutdown(&self) {
+        self.keeper.stop();
         self.settler.stop();
         if !self.read_only {
             self.settle_rested(true);

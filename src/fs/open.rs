@@ -7,16 +7,17 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use crate::content::Content;
-use crate::crypto::FileKeys;
 use crate::format::config::End;
 use crate::format::geometry::{ImpossibleSize, PAGE_LEN};
 use crate::format::header::HeaderPage;
-use crate::keys::AuthenticHeader;
+use crate::keys::{AuthenticHeader, OpenedKeys};
 use crate::storage::{Access, DiskFile, NodeKind, RawFile};
 
 use super::inode::{Inode, OpenFile};
+use super::leases::Lease;
 use super::namespace::Caller;
 use super::{Attributes, Change, ContentError, Error, Filesystem, InodeId};
 
@@ -24,7 +25,7 @@ use super::{Attributes, Change, ContentError, Error, Filesystem, InodeId};
 pub type Answer<T> = Box<dyn FnOnce(Result<T, Error>) + Send>;
 
 /// What was found of a file's header.
-enum Found {
+pub(super) enum Found {
     /// The file is empty and has none.
     None,
     /// One that authenticates.
@@ -80,6 +81,7 @@ impl Filesystem {
     }
 
     fn count_open(&self, inode: &Arc<Inode>, open: &OpenFile, access: Access) {
+        self.note_use();
         inode.slot().handles += 1;
         if access == Access::ReadWrite || (open.file.is_writable() && open.content.unsettled().is_some()) {
             self.settler.watch(&self.inodes, inode);
@@ -113,7 +115,7 @@ impl Filesystem {
         };
         self.with_content(inode, Access::ReadWrite, answer, move |fs, inode, open| {
             if size > 0 {
-                fs.ensure_keys(&open.content)?;
+                fs.ensure_keys(open)?;
             }
             let result = open.content.resize(size).map_err(Error::from);
             fs.settler.watch(&fs.inodes, inode);
@@ -178,7 +180,7 @@ impl Filesystem {
     }
 
     /// The content, if no provider that is far away has to be asked for it.
-    fn open_at_once(&self, inode: &Inode, access: Access) -> Result<Option<OpenFile>, Error> {
+    pub(super) fn open_at_once(&self, inode: &Inode, access: Access) -> Result<Option<OpenFile>, Error> {
         if let Some(open) = opened(inode, access) {
             return Ok(Some(open).filter(|open| !self.must_ask(open, access)));
         }
@@ -215,7 +217,7 @@ impl Filesystem {
         };
         let strict = self.rules.end == End::Strict;
         if access == Access::ReadWrite && (strict || self.volume.ring.is_remote()) {
-            self.ensure_keys(&open.content)?;
+            self.ensure_keys(&open)?;
             if strict {
                 open.content.ensure_header()?;
             }
@@ -223,7 +225,7 @@ impl Filesystem {
         Ok(open)
     }
 
-    fn keys_of(&self, inode: &Inode, file: &DiskFile) -> Result<Option<FileKeys>, Error> {
+    fn keys_of(&self, inode: &Inode, file: &DiskFile) -> Result<Option<OpenedKeys>, Error> {
         match self.find_header(inode, file)? {
             Found::Header(header) => Ok(Some(self.volume.ring.open(&header)?)),
             Found::None => Ok(None),
@@ -231,16 +233,17 @@ impl Filesystem {
     }
 
     /// Gives a headerless file keys and a header to be.
-    pub(super) fn ensure_keys(&self, content: &Content) -> Result<(), Error> {
-        if content.needs_keys() {
-            let (keys, header) = self.volume.ring.new_file()?;
-            content.adopt(keys, header);
+    pub(super) fn ensure_keys(&self, open: &OpenFile) -> Result<(), Error> {
+        if open.content.needs_keys() {
+            let (opened, header) = self.volume.ring.new_file()?;
+            open.content.adopt(opened.keys, header);
+            open.lease.extend(opened.since);
         }
         Ok(())
     }
 
     /// Reads the header and checks its MAC.
-    fn find_header(&self, inode: &Inode, file: &DiskFile) -> Result<Found, Error> {
+    pub(super) fn find_header(&self, inode: &Inode, file: &DiskFile) -> Result<Found, Error> {
         if inode.node.is_new() && file.size()? == 0 {
             return Ok(Found::None);
         }
@@ -296,17 +299,20 @@ impl Filesystem {
     }
 
     /// Makes the content the inode's, unless another thread was first: then that one's is it.
-    fn install(&self, inode: &Inode, file: Arc<DiskFile>, keys: Option<FileKeys>) -> Result<OpenFile, Error> {
+    fn install(&self, inode: &Inode, file: Arc<DiskFile>, keys: Option<OpenedKeys>) -> Result<OpenFile, Error> {
         let raw: Arc<dyn RawFile> = file.clone();
-        let content = Content::open(raw, keys, self.rules, Arc::clone(&self.events))
-            .map_err(Error::from)
-            .inspect_err(|error| self.report(inode, error))?;
+        let (keys, since) = keys.map(|opened| (opened.keys, opened.since)).unzip();
         let mut slot = inode.slot();
         if let Some(open) = &slot.open {
             open.file.make_writable_like(&file);
             return Ok(open.clone());
         }
-        let open = OpenFile { content: Arc::new(content), file };
+        // Under the slot's lock: nobody changes the file between finding its size and making this its content.
+        let content = Content::open(raw, keys, self.rules, Arc::clone(&self.events))
+            .map_err(Error::from)
+            .inspect_err(|error| self.report(inode, error))?;
+        let lease = Lease::new(since.unwrap_or_else(Instant::now));
+        let open = OpenFile { content: Arc::new(content), file, lease };
         slot.open = Some(open.clone());
         Ok(open)
     }

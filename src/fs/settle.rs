@@ -161,7 +161,9 @@ impl Filesystem {
 impl Watched {
     fn judge(&mut self, all: bool) -> Verdict {
         let mut slot = self.inode.slot();
-        let Some(open) = slot.open.clone() else { return Verdict::Done };
+        let Some(open) = slot.open.clone() else {
+            return if slot.handles > 0 { Verdict::Wait } else { Verdict::Done };
+        };
         let found = open.content.unsettled();
         // A file without a name is gone with its last handle: nobody will ask for its size.
         let nameless = slot.handles == 0 && self.inode.node.stat().is_ok_and(|stat| stat.nlink == 0);

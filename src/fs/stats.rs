@@ -33,6 +33,8 @@ pub struct Stats {
     pub provider_calls: u64,
     /// Calls that failed.
     pub provider_failures: u64,
+    /// All keys were dropped by `kmsfs lock` or for want of use.
+    pub locked: bool,
     /// Files with an open handle.
     pub files_open: u64,
     /// Inodes that the kernel knows.
@@ -67,6 +69,7 @@ impl Filesystem {
             key_cache_entries: keys.entries,
             provider_calls: keys.calls,
             provider_failures: keys.failures,
+            locked: self.volume.ring.is_locked(),
             files_open: self.inodes.open_files(),
             inodes_known: self.inodes.len() as u64,
             unsettled_files: self.unsettled_files(),

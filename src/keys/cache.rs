@@ -14,14 +14,20 @@ use crate::crypto::DataKey;
 pub struct CacheLimits {
     /// Keys at most.
     pub entries: NonZeroUsize,
-    /// Age at most, since the provider gave the key.
+    /// Age at most, since the provider gave the key. Then it is asked again, and its refusal counts, for open files too.
     pub max_age: Duration,
+    /// How much longer a key may be used while the provider cannot be reached.
+    pub stale_grace: Duration,
 }
 
 impl Default for CacheLimits {
-    /// 16384 keys for five minutes.
+    /// 16384 keys for five minutes, and not a moment longer.
     fn default() -> Self {
-        Self { entries: NonZeroUsize::MIN.saturating_add(16383), max_age: Duration::from_secs(300) }
+        Self {
+            entries: NonZeroUsize::MIN.saturating_add(16383),
+            max_age: Duration::from_secs(300),
+            stale_grace: Duration::ZERO,
+        }
     }
 }
 
@@ -32,34 +38,71 @@ pub(super) struct CacheKey {
     pub(super) records: [u8; 32],
 }
 
-struct Entry {
-    key: Arc<DataKey>,
-    since: Instant,
+/// An unwrapped key, and when its provider gave it.
+#[derive(Clone)]
+pub(super) struct Unwrapped {
+    pub(super) key: Arc<DataKey>,
+    pub(super) since: Instant,
 }
 
 pub(super) struct Cache {
-    entries: Mutex<LruCache<CacheKey, Entry>>,
-    max_age: Duration,
+    entries: Mutex<LruCache<CacheKey, Unwrapped>>,
+    limits: CacheLimits,
 }
 
 impl Cache {
     pub(super) fn new(limits: CacheLimits) -> Self {
-        Self { entries: Mutex::new(LruCache::new(limits.entries)), max_age: limits.max_age }
+        Self { entries: Mutex::new(LruCache::new(limits.entries)), limits }
     }
 
     /// The key, if it is there and young enough at `now`.
-    pub(super) fn get(&self, key: &CacheKey, now: Instant) -> Option<Arc<DataKey>> {
+    pub(super) fn get(&self, key: &CacheKey, now: Instant) -> Option<Unwrapped> {
+        self.younger_than(self.limits.max_age, key, now)
+    }
+
+    /// The key, if it may be used at `now` although its provider cannot be reached.
+    pub(super) fn get_stale(&self, key: &CacheKey, now: Instant) -> Option<Unwrapped> {
+        self.younger_than(self.limits.max_age + self.limits.stale_grace, key, now)
+    }
+
+    /// The key, if its provider gave it within the first half of its life.
+    pub(super) fn get_fresh(&self, key: &CacheKey, now: Instant) -> Option<Unwrapped> {
+        self.younger_than(self.limits.max_age / 2, key, now)
+    }
+
+    /// A key that is too old for any use is wiped on the way.
+    fn younger_than(&self, age: Duration, key: &CacheKey, now: Instant) -> Option<Unwrapped> {
         let mut entries = self.entries();
         let entry = entries.get(key)?;
-        if now.saturating_duration_since(entry.since) < self.max_age {
-            return Some(Arc::clone(&entry.key));
+        let found = now.saturating_duration_since(entry.since);
+        if found < age {
+            return Some(entry.clone());
         }
-        entries.pop(key);
+        if found >= self.limits.max_age + self.limits.stale_grace {
+            entries.pop(key);
+        }
         None
     }
 
-    pub(super) fn put(&self, key: CacheKey, data_key: Arc<DataKey>, now: Instant) {
-        self.entries().put(key, Entry { key: data_key, since: now });
+    pub(super) fn put(&self, key: CacheKey, unwrapped: Unwrapped) {
+        self.entries().put(key, unwrapped);
+    }
+
+    /// Wipes a key that its provider has refused.
+    pub(super) fn remove(&self, key: &CacheKey) {
+        self.entries().pop(key);
+    }
+
+    /// Wipes what is too old for any use.
+    pub(super) fn sweep(&self, now: Instant) {
+        let oldest = self.limits.max_age + self.limits.stale_grace;
+        let mut entries = self.entries();
+        let old: Vec<_> = entries
+            .iter()
+            .filter(|(_, entry)| now.saturating_duration_since(entry.since) >= oldest)
+            .map(|(key, _)| key.clone())
+            .collect();
+        old.iter().for_each(|key| drop(entries.pop(key)));
     }
 
     pub(super) fn len(&self) -> usize {
@@ -70,7 +113,7 @@ impl Cache {
         self.entries().clear();
     }
 
-    fn entries(&self) -> MutexGuard<'_, LruCache<CacheKey, Entry>> {
+    fn entries(&self) -> MutexGuard<'_, LruCache<CacheKey, Unwrapped>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -84,27 +127,46 @@ mod tests {
         CacheKey { data_key_id: [n; 16], records: [0; 32] }
     }
 
+    fn unwrapped(since: Instant) -> Unwrapped {
+        Unwrapped { key: Arc::new(Secret::random()), since }
+    }
+
+    fn limits(entries: usize) -> CacheLimits {
+        CacheLimits {
+            entries: NonZeroUsize::new(entries).unwrap(),
+            max_age: Duration::from_secs(10),
+            stale_grace: Duration::from_secs(5),
+        }
+    }
+
     #[test]
     fn count_and_age_limit_it() {
-        let limits = CacheLimits { entries: NonZeroUsize::new(2).unwrap(), max_age: Duration::from_secs(10) };
-        let (cache, start) = (Cache::new(limits), Instant::now());
+        let (cache, start) = (Cache::new(limits(2)), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
         for n in 0..3 {
-            cache.put(name(n), Arc::new(Secret::random()), start);
+            cache.put(name(n), unwrapped(start));
         }
         assert!(cache.get(&name(0), start).is_none());
-        assert!(cache.get(&name(2), start + Duration::from_secs(9)).is_some());
-        assert!(cache.get(&name(2), start + Duration::from_secs(10)).is_none());
+        assert!(cache.get_fresh(&name(2), at(4)).is_some() && cache.get_fresh(&name(2), at(5)).is_none());
+        assert!(cache.get(&name(2), at(9)).is_some() && cache.get(&name(2), at(10)).is_none());
+        assert!(cache.get_stale(&name(2), at(14)).is_some() && cache.get_stale(&name(2), at(15)).is_none());
         assert_eq!(cache.len(), 1);
-        cache.clear();
-        assert!(cache.get(&name(1), start).is_none());
+        cache.sweep(at(14));
+        assert_eq!(cache.len(), 1);
+        cache.sweep(at(15));
+        assert_eq!(cache.len(), 0);
     }
 
     #[test]
     fn an_evicted_key_is_dropped_by_the_cache() {
-        let cache = Cache::new(CacheLimits { entries: NonZeroUsize::MIN, ..CacheLimits::default() });
-        let key = Arc::new(Secret::random());
-        cache.put(name(1), Arc::clone(&key), Instant::now());
-        cache.put(name(2), Arc::new(Secret::random()), Instant::now());
-        assert_eq!(Arc::strong_count(&key), 1);
+        let cache = Cache::new(limits(1));
+        let first = unwrapped(Instant::now());
+        cache.put(name(1), first.clone());
+        cache.put(name(2), unwrapped(Instant::now()));
+        assert_eq!(Arc::strong_count(&first.key), 1);
+        let third = unwrapped(Instant::now());
+        cache.put(name(3), third.clone());
+        cache.clear();
+        assert_eq!(Arc::strong_count(&third.key), 1);
     }
 }

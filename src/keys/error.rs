@@ -27,6 +27,9 @@ pub enum KeyError {
     /// The unwrapped key is another one.
     #[error(transparent)]
     Commitment(#[from] CommitmentMismatch),
+    /// All keys were dropped, and none may be had until `kmsfs unlock`.
+    #[error("the mount is locked: unlock it with `kmsfs unlock`")]
+    Locked,
     /// The volume config does not parse.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -41,6 +44,12 @@ pub enum KeyError {
 }
 
 impl KeyError {
+    /// Whether the provider merely could not be reached: it has not refused the key.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        matches!(self.provider_kind(), Some(ProviderErrorKind::Unavailable | ProviderErrorKind::Throttled))
+    }
+
     /// What kind of provider failure it is, if it is one.
     #[must_use]
     pub fn provider_kind(&self) -> Option<ProviderErrorKind> {

@@ -3,12 +3,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::crypto::DataKey;
-
-use super::cache::CacheKey;
+use super::cache::{CacheKey, Unwrapped};
 use super::{KeyError, ProviderError, ProviderErrorKind};
 
-type Answer = Result<Arc<DataKey>, KeyError>;
+type Answer = Result<Unwrapped, KeyError>;
 
 #[derive(Default)]
 struct Call {
@@ -109,7 +107,7 @@ mod tests {
                         while Arc::strong_count(&flight.calls()[&key]) < 9 {
                             std::thread::yield_now();
                         }
-                        Ok(Arc::new(Secret::random()))
+                        Ok(Unwrapped { key: Arc::new(Secret::random()), since: std::time::Instant::now() })
                     });
                     assert!(answer.is_ok());
                 });

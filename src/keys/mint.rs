@@ -17,13 +17,14 @@ pub(super) struct Minted {
     pub(super) data_key: Arc<DataKey>,
     pub(super) data_key_id: [u8; 16],
     pub(super) records: Vec<Record>,
+    /// When the provider gave it.
+    pub(super) since: Instant,
 }
 
 /// A data key with uses left.
 struct Current {
     minted: Minted,
     uses_left: u32,
-    since: Instant,
 }
 
 pub(super) struct Mint {
@@ -46,10 +47,10 @@ impl Mint {
         if let Some(minted) = self.take_current(now) {
             return Ok(minted);
         }
-        let minted = generate(volume_id, provider)?;
+        let minted = generate(volume_id, provider, now)?;
         let uses_left = self.files_per_data_key - 1;
         if uses_left > 0 {
-            let current = Current { minted: minted.clone(), uses_left, since: now };
+            let current = Current { minted: minted.clone(), uses_left };
             *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(current);
         }
         Ok(minted)
@@ -57,7 +58,7 @@ impl Mint {
 
     fn take_current(&self, now: Instant) -> Option<Minted> {
         let mut slot = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        let current = slot.as_mut().filter(|current| now.saturating_duration_since(current.since) < MAX_SHARING);
+        let current = slot.as_mut().filter(|current| now.saturating_duration_since(current.minted.since) < MAX_SHARING);
         let minted = current.as_ref().map(|current| current.minted.clone());
         match current {
             Some(current) if current.uses_left > 1 => current.uses_left -= 1,
@@ -71,10 +72,10 @@ impl Mint {
     }
 }
 
-fn generate(volume_id: &[u8; 16], provider: &dyn Provider) -> Result<Minted, ProviderError> {
+fn generate(volume_id: &[u8; 16], provider: &dyn Provider, since: Instant) -> Result<Minted, ProviderError> {
     let data_key_id = random_array();
     let (data_key, wrapped) = provider.generate_data_key(&EncryptionContext::data_key(volume_id, &data_key_id))?;
     let record =
         Record { provider: provider.kind().tag(), key_id: wrapped.key_id.into_bytes(), wrapped: wrapped.bytes };
-    Ok(Minted { data_key: Arc::new(data_key), data_key_id, records: vec![record] })
+    Ok(Minted { data_key: Arc::new(data_key), data_key_id, records: vec![record], since })
 }

@@ -15,6 +15,7 @@ mod flight;
 mod mint;
 mod provider;
 pub mod providers;
+mod refusals;
 mod ring;
 #[cfg(test)]
 mod tests;
@@ -24,5 +25,5 @@ pub use cache::CacheLimits;
 pub use context::EncryptionContext;
 pub use error::KeyError;
 pub use provider::{Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey};
-pub use ring::{AuthenticHeader, KeyStats, Ring};
+pub use ring::{AuthenticHeader, KeyStats, OpenedKeys, Ring};
 pub use volume::Volume;

@@ -1,16 +1,17 @@
 //! From a header to the keys of a file, and to new headers for new files.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::crypto::{DataKey, FileKeys, HeaderKey, NameKey, Suite, VerifiedHeader, commitment, random_array};
 use crate::format::geometry::PAGE_LEN;
 use crate::format::header::{self, Header, HeaderError, HeaderPage, Record, Slot};
 
-use super::cache::{Cache, CacheKey};
+use super::cache::{Cache, CacheKey, Unwrapped};
 use super::flight::Flight;
 use super::mint::Mint;
+use super::refusals::Refusals;
 use super::{CacheLimits, EncryptionContext, KeyError, Provider, ProviderError, ProviderKind};
 
 /// Opens headers and makes new ones, for one volume.
@@ -24,7 +25,10 @@ pub struct Ring {
     providers: Vec<Arc<dyn Provider>>,
     cache: Cache,
     flight: Flight,
+    refusals: Refusals,
     mint: Mint,
+    limits: CacheLimits,
+    locked: AtomicBool,
     counts: Counts,
 }
 
@@ -49,6 +53,14 @@ pub struct KeyStats {
     pub failures: u64,
     /// Unwrapped keys in memory.
     pub entries: u64,
+}
+
+/// The keys of a file, and when the provider gave the data key behind them.
+pub struct OpenedKeys {
+    /// The file's keys.
+    pub keys: FileKeys,
+    /// When the provider last agreed.
+    pub since: Instant,
 }
 
 /// A header whose MAC was checked.
@@ -87,7 +99,10 @@ impl Ring {
             providers: parts.providers,
             cache: Cache::new(parts.limits),
             flight: Flight::default(),
+            refusals: Refusals::new(parts.limits),
             mint: Mint::new(parts.files_per_data_key),
+            limits: parts.limits,
+            locked: AtomicBool::new(false),
             counts: Counts::default(),
         }
     }
@@ -124,29 +139,59 @@ impl Ring {
     /// The keys of the file, if its data key is in memory.
     ///
     /// # Errors
-    /// [`KeyError::Commitment`].
-    pub fn cached(&self, header: &AuthenticHeader) -> Option<Result<FileKeys, KeyError>> {
-        let data_key = self.cache.get(&header.cache_key, Instant::now())?;
+    /// [`KeyError::Commitment`] or [`KeyError::Locked`].
+    pub fn cached(&self, header: &AuthenticHeader) -> Option<Result<OpenedKeys, KeyError>> {
+        if let Err(locked) = self.check_unlocked() {
+            return Some(Err(locked));
+        }
+        let unwrapped = self.cache.get(&header.cache_key, Instant::now())?;
         self.counts.hits.fetch_add(1, Ordering::Relaxed);
-        Some(FileKeys::open(&header.verified, &data_key).map_err(KeyError::from))
+        Some(opened(header, &unwrapped))
     }
 
     /// The keys of the file; asks a provider, and so may take its deadline, if the data key is not in memory.
     ///
     /// # Errors
     /// [`KeyError`].
-    pub fn open(&self, header: &AuthenticHeader) -> Result<FileKeys, KeyError> {
+    pub fn open(&self, header: &AuthenticHeader) -> Result<OpenedKeys, KeyError> {
         if let Some(keys) = self.cached(header) {
             return keys;
         }
         self.counts.misses.fetch_add(1, Ordering::Relaxed);
-        self.flight
-            .run(&header.cache_key, || self.unwrap(header))
-            .and_then(|data_key| Ok(FileKeys::open(&header.verified, &data_key)?))
+        opened(header, &self.ask(header)?)
+    }
+
+    /// Asks the provider again for a key that is in use, unless it has agreed a short while ago. Returns when it last did.
+    ///
+    /// # Errors
+    /// [`KeyError`]; the key is then gone from memory, unless the provider merely could not be reached.
+    pub fn renew(&self, header: &AuthenticHeader) -> Result<Instant, KeyError> {
+        self.check_unlocked()?;
+        if let Some(fresh) = self.cache.get_fresh(&header.cache_key, Instant::now()) {
+            return Ok(fresh.since);
+        }
+        Ok(self.ask(header)?.since)
+    }
+
+    /// One provider call, however many ask. If the provider cannot be reached, an old key may do for a while.
+    fn ask(&self, header: &AuthenticHeader) -> Result<Unwrapped, KeyError> {
+        if let Some(refusal) = self.refusals.get(&header.cache_key, Instant::now()) {
+            return Err(refusal);
+        }
+        self.flight.run(&header.cache_key, || self.unwrap(header)).or_else(|error| {
+            if error.provider_kind().is_some() {
+                self.refusals.remember(&header.cache_key, &error, Instant::now());
+            }
+            if error.is_passing() {
+                return self.cache.get_stale(&header.cache_key, Instant::now()).ok_or(error);
+            }
+            self.cache.remove(&header.cache_key);
+            Err(error)
+        })
     }
 
     /// Tries the records in their order; keeps the key only if it matches the header's commitment.
-    fn unwrap(&self, header: &AuthenticHeader) -> Result<Arc<DataKey>, KeyError> {
+    fn unwrap(&self, header: &AuthenticHeader) -> Result<Unwrapped, KeyError> {
         let context = EncryptionContext::data_key(&self.volume_id, &header.header.data_key_id);
         let mut failure = None;
         for (record, provider) in header.header.records.iter().filter_map(|record| self.usable(record)) {
@@ -154,14 +199,53 @@ impl Ring {
             match self.counted(provider.unwrap(&key_id, &record.wrapped, &context)) {
                 Ok(data_key) => {
                     FileKeys::open(&header.verified, &data_key)?;
-                    let data_key = Arc::new(data_key);
-                    self.cache.put(header.cache_key.clone(), Arc::clone(&data_key), Instant::now());
-                    return Ok(data_key);
+                    let unwrapped = Unwrapped { key: Arc::new(data_key), since: Instant::now() };
+                    self.keep(header, &unwrapped)?;
+                    return Ok(unwrapped);
                 }
                 Err(error) => failure = failure.or(Some(error)),
             }
         }
         Err(failure.map_or_else(|| KeyError::NoUsableRecord(describe(&header.header.records)), KeyError::from))
+    }
+
+    /// A key that arrives after everything was locked is not kept.
+    fn keep(&self, header: &AuthenticHeader, unwrapped: &Unwrapped) -> Result<(), KeyError> {
+        self.cache.put(header.cache_key.clone(), unwrapped.clone());
+        self.check_unlocked().inspect_err(|_| self.cache.clear())
+    }
+
+    fn check_unlocked(&self) -> Result<(), KeyError> {
+        if self.locked.load(Ordering::SeqCst) { Err(KeyError::Locked) } else { Ok(()) }
+    }
+
+    /// Wipes every unwrapped key, and gives out none until [`Self::unlock`].
+    pub fn lock(&self) {
+        self.locked.store(true, Ordering::SeqCst);
+        self.clear();
+    }
+
+    /// Lets keys be had again.
+    pub fn unlock(&self) {
+        self.refusals.clear();
+        self.locked.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether all keys are withheld.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.locked.load(Ordering::SeqCst)
+    }
+
+    /// Wipes keys that are too old for any use.
+    pub fn sweep(&self) {
+        self.cache.sweep(Instant::now());
+    }
+
+    /// How long a key may be used, and how much longer while its provider cannot be reached.
+    #[must_use]
+    pub fn limits(&self) -> CacheLimits {
+        self.limits
     }
 
     /// A record counts only if its wrapping key is on the volume's list and its provider is connected.
@@ -177,7 +261,8 @@ impl Ring {
     ///
     /// # Errors
     /// [`KeyError`].
-    pub fn new_file(&self) -> Result<(FileKeys, Box<HeaderPage>), KeyError> {
+    pub fn new_file(&self) -> Result<(OpenedKeys, Box<HeaderPage>), KeyError> {
+        self.check_unlocked()?;
         let provider = self.providers.first().ok_or_else(|| KeyError::NoUsableRecord("none".to_owned()))?;
         let minting = Counting { ring: self, provider: provider.as_ref() };
         let minted = self.mint.take(&self.volume_id, &minting, Instant::now())?;
@@ -194,7 +279,8 @@ impl Ring {
         let signed = header.signed_bytes()?;
         let mut page = Box::new([0; PAGE_LEN]);
         header::put_slot(&mut page, 0, &signed, &self.header_key.mac(&signed));
-        Ok((FileKeys::create(&minted.data_key, self.suite, &file_id), page))
+        let keys = FileKeys::create(&minted.data_key, self.suite, &file_id);
+        Ok((OpenedKeys { keys, since: minted.since }, page))
     }
 
     /// Whether a provider's call may take a network's time.
@@ -234,6 +320,10 @@ impl Ring {
         }
         answer
     }
+}
+
+fn opened(header: &AuthenticHeader, unwrapped: &Unwrapped) -> Result<OpenedKeys, KeyError> {
+    Ok(OpenedKeys { keys: FileKeys::open(&header.verified, &unwrapped.key)?, since: unwrapped.since })
 }
 
 /// A provider whose calls are counted.

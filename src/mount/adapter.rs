@@ -256,10 +256,11 @@ impl fuser::Filesystem for Adapter {
         if buffer.len() < size {
             buffer.resize(size, 0);
         }
-        match self.fs.read(convert::inode(ino), offset, &mut buffer[..size]) {
-            Ok(read) => reply.data(&buffer[..read]),
+        let answer = move |read: Result<&[u8], Error>| match read {
+            Ok(plain) => reply.data(plain),
             Err(error) => reply.error(convert::errno(&error)),
-        }
+        };
+        self.fs.answer_read(convert::inode(ino), offset, &mut buffer[..size], Box::new(answer));
         REPLY.set(buffer);
     }
 
@@ -275,10 +276,12 @@ impl fuser::Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match self.fs.write(convert::inode(ino), offset, data) {
-            Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
+        let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let answer = move |written| match written {
+            Ok(()) => reply.written(len),
             Err(error) => reply.error(convert::errno(&error)),
-        }
+        };
+        self.fs.answer_write(convert::inode(ino), offset, data, Box::new(answer));
     }
 
     /// Writes reach the backing file before they are answered, so there is nothing to flush: the kernel need not ask again.

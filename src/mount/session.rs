@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use fuser::{Config, Session, SessionACL};
+use fuser::{Config, INodeNo, Session, SessionACL};
 
 use crate::fs::Filesystem;
 
@@ -59,7 +59,7 @@ pub fn serve(fs: Arc<Filesystem>, options: &Options, ready: impl FnOnce()) -> Re
     let device = attach(options)?;
     let mut config = Config::default();
     config.n_threads = Some(options.threads.max(1));
-    let adapter = Adapter::new(fs, options.read_only);
+    let adapter = Adapter::new(Arc::clone(&fs), options.read_only);
     // The kernel itself keeps other users out unless `allow_other` is set. The check that fuser would add refuses what the
     // kernel does in the background on nobody's behalf.
     let session = match Session::from_fd(adapter, device, SessionACL::All, config) {
@@ -69,6 +69,9 @@ pub fn serve(fs: Arc<Filesystem>, options: &Options, ready: impl FnOnce()) -> Re
             return Err(error.into());
         }
     };
+    let notifier = session.notifier();
+    // From the beginning to the end of the file. A kernel that knows nothing of it has nothing to drop.
+    fs.set_invalidate(move |id| drop(notifier.inval_inode(INodeNo(id.0), 0, 0)));
     tuning::lift_limits(&options.mountpoint);
     ready();
     Ok(session.run()?)

@@ -5,6 +5,7 @@ pub(super) mod forget;
 pub(super) mod init;
 pub(super) mod inspect;
 mod inspect_file;
+pub(super) mod lock;
 pub(super) mod man;
 pub(super) mod mount;
 #[cfg(feature = "mount")]

@@ -1,6 +1,8 @@
 //! `kmsfs mount`: its arguments; what they start is in `serve`.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -9,6 +11,7 @@ use crate::cli::key_spec::KeySpec;
 use crate::cli::mount_options::MountFlags;
 use crate::cli::settings::SettingsArgs;
 use crate::format::hex;
+use crate::keys::CacheLimits;
 
 use super::init::NewVolumeArgs;
 
@@ -45,9 +48,43 @@ pub(crate) struct MountArgs {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub(super) threads: u8,
     #[command(flatten)]
+    pub(super) keys: KeyLimitArgs,
+    #[command(flatten)]
     pub(super) volume: NewVolumeArgs,
     #[command(flatten)]
     pub(super) settings: SettingsArgs,
+}
+
+/// How long unwrapped keys are kept.
+#[derive(Debug, Args)]
+pub(super) struct KeyLimitArgs {
+    /// Ask the key's provider again after so many seconds, for open files too: a revoked key takes effect within them
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
+    key_max_age: u32,
+    /// Keep so many unwrapped keys at most
+    #[arg(long, value_name = "KEYS", default_value_t = 16384, value_parser = clap::value_parser!(u32).range(1..))]
+    key_cache: u32,
+    /// Use a key so many seconds longer while its provider cannot be reached
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    stale_grace: u32,
+    /// Drop all keys, as `kmsfs lock` does, after so many seconds without use
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    idle_lock: Option<u32>,
+}
+
+impl KeyLimitArgs {
+    pub(super) fn limits(&self) -> CacheLimits {
+        let entries = usize::try_from(self.key_cache).ok().and_then(NonZeroUsize::new);
+        CacheLimits {
+            entries: entries.unwrap_or(NonZeroUsize::MIN),
+            max_age: Duration::from_secs(self.key_max_age.into()),
+            stale_grace: Duration::from_secs(self.stale_grace.into()),
+        }
+    }
+
+    pub(super) fn idle_lock(&self) -> Option<Duration> {
+        self.idle_lock.map(|seconds| Duration::from_secs(seconds.into()))
+    }
 }
 
 impl MountArgs {

@@ -20,7 +20,7 @@ use crate::cli::passphrase::{self, Secret};
 use crate::cli::pins::{Pin, Pins};
 use crate::cli::settings::{PASSPHRASE_VARIABLE, Settings};
 use crate::cli::unlock::{self, Expected};
-use crate::daemon::control::{self, Client, ControlError, ControlSocket, Ended};
+use crate::daemon::control::{self, Ask, Client, ControlError, ControlSocket, Ended};
 use crate::daemon::detach::{self, Background, Started};
 use crate::daemon::log::{self, Level, Target};
 use crate::daemon::signals::{self, SignalWatch};
@@ -158,7 +158,8 @@ impl Job<'_> {
         let sealed = unlock::read_config(&directory)?;
         let expected = Expected { volume_id: args.volume_id.as_deref(), keys: &args.expect_key };
         let pins = Pins::of(environment);
-        let volume = unlock::unlock(directory.path(), &sealed, &expected, pins.as_ref(), providers)?;
+        let volume =
+            unlock::unlock(directory.path(), &sealed, &expected, pins.as_ref(), providers, args.keys.limits())?;
         Ok(Opened { directory, volume, lock, place })
     }
 
@@ -181,9 +182,9 @@ impl Job<'_> {
     fn serve_opened(&self, opened: Opened, log: &Log, background: Option<Background>) -> Result<(), CliError> {
         let Opened { directory, volume, lock, place } = opened;
         let pin = Pin::new(&volume.id_text(), &volume.fingerprint);
-        let filesystem = Filesystem::open(directory, volume, fs::Options { read_only: self.flags.read_only })?;
-        let status = status_of(&filesystem, &place.mountpoint, &log.target);
-        let socket = ControlSocket::bind(&place.sockets, &place.mountpoint, status).map_err(control_failure)?;
+        let filesystem = Filesystem::open(directory, volume, self.fs_options())?;
+        let answers = answers_of(&filesystem, &place.mountpoint, &log.target);
+        let socket = ControlSocket::bind(&place.sockets, &place.mountpoint, answers).map_err(control_failure)?;
         take_modes_as_given();
         let mut usable = Ok(None);
         let served = mount::serve(Arc::clone(&filesystem), &self.mount_options(&place), || {
@@ -220,6 +221,10 @@ impl Job<'_> {
             tracing::warn!("whoever started this mount has gone: {error}");
         }
         Ok(watch)
+    }
+
+    fn fs_options(&self) -> fs::Options {
+        fs::Options { read_only: self.flags.read_only, idle_lock: self.args.keys.idle_lock() }
     }
 
     fn mount_options(&self, place: &Place) -> mount::Options {
@@ -280,18 +285,24 @@ struct Status<'a> {
     stats: fs::Stats,
 }
 
-fn status_of(
+/// Does what a client of the control socket asks for; every answer is the status after it.
+fn answers_of(
     filesystem: &Arc<Filesystem>,
     mountpoint: &Path,
     log: &Target,
-) -> impl Fn() -> String + Send + Sync + 'static {
+) -> impl Fn(Ask) -> String + Send + Sync + 'static {
     let (filesystem, start) = (Arc::clone(filesystem), Instant::now());
     let mountpoint = mountpoint.to_string_lossy().into_owned();
     let log_file = match log {
         Target::Stderr => None,
         Target::File(path) => Some(path.to_string_lossy().into_owned()),
     };
-    move || {
+    move |ask| {
+        match ask {
+            Ask::Status => {}
+            Ask::Lock => filesystem.lock(),
+            Ask::Unlock => filesystem.unlock(),
+        }
         let status = Status {
             mountpoint: &mountpoint,
             pid: std::process::id(),

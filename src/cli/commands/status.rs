@@ -8,7 +8,7 @@ use clap::Args;
 use crate::cli::environment::Environment;
 use crate::cli::error::{CliError, Exit};
 use crate::cli::{mount_point, report};
-use crate::daemon::control::{self, Client, ClientError};
+use crate::daemon::control::{self, Ask, Client, ClientError};
 
 /// How long a mount may take to answer.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -26,8 +26,9 @@ pub(crate) struct StatusArgs {
 /// Shows it.
 pub(crate) fn run(args: &StatusArgs) -> Result<(), CliError> {
     let mountpoint = canonical(&args.mountpoint)?;
-    let status =
-        connect(&mountpoint).and_then(|client| client.status(DEADLINE)).map_err(|e| failure(&mountpoint, &e))?;
+    let status = connect(&mountpoint)
+        .and_then(|client| client.tell(Ask::Status, DEADLINE))
+        .map_err(|e| failure(&mountpoint, &e))?;
     report::print_json(&status, args.json)
 }
 

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::{Ended, MAX_LINE, Request, socket_path};
+use super::{Ask, Ended, MAX_LINE, Request, socket_path};
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -51,12 +51,17 @@ impl Client {
         }
     }
 
-    /// What the process says about itself, a JSON object.
+    /// What the process says about itself, a JSON object, after it has done what it is asked.
     ///
     /// # Errors
     /// [`ClientError`].
-    pub fn status(mut self, deadline: Duration) -> Result<String, ClientError> {
-        self.ask(Request::Status, deadline)
+    pub fn tell(mut self, ask: Ask, deadline: Duration) -> Result<String, ClientError> {
+        let request = match ask {
+            Ask::Status => Request::Status,
+            Ask::Lock => Request::Lock,
+            Ask::Unlock => Request::Unlock,
+        };
+        self.ask(request, deadline)
     }
 
     /// Waits for the mount's end: returns when the process knows it.

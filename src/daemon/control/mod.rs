@@ -1,6 +1,6 @@
 //! The control socket: one per mount, on which the process behind it answers.
 //!
-//! A request is one line of JSON, `{"command":"status"}` or `{"command":"wait"}`, and so is every answer. `wait` is
+//! A request is one line of JSON, `{"command":"status"}`, `lock`, `unlock` or `wait`, and so is every answer. `wait` is
 //! answered with one line at once and with a second one, [`Ended`], when the mount has ended; the connection then closes
 //! with the process.
 //!
@@ -31,7 +31,20 @@ const MAX_LINE: u64 = 65536;
 #[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
 enum Request {
     Status,
+    Lock,
+    Unlock,
     Wait,
+}
+
+/// What a mount is asked to do. It answers with its status after that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Nothing but to tell its status.
+    Status,
+    /// To drop all keys.
+    Lock,
+    /// To let keys be had again.
+    Unlock,
 }
 
 /// How a mount ended; the last word to those who wait.
@@ -102,7 +115,7 @@ mod tests {
     const DEADLINE: Duration = Duration::from_secs(10);
 
     fn socket(directory: &Path) -> ControlSocket {
-        ControlSocket::bind(directory, Path::new("/mnt"), || r#"{"answer":42}"#.to_owned()).unwrap()
+        ControlSocket::bind(directory, Path::new("/mnt"), |_| r#"{"answer":42}"#.to_owned()).unwrap()
     }
 
     #[test]
@@ -110,7 +123,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let directory = home.path().join("kmsfs");
         let _socket = socket(&directory);
-        let status = Client::connect(&directory, Path::new("/mnt")).unwrap().status(DEADLINE).unwrap();
+        let status = Client::connect(&directory, Path::new("/mnt")).unwrap().tell(Ask::Status, DEADLINE).unwrap();
         assert_eq!(status, r#"{"answer":42}"#);
         assert!(matches!(Client::connect(&directory, Path::new("/other")), Err(ClientError::NotServed)));
     }
@@ -143,7 +156,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let directory = home.path().join("kmsfs");
         let first = socket(&directory);
-        let second = ControlSocket::bind(&directory, Path::new("/mnt"), String::new);
+        let second = ControlSocket::bind(&directory, Path::new("/mnt"), |_| String::new());
         assert!(matches!(second, Err(ControlError::InUse)));
         drop(first);
         // A socket file that nobody listens on, as a killed process leaves it.
@@ -155,7 +168,7 @@ mod tests {
     fn a_directory_open_to_others_is_refused() {
         let home = tempfile::tempdir().unwrap();
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let bound = ControlSocket::bind(home.path(), Path::new("/mnt"), String::new);
+        let bound = ControlSocket::bind(home.path(), Path::new("/mnt"), |_| String::new());
         assert!(matches!(bound, Err(ControlError::UnsafeDirectory(_))));
     }
 
@@ -174,6 +187,6 @@ mod tests {
             let _ = stream.read_to_string(&mut answer);
             assert!(answer.is_empty() || answer.starts_with(r#"{"error":"#), "{answer}");
         }
-        Client::connect(&directory, Path::new("/mnt")).unwrap().status(DEADLINE).unwrap();
+        Client::connect(&directory, Path::new("/mnt")).unwrap().tell(Ask::Status, DEADLINE).unwrap();
     }
 }

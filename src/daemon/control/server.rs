@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::{ControlError, Ended, MAX_LINE, Request, make_directory, socket_path};
+use super::{Ask, ControlError, Ended, MAX_LINE, Request, make_directory, socket_path};
 
 /// How long a client may take to say what it wants, and to take the answer.
 const CLIENT_DEADLINE: Duration = Duration::from_secs(5);
@@ -28,7 +28,7 @@ pub struct ControlSocket {
 pub struct Farewell(#[allow(dead_code)] Vec<UnixStream>); // held, never read
 
 struct Shared {
-    status: Box<dyn Fn() -> String + Send + Sync>,
+    answer: Box<dyn Fn(Ask) -> String + Send + Sync>,
     /// Those who wait for the end.
     waiting: Mutex<Vec<UnixStream>>,
     clients: AtomicUsize,
@@ -36,20 +36,20 @@ struct Shared {
 }
 
 impl ControlSocket {
-    /// Answers from now on for the mount at the canonical path `mountpoint`: `status` is what
-    /// there is to say about it, a JSON object in one line.
+    /// Answers from now on for the mount at the canonical path `mountpoint`: `answer` does
+    /// what is asked and says how the mount fares, a JSON object in one line.
     ///
     /// # Errors
     /// [`ControlError`].
     pub fn bind(
         directory: &Path,
         mountpoint: &Path,
-        status: impl Fn() -> String + Send + Sync + 'static,
+        answer: impl Fn(Ask) -> String + Send + Sync + 'static,
     ) -> Result<Self, ControlError> {
         make_directory(directory)?;
         let path = socket_path(directory, mountpoint);
         let shared = Arc::new(Shared {
-            status: Box::new(status),
+            answer: Box::new(answer),
             waiting: Mutex::default(),
             clients: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
@@ -132,7 +132,9 @@ fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
     let mut request = Vec::new();
     BufReader::new(&stream).take(MAX_LINE).read_until(b'\n', &mut request)?;
     match serde_json::from_slice(&request) {
-        Ok(Request::Status) => stream.write_all(format!("{}\n", (shared.status)()).as_bytes()),
+        Ok(Request::Status) => say(&mut stream, shared, Ask::Status),
+        Ok(Request::Lock) => say(&mut stream, shared, Ask::Lock),
+        Ok(Request::Unlock) => say(&mut stream, shared, Ask::Unlock),
         Ok(Request::Wait) => {
             // Told that it waits only once it is on the list, so that it cannot miss the last word.
             let mut waiting = shared.waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -142,6 +144,11 @@ fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
         }
         Err(error) => stream.write_all(line(&serde_json::json!({"error": error.to_string()})).as_bytes()),
     }
+}
+
+fn say(stream: &mut UnixStream, shared: &Shared, ask: Ask) -> io::Result<()> {
+    let answer = (shared.answer)(ask);
+    stream.write_all(format!("{answer}\n").as_bytes())
 }
 
 fn line(answer: &impl serde::Serialize) -> String {

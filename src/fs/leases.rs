@@ -1,0 +1,170 @@
+//! How long the keys of open files may be used: a file is open on a lease from the key's provider.
+//!
+//! Before a lease ends the provider is asked again, in the background. If it agrees, nobody notices. If it refuses, or the
+//! lease ends without an answer, the file's content is given up, its keys with it, and the kernel drops the pages it has
+//! of the file; the next operation on it asks the provider and gets its answer. So a revoked key stops open files within
+//! the key's greatest age, and one that is granted again works again without a remount.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use super::inode::{Inode, OpenFile};
+use super::open::Found;
+use super::{Error, Filesystem, InodeId};
+
+/// How often leases are looked at, at most.
+const LONGEST_ROUND: Duration = Duration::from_secs(1);
+
+/// Until when a file's keys may be used.
+pub(super) struct Lease(Mutex<Term>);
+
+#[derive(Clone, Copy)]
+struct Term {
+    /// When the provider last agreed.
+    since: Instant,
+    /// The provider is being asked.
+    renewing: bool,
+    /// The provider could not be reached when it was last asked.
+    unreachable: bool,
+}
+
+impl Lease {
+    pub(super) fn new(since: Instant) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Term { since, renewing: false, unreachable: false })))
+    }
+
+    /// The provider has agreed at `since`.
+    pub(super) fn extend(&self, since: Instant) {
+        *self.term() = Term { since, renewing: false, unreachable: false };
+    }
+
+    fn term(&self) -> MutexGuard<'_, Term> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Looks after the leases; stopped at shutdown.
+#[derive(Default)]
+pub(super) struct Keeper {
+    stopped: Mutex<bool>,
+    stop: Condvar,
+}
+
+impl Keeper {
+    pub(super) fn start(fs: &Arc<Filesystem>) -> std::io::Result<()> {
+        let (keeper, weak) = (Arc::clone(&fs.keeper), Arc::downgrade(fs));
+        let round = LONGEST_ROUND.min(fs.volume.ring.limits().max_age / 10).max(Duration::from_millis(10));
+        let run = move || keeper.run(round, &weak);
+        std::thread::Builder::new().name("kmsfs-leases".to_owned()).spawn(run).map(|_| ())
+    }
+
+    pub(super) fn stop(&self) {
+        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.stop.notify_all();
+    }
+
+    fn run(&self, round: Duration, weak: &Weak<Filesystem>) {
+        loop {
+            let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+            let waited = self.stop.wait_timeout_while(stopped, round, |stopped| !*stopped);
+            if *waited.unwrap_or_else(PoisonError::into_inner).0 {
+                return;
+            }
+            let Some(fs) = weak.upgrade() else { return };
+            fs.look_after_leases(Instant::now());
+        }
+    }
+}
+
+impl Filesystem {
+    fn look_after_leases(self: &Arc<Self>, now: Instant) {
+        self.lock_if_idle(now);
+        self.volume.ring.sweep();
+        let limits = self.volume.ring.limits();
+        for inode in self.inodes.with_content() {
+            let Some(open) = inode.slot().open.clone() else { continue };
+            let term = *open.lease.term();
+            let age = now.saturating_duration_since(term.since);
+            let grace = if term.unreachable { limits.stale_grace } else { Duration::ZERO };
+            if age >= limits.max_age + grace && !open.content.needs_keys() {
+                self.give_up(&inode);
+            } else if age >= limits.max_age * 3 / 4 && !term.renewing && !open.content.needs_keys() {
+                open.lease.term().renewing = true;
+                let fs = Arc::clone(self);
+                self.lane.run(Box::new(move || fs.renew(&inode, &open)));
+            }
+        }
+    }
+
+    /// Asks the provider for a key that is in use.
+    fn renew(&self, inode: &Inode, open: &OpenFile) {
+        let renewed = match self.find_header(inode, &open.file) {
+            Ok(Found::Header(header)) => self.volume.ring.renew(&header).map_err(Error::from),
+            // Not on disk yet: the key was given for this file, and its lease simply ends.
+            Ok(Found::None) => return,
+            Err(error) => Err(error),
+        };
+        match renewed {
+            Ok(since) => open.lease.extend(since),
+            Err(Error::Key(error)) if error.is_passing() => {
+                let mut term = open.lease.term();
+                (term.renewing, term.unreachable) = (false, true);
+            }
+            Err(error) => {
+                self.report(inode, &error);
+                self.give_up(inode);
+            }
+        }
+    }
+
+    /// Drops the keys of a file and what the kernel has of its content. Operations under way are waited for.
+    fn give_up(&self, inode: &Inode) {
+        inode.slot().close();
+        self.invalidate(inode.id);
+    }
+
+    fn invalidate(&self, id: InodeId) {
+        if let Some(invalidate) = self.invalidate.get() {
+            invalidate(id);
+        }
+    }
+
+    /// Tells how the kernel is made to drop the content it has of a file. Must not be called from an operation.
+    pub fn set_invalidate(&self, invalidate: impl Fn(InodeId) + Send + Sync + 'static) {
+        let _ = self.invalidate.set(Box::new(invalidate));
+    }
+
+    /// Drops every data key and every page of content that the kernel has, at once. Until [`Self::unlock`], files cannot
+    /// be opened, read or written; names and attributes stay.
+    pub fn lock(&self) {
+        self.volume.ring.lock();
+        for inode in self.inodes.all() {
+            self.give_up(&inode);
+        }
+        tracing::info!("locked");
+    }
+
+    /// Lets keys be had again.
+    pub fn unlock(&self) {
+        self.note_use();
+        self.volume.ring.unlock();
+        tracing::info!("unlocked");
+    }
+
+    /// Notes that somebody uses a file's content.
+    pub(super) fn note_use(&self) {
+        let seconds = self.start.elapsed().as_secs();
+        if self.last_use.load(Ordering::Relaxed) != seconds {
+            self.last_use.store(seconds, Ordering::Relaxed);
+        }
+    }
+
+    fn lock_if_idle(&self, now: Instant) {
+        let Some(idle_lock) = self.options.idle_lock else { return };
+        let last_use = self.start + Duration::from_secs(self.last_use.load(Ordering::Relaxed));
+        if now.saturating_duration_since(last_use) >= idle_lock && !self.volume.ring.is_locked() {
+            self.lock();
+        }
+    }
+}
