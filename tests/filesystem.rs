@@ -19,7 +19,7 @@ use kmsfs::fs::{
 };
 use kmsfs::keys::providers::scripted::{Answer, ScriptedProvider};
 use kmsfs::keys::volume::{self, NewVolume};
-use kmsfs::keys::{CacheLimits, ProviderErrorKind};
+use kmsfs::keys::{KeyLimits, ProviderErrorKind};
 use kmsfs::storage::CipherDirectory;
 use proptest::prelude::*;
 
@@ -27,7 +27,7 @@ const ME: Caller = Caller { uid: 0, gid: 0 };
 
 struct Mounted {
     path: PathBuf,
-    limits: CacheLimits,
+    limits: KeyLimits,
     options: Options,
     provider: Arc<ScriptedProvider>,
     fs: Arc<Filesystem>,
@@ -42,13 +42,13 @@ impl Mounted {
         let settings = NewVolume { suite: Suite::Xaes256Gcm, holes, end, files_per_data_key: 3 };
         let created = volume::create(&settings, provider.as_ref(), None).unwrap();
         CipherDirectory::create(&path, &created.config_file, &created.root_directory_id).unwrap();
-        let (limits, options) = (CacheLimits::default(), Options::default());
+        let (limits, options) = (KeyLimits::default(), Options::default());
         let fs = open(&path, &provider, limits, options);
         Self { path, limits, options, provider, fs, _dir: dir }
     }
 
     /// The same volume with other limits.
-    fn with(mut self, limits: CacheLimits, options: Options) -> Self {
+    fn with(mut self, limits: KeyLimits, options: Options) -> Self {
         (self.limits, self.options) = (limits, options);
         self.remount();
         self
@@ -170,7 +170,7 @@ impl Drop for Mounted {
     }
 }
 
-fn open(path: &Path, provider: &Arc<ScriptedProvider>, limits: CacheLimits, options: Options) -> Arc<Filesystem> {
+fn open(path: &Path, provider: &Arc<ScriptedProvider>, limits: KeyLimits, options: Options) -> Arc<Filesystem> {
     let directory = CipherDirectory::open(path).unwrap();
     let sealed = config::parse(&directory.read_config().unwrap()).unwrap();
     let volume = volume::unlock(&sealed, provider.clone(), limits).unwrap();
@@ -559,7 +559,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
 /// Keys that live for a moment, and a file that is open for reading.
 fn short_lived(stale_grace: Duration) -> (Mounted, InodeId, Arc<Mutex<Vec<InodeId>>>) {
     let max_age = Duration::from_millis(200);
-    let limits = CacheLimits { max_age, stale_grace, ..CacheLimits::default() };
+    let limits = KeyLimits { max_age, stale_grace, ..KeyLimits::default() };
     let mounted = Mounted::new(true, Holes::Allow, End::Lenient).with(limits, Options::default());
     let invalidated: Arc<Mutex<Vec<InodeId>>> = Arc::default();
     let list = Arc::clone(&invalidated);
@@ -641,6 +641,7 @@ fn a_locked_mount_has_names_and_no_content() {
     assert_eq!(mounted.fs.stats().key_cache_entries, 0);
     assert_eq!(mounted.fs.read(id, 0, &mut [0; 10]).unwrap_err().errno(), libc::ENOKEY);
     assert_eq!(mounted.open(id, Access::Read).unwrap_err().errno(), libc::ENOKEY);
+    assert_eq!(mounted.create("b", 0o600).unwrap_err().errno(), libc::ENOKEY);
     assert_eq!(mounted.fs.write(id, 0, b"x").unwrap_err().errno(), libc::ENOKEY);
     assert_eq!((mounted.list("").unwrap(), mounted.walk("a").unwrap().size), (vec!["a".to_owned()], 6));
     mounted.fs.unlock();
@@ -650,7 +651,7 @@ fn a_locked_mount_has_names_and_no_content() {
 #[test]
 fn an_idle_mount_locks_itself() {
     let options = Options { idle_lock: Some(Duration::from_secs(1)), ..Options::default() };
-    let mounted = Mounted::new(false, Holes::Allow, End::Lenient).with(CacheLimits::default(), options);
+    let mounted = Mounted::new(false, Holes::Allow, End::Lenient).with(KeyLimits::default(), options);
     mounted.create("a", 0o600).unwrap();
     until("locked", || mounted.fs.stats().locked);
     assert_eq!(mounted.read("a").unwrap_or_default(), b"");

@@ -697,6 +697,34 @@ fn strict_volumes_refuse_what_was_cut_off_and_lenient_ones_read_it() {
 
 // ---- a KMS ----
 
+// ---- keys that are taken away ----
+
+#[test]
+fn a_locked_mount_keeps_names_and_gives_no_content() {
+    let volume = Volume::new(&[]);
+    fs::write(volume.path("file"), bytes(1, 10_000)).unwrap();
+    let mut open = File::options().read(true).write(true).open(volume.path("file")).unwrap();
+    open.seek(SeekFrom::End(0)).unwrap();
+    open.write_all(b"written, not yet synced").unwrap();
+    assert!(fs::read(volume.path("file")).unwrap().len() == 10_023, "the kernel has its pages now");
+    volume.home.ok(&[&"lock", &volume.plain]);
+    assert_eq!(volume.status()["locked"], true);
+    assert_eq!(errno(open.read_exact_at(&mut [0; 10], 5000)), Some(libc::ENOKEY), "not from the kernel's cache either");
+    assert_eq!(errno(File::open(volume.path("file"))), Some(libc::ENOKEY));
+    assert_eq!(errno(File::create(volume.path("new"))), Some(libc::ENOKEY));
+    assert_eq!(fs::metadata(volume.path("file")).unwrap().len(), 10_023);
+    assert_eq!(fs::read_dir(&volume.plain).unwrap().count(), 1);
+    volume.home.ok(&[&"unlock", &volume.plain]);
+    let all = [bytes(1, 10_000), b"written, not yet synced".to_vec()].concat();
+    assert!(fs::read(volume.path("file")).unwrap() == all, "what was written before the lock is there");
+    open.write_all(b"!").unwrap();
+    drop(open);
+    volume.remount();
+    assert!(fs::read(volume.path("file")).unwrap() == [all, b"!".to_vec()].concat());
+    volume.unmount();
+    volume.home.refused(12, &[&"lock", &volume.plain]);
+}
+
 #[cfg(feature = "aws-kms")]
 mod kms {
     use std::time::{Duration, Instant};
@@ -737,9 +765,13 @@ mod kms {
         drop(moto);
         let asked = Instant::now();
         assert_eq!(errno(File::open(volume.path("b"))), Some(libc::ETIMEDOUT));
-        assert_eq!(errno(File::create(volume.path("new"))), Some(libc::ETIMEDOUT));
+        // The keys that were made ahead last for a while.
+        let names = (0..1000).map(|n| volume.path(format!("new{n}")));
+        let refused = names.map(|path| (errno(File::create(&path)), path)).find(|(errno, _)| errno.is_some());
+        let (errno, path) = refused.expect("no more keys");
+        assert_eq!(errno, Some(libc::ETIMEDOUT));
         assert!(asked.elapsed() < 2 * ANSWER, "{:?}", asked.elapsed());
-        assert!(!volume.path("new").exists(), "a file that cannot have a key leaves none behind");
+        assert!(!path.exists(), "a file that cannot have a key leaves none behind");
         assert!(fs::read(volume.path("a")).unwrap() == bytes(1, 10_000), "its key is in memory");
         OpenOptions::new().append(true).open(volume.path("a")).unwrap().write_all(b"+").unwrap();
         let mut part = [0; 10];
@@ -769,5 +801,23 @@ mod kms {
         assert!(asked.elapsed() < ANSWER, "{:?}", asked.elapsed());
         assert!(silent.requests() > 0);
         volume.mount();
+    }
+
+    /// The key's greatest age ends while the KMS is away: the file that is open stops, from the kernel's cache too.
+    #[test]
+    fn an_open_file_stops_when_its_key_cannot_be_had_again() {
+        let moto = moto::Moto::start();
+        let key = format!("aws-kms:{}", moto.create_key().arn);
+        let mut home = home(&moto.endpoint());
+        home.set("KMSFS_KMS_ATTEMPT_TIMEOUT", "5");
+        let volume = Volume::in_home(home, &["--key", &key], &["--key-max-age", "3"]);
+        fs::write(volume.path("file"), bytes(1, 10_000)).unwrap();
+        let open = File::open(volume.path("file")).unwrap();
+        let read = || open.read_exact_at(&mut [0; 10], 5000);
+        read().unwrap();
+        drop(moto);
+        eventually("the open file stops", || errno(read()) == Some(libc::ETIMEDOUT));
+        assert_eq!(errno(File::open(volume.path("file"))), Some(libc::ETIMEDOUT));
+        assert_eq!(fs::metadata(volume.path("file")).unwrap().len(), 10_000);
     }
 }

@@ -20,7 +20,7 @@ use kmsfs::format::header::HeaderError;
 use kmsfs::format::name;
 use kmsfs::keys::providers::{self, ProviderSettings};
 use kmsfs::keys::{
-    CacheLimits, EncryptionContext, KeyError, Provider, ProviderError, ProviderErrorKind, ProviderKind, Volume,
+    EncryptionContext, KeyError, KeyLimits, Provider, ProviderError, ProviderErrorKind, ProviderKind, Volume,
     WrappedKey, volume,
 };
 use kmsfs::storage::MemoryFile;
@@ -143,7 +143,7 @@ impl Case {
         let header = volume.ring.authenticate(&page).map_err(|error| word_of(&error))?.ok_or("empty")?;
         let keys = volume.ring.open(&header).map_err(|error| word_of(&error))?;
         let mut probe = vec![0; 5];
-        let tag = keys.session().seal(&[0; 24], b"", b"probe", &mut probe);
+        let tag = keys.keys.session().seal(&[0; 24], b"", b"probe", &mut probe);
         Ok([probe, tag.to_vec()].concat())
     }
 
@@ -209,7 +209,7 @@ impl Case {
 }
 
 fn unlock(sealed: &config::SealedConfig, provider: Scripted) -> Result<Volume, &'static str> {
-    volume::unlock(sealed, Arc::new(provider), CacheLimits::default()).map_err(|error| word_of(&error))
+    volume::unlock(sealed, Arc::new(provider), KeyLimits::default()).map_err(|error| word_of(&error))
 }
 
 fn secret_of(bytes: &[u8; 32]) -> DataKey {

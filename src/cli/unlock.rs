@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::format::config::{self, SealedConfig, VolumeConfig};
 use crate::format::hex;
 use crate::keys::providers::{self, ProviderSettings};
-use crate::keys::{CacheLimits, ProviderKind, Volume, volume};
+use crate::keys::{KeyLimits, ProviderKind, Volume, volume};
 use crate::storage::CipherDirectory;
 
 use super::error::{CliError, Exit};
@@ -38,7 +38,7 @@ pub(crate) fn unlock(
     expected: &Expected<'_>,
     pins: Option<&Pins>,
     settings: &ProviderSettings,
-    limits: CacheLimits,
+    limits: KeyLimits,
 ) -> Result<Volume, CliError> {
     let remembered = check_before_key(directory, &sealed.config, expected, pins)?;
     let volume = unlock_with_any(sealed, settings, limits)?;
@@ -81,11 +81,7 @@ fn check_keys(directory: &Path, config: &VolumeConfig, expected: &[KeySpec]) -> 
 }
 
 /// Tries each key that can unlock the volume and whose provider is known, local ones first.
-fn unlock_with_any(
-    sealed: &SealedConfig,
-    settings: &ProviderSettings,
-    limits: CacheLimits,
-) -> Result<Volume, CliError> {
+fn unlock_with_any(sealed: &SealedConfig, settings: &ProviderSettings, limits: KeyLimits) -> Result<Volume, CliError> {
     let mut keys = volume::keys_that_can_unlock(&sealed.config);
     keys.sort_by_key(|(kind, ..)| *kind != ProviderKind::Local);
     let mut failures: Vec<CliError> = Vec::new();

@@ -187,16 +187,30 @@ impl Filesystem {
         if !self.volume.ring.is_remote() {
             return self.open_now(inode, access).map(Some);
         }
+        self.volume.ring.check_unlocked()?;
         let file = self.open_backing(inode, access)?;
         let keys = match self.find_header(inode, &file)? {
             Found::Header(header) => match self.volume.ring.cached(&header) {
                 Some(keys) => Some(keys?),
                 None => return Ok(None),
             },
-            Found::None if access == Access::ReadWrite => return Ok(None),
+            Found::None if access == Access::ReadWrite => return self.open_new_at_once(inode, file),
             Found::None => None,
         };
         self.install(inode, file, keys).map(Some)
+    }
+
+    /// A file without a header that is to be written, if a data key is ready for it.
+    fn open_new_at_once(&self, inode: &Inode, file: Arc<DiskFile>) -> Result<Option<OpenFile>, Error> {
+        if self.rules.end == End::Strict {
+            return Ok(None);
+        }
+        let Some(new) = self.volume.ring.new_file_at_once() else { return Ok(None) };
+        let (new, open) = (new?, self.install(inode, file, None)?);
+        if open.content.needs_keys() {
+            adopt(&open, new);
+        }
+        Ok(Some(open))
     }
 
     /// Whether a file that is to be written has no key yet, and its provider is far away.
@@ -210,6 +224,7 @@ impl Filesystem {
         let open = match opened(inode, access) {
             Some(open) => open,
             None => {
+                self.volume.ring.check_unlocked()?;
                 let file = self.open_backing(inode, access)?;
                 let keys = self.keys_of(inode, &file).inspect_err(|error| self.report(inode, error))?;
                 self.install(inode, file, keys)?
@@ -235,9 +250,7 @@ impl Filesystem {
     /// Gives a headerless file keys and a header to be.
     pub(super) fn ensure_keys(&self, open: &OpenFile) -> Result<(), Error> {
         if open.content.needs_keys() {
-            let (opened, header) = self.volume.ring.new_file()?;
-            open.content.adopt(opened.keys, header);
-            open.lease.extend(opened.since);
+            adopt(open, self.volume.ring.new_file()?);
         }
         Ok(())
     }
@@ -316,6 +329,11 @@ impl Filesystem {
         slot.open = Some(open.clone());
         Ok(open)
     }
+}
+
+fn adopt(open: &OpenFile, (opened, header): (OpenedKeys, Box<HeaderPage>)) {
+    open.content.adopt(opened.keys, header);
+    open.lease.extend(opened.since);
 }
 
 /// The content, if the inode has one that allows `access`.

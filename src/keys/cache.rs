@@ -1,7 +1,7 @@
 //! Unwrapped data keys, least recently used first out, limited by count and age. Evicting a key wipes it once the last
 //! user is done with it.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,24 +9,27 @@ use lru::LruCache;
 
 use crate::crypto::DataKey;
 
-/// How many unwrapped keys are kept, and for how long.
+/// How many unwrapped keys are kept, for how long, and how often a provider may be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CacheLimits {
+pub struct KeyLimits {
     /// Keys at most.
     pub entries: NonZeroUsize,
     /// Age at most, since the provider gave the key. Then it is asked again, and its refusal counts, for open files too.
     pub max_age: Duration,
     /// How much longer a key may be used while the provider cannot be reached.
     pub stale_grace: Duration,
+    /// Calls of providers a second at most; `None` is as many as are wanted.
+    pub calls_per_second: Option<NonZeroU32>,
 }
 
-impl Default for CacheLimits {
-    /// 16384 keys for five minutes, and not a moment longer.
+impl Default for KeyLimits {
+    /// 16384 keys for five minutes and not a moment longer, and as many calls as are wanted.
     fn default() -> Self {
         Self {
             entries: NonZeroUsize::MIN.saturating_add(16383),
             max_age: Duration::from_secs(300),
             stale_grace: Duration::ZERO,
+            calls_per_second: None,
         }
     }
 }
@@ -47,11 +50,11 @@ pub(super) struct Unwrapped {
 
 pub(super) struct Cache {
     entries: Mutex<LruCache<CacheKey, Unwrapped>>,
-    limits: CacheLimits,
+    limits: KeyLimits,
 }
 
 impl Cache {
-    pub(super) fn new(limits: CacheLimits) -> Self {
+    pub(super) fn new(limits: KeyLimits) -> Self {
         Self { entries: Mutex::new(LruCache::new(limits.entries)), limits }
     }
 
@@ -131,11 +134,12 @@ mod tests {
         Unwrapped { key: Arc::new(Secret::random()), since }
     }
 
-    fn limits(entries: usize) -> CacheLimits {
-        CacheLimits {
+    fn limits(entries: usize) -> KeyLimits {
+        KeyLimits {
             entries: NonZeroUsize::new(entries).unwrap(),
             max_age: Duration::from_secs(10),
             stale_grace: Duration::from_secs(5),
+            calls_per_second: None,
         }
     }
 

@@ -12,7 +12,8 @@ mod cache;
 mod context;
 mod error;
 mod flight;
-mod mint;
+mod metered;
+mod pool;
 mod provider;
 pub mod providers;
 mod refusals;
@@ -21,7 +22,7 @@ mod ring;
 mod tests;
 pub mod volume;
 
-pub use cache::CacheLimits;
+pub use cache::KeyLimits;
 pub use context::EncryptionContext;
 pub use error::KeyError;
 pub use provider::{Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 
 use super::cache::CacheKey;
-use super::{CacheLimits, KeyError};
+use super::{KeyError, KeyLimits};
 
 /// Refusals remembered at most.
 const ENTRIES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
@@ -20,7 +20,7 @@ pub(super) struct Refusals {
 }
 
 impl Refusals {
-    pub(super) fn new(limits: CacheLimits) -> Self {
+    pub(super) fn new(limits: KeyLimits) -> Self {
         Self { refused: Mutex::new(LruCache::new(ENTRIES)), memory: LONGEST.min(limits.max_age / 4) }
     }
 

@@ -4,15 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use crate::crypto::{DataKey, FileKeys, HeaderKey, NameKey, Suite, VerifiedHeader, commitment, random_array};
+use crate::crypto::{FileKeys, HeaderKey, NameKey, Suite, VerifiedHeader, commitment, random_array};
 use crate::format::geometry::PAGE_LEN;
 use crate::format::header::{self, Header, HeaderError, HeaderPage, Record, Slot};
 
 use super::cache::{Cache, CacheKey, Unwrapped};
 use super::flight::Flight;
-use super::mint::Mint;
+use super::metered::{Budget, CallCounts, Metered};
+use super::pool::{Minted, Pool};
 use super::refusals::Refusals;
-use super::{CacheLimits, EncryptionContext, KeyError, Provider, ProviderError, ProviderKind};
+use super::{EncryptionContext, KeyError, KeyLimits, Provider, ProviderKind};
 
 /// Opens headers and makes new ones, for one volume.
 pub struct Ring {
@@ -26,18 +27,17 @@ pub struct Ring {
     cache: Cache,
     flight: Flight,
     refusals: Refusals,
-    mint: Mint,
-    limits: CacheLimits,
+    pool: Pool,
+    limits: KeyLimits,
     locked: AtomicBool,
     counts: Counts,
+    calls: Arc<CallCounts>,
 }
 
 #[derive(Default)]
 struct Counts {
     hits: AtomicU64,
     misses: AtomicU64,
-    calls: AtomicU64,
-    failures: AtomicU64,
 }
 
 /// What the key path has done so far.
@@ -84,26 +84,36 @@ pub(super) struct RingParts {
     pub(super) suite: Suite,
     pub(super) header_key: HeaderKey,
     pub(super) allowed: Vec<(u8, Vec<u8>)>,
-    pub(super) providers: Vec<Arc<dyn Provider>>,
+    /// Wraps new data keys.
+    pub(super) provider: Arc<dyn Provider>,
+    /// Unwrap old ones.
+    pub(super) others: Vec<Arc<dyn Provider>>,
     pub(super) files_per_data_key: u32,
-    pub(super) limits: CacheLimits,
+    pub(super) limits: KeyLimits,
 }
 
 impl Ring {
     pub(super) fn new(parts: RingParts) -> Self {
+        let calls: Arc<CallCounts> = Arc::default();
+        let budget = Arc::new(Budget::new(parts.limits.calls_per_second));
+        let metered = |provider| -> Arc<dyn Provider> {
+            Arc::new(Metered { provider, counts: Arc::clone(&calls), budget: Arc::clone(&budget) })
+        };
+        let (first, others) = (metered(parts.provider), parts.others.into_iter().map(metered));
         Self {
             volume_id: parts.volume_id,
             suite: parts.suite,
             header_key: parts.header_key,
             allowed: parts.allowed,
-            providers: parts.providers,
+            pool: Pool::new(parts.volume_id, Arc::clone(&first), parts.files_per_data_key),
+            providers: [first].into_iter().chain(others).collect(),
             cache: Cache::new(parts.limits),
             flight: Flight::default(),
             refusals: Refusals::new(parts.limits),
-            mint: Mint::new(parts.files_per_data_key),
             limits: parts.limits,
             locked: AtomicBool::new(false),
             counts: Counts::default(),
+            calls,
         }
     }
 
@@ -196,7 +206,7 @@ impl Ring {
         let mut failure = None;
         for (record, provider) in header.header.records.iter().filter_map(|record| self.usable(record)) {
             let key_id = String::from_utf8_lossy(&record.key_id);
-            match self.counted(provider.unwrap(&key_id, &record.wrapped, &context)) {
+            match provider.unwrap(&key_id, &record.wrapped, &context) {
                 Ok(data_key) => {
                     FileKeys::open(&header.verified, &data_key)?;
                     let unwrapped = Unwrapped { key: Arc::new(data_key), since: Instant::now() };
@@ -215,7 +225,11 @@ impl Ring {
         self.check_unlocked().inspect_err(|_| self.cache.clear())
     }
 
-    fn check_unlocked(&self) -> Result<(), KeyError> {
+    /// Whether keys are given out.
+    ///
+    /// # Errors
+    /// [`KeyError::Locked`].
+    pub fn check_unlocked(&self) -> Result<(), KeyError> {
         if self.locked.load(Ordering::SeqCst) { Err(KeyError::Locked) } else { Ok(()) }
     }
 
@@ -244,7 +258,7 @@ impl Ring {
 
     /// How long a key may be used, and how much longer while its provider cannot be reached.
     #[must_use]
-    pub fn limits(&self) -> CacheLimits {
+    pub fn limits(&self) -> KeyLimits {
         self.limits
     }
 
@@ -257,15 +271,27 @@ impl Ring {
         Some((record, provider))
     }
 
-    /// Keys and a header page for a new file. Asks a provider if no data key is at hand.
+    /// Keys and a header page for a new file. Waits for a provider if no data key is ready.
     ///
     /// # Errors
     /// [`KeyError`].
     pub fn new_file(&self) -> Result<(OpenedKeys, Box<HeaderPage>), KeyError> {
         self.check_unlocked()?;
-        let provider = self.providers.first().ok_or_else(|| KeyError::NoUsableRecord("none".to_owned()))?;
-        let minting = Counting { ring: self, provider: provider.as_ref() };
-        let minted = self.mint.take(&self.volume_id, &minting, Instant::now())?;
+        self.seal_header(self.pool.take()?)
+    }
+
+    /// The same, if a data key is ready.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub fn new_file_at_once(&self) -> Option<Result<(OpenedKeys, Box<HeaderPage>), KeyError>> {
+        if let Err(locked) = self.check_unlocked() {
+            return Some(Err(locked));
+        }
+        Some(self.seal_header(self.pool.take_ready()?))
+    }
+
+    fn seal_header(&self, minted: Minted) -> Result<(OpenedKeys, Box<HeaderPage>), KeyError> {
         let file_id = random_array();
         let header = Header {
             suite: self.suite.id(),
@@ -292,7 +318,7 @@ impl Ring {
     /// Wipes every unwrapped key that no open file uses.
     pub fn clear(&self) {
         self.cache.clear();
-        self.mint.clear();
+        self.pool.clear();
     }
 
     /// What was done so far.
@@ -302,8 +328,8 @@ impl Ring {
         KeyStats {
             hits: read(&self.counts.hits),
             misses: read(&self.counts.misses),
-            calls: read(&self.counts.calls),
-            failures: read(&self.counts.failures),
+            calls: read(&self.calls.calls),
+            failures: read(&self.calls.failures),
             entries: self.cache.len() as u64,
         }
     }
@@ -312,42 +338,10 @@ impl Ring {
     pub(super) fn mac_for_tests(&self, signed: &[u8]) -> [u8; 32] {
         self.header_key.mac(signed)
     }
-
-    fn counted<T>(&self, answer: Result<T, ProviderError>) -> Result<T, ProviderError> {
-        self.counts.calls.fetch_add(1, Ordering::Relaxed);
-        if answer.is_err() {
-            self.counts.failures.fetch_add(1, Ordering::Relaxed);
-        }
-        answer
-    }
 }
 
 fn opened(header: &AuthenticHeader, unwrapped: &Unwrapped) -> Result<OpenedKeys, KeyError> {
     Ok(OpenedKeys { keys: FileKeys::open(&header.verified, &unwrapped.key)?, since: unwrapped.since })
-}
-
-/// A provider whose calls are counted.
-struct Counting<'r> {
-    ring: &'r Ring,
-    provider: &'r dyn Provider,
-}
-
-impl Provider for Counting<'_> {
-    fn kind(&self) -> ProviderKind {
-        self.provider.kind()
-    }
-
-    fn is_remote(&self) -> bool {
-        self.provider.is_remote()
-    }
-
-    fn generate_data_key(&self, context: &EncryptionContext) -> Result<(DataKey, super::WrappedKey), ProviderError> {
-        self.ring.counted(self.provider.generate_data_key(context))
-    }
-
-    fn unwrap(&self, key_id: &str, wrapped: &[u8], context: &EncryptionContext) -> Result<DataKey, ProviderError> {
-        self.ring.counted(self.provider.unwrap(key_id, wrapped, context))
-    }
 }
 
 fn digest(records: &[Record]) -> [u8; 32] {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::providers::scripted::{Answer, ScriptedProvider};
 use super::volume::{self, NewVolume, Volume};
-use super::{CacheLimits, KeyError, ProviderErrorKind};
+use super::{KeyError, KeyLimits, ProviderErrorKind};
 use crate::crypto::Suite;
 use crate::format::config::{self, End, Holes};
 use crate::format::geometry::PAGE_LEN;
@@ -14,7 +14,7 @@ use crate::format::header::{self, Header, HeaderPage, Record, SLOT_LEN};
 const SETTINGS: NewVolume =
     NewVolume { suite: Suite::Xaes256Gcm, holes: Holes::Allow, end: End::Lenient, files_per_data_key: 1 };
 
-fn volume_of(provider: &Arc<ScriptedProvider>, limits: CacheLimits) -> Volume {
+fn volume_of(provider: &Arc<ScriptedProvider>, limits: KeyLimits) -> Volume {
     let created = volume::create(&SETTINGS, provider.as_ref(), None).unwrap();
     let sealed = config::parse(created.config_file.as_bytes()).unwrap();
     volume::unlock(&sealed, provider.clone(), limits).unwrap()
@@ -22,7 +22,7 @@ fn volume_of(provider: &Arc<ScriptedProvider>, limits: CacheLimits) -> Volume {
 
 fn new_volume() -> (Arc<ScriptedProvider>, Volume) {
     let provider = Arc::new(ScriptedProvider::new("k", false));
-    let volume = volume_of(&provider, CacheLimits::default());
+    let volume = volume_of(&provider, KeyLimits::default());
     (provider, volume)
 }
 
@@ -59,7 +59,7 @@ fn a_new_header_opens_again_and_the_second_time_without_a_call() {
 #[test]
 fn an_old_key_is_asked_for_again_and_a_refusal_counts() {
     let provider = Arc::new(ScriptedProvider::new("k", false));
-    let volume = volume_of(&provider, CacheLimits { max_age: Duration::ZERO, ..CacheLimits::default() });
+    let volume = volume_of(&provider, KeyLimits { max_age: Duration::ZERO, ..KeyLimits::default() });
     let (_, page) = volume.ring.new_file().unwrap();
     open(&volume, &page).unwrap();
     provider.always(Answer::Fail(ProviderErrorKind::KeyUnusable));
@@ -132,7 +132,7 @@ fn a_changed_config_is_refused() {
         let file = created.config_file.replacen(from, to, 1);
         assert_ne!(file, created.config_file);
         let sealed = config::parse(file.as_bytes()).unwrap();
-        let unlocked = volume::unlock(&sealed, provider.clone(), CacheLimits::default());
+        let unlocked = volume::unlock(&sealed, provider.clone(), KeyLimits::default());
         assert!(matches!(unlocked.err(), Some(KeyError::BrokenSeal)), "{from}");
     }
 }

@@ -8,7 +8,7 @@ use crate::format::config::{self, ConfigError, End, Holes, SealedConfig, VolumeC
 use crate::format::{hex, name};
 
 use super::ring::RingParts;
-use super::{CacheLimits, EncryptionContext, KeyError, Provider, ProviderKind, Ring};
+use super::{EncryptionContext, KeyError, KeyLimits, Provider, ProviderKind, Ring};
 
 /// What the owner of a new volume decides.
 #[derive(Clone, Copy, Debug)]
@@ -108,7 +108,7 @@ pub fn keys_that_can_unlock(config: &VolumeConfig) -> Vec<(ProviderKind, Wrappin
 ///
 /// # Errors
 /// [`KeyError`].
-pub fn unlock(sealed: &SealedConfig, provider: Arc<dyn Provider>, limits: CacheLimits) -> Result<Volume, KeyError> {
+pub fn unlock(sealed: &SealedConfig, provider: Arc<dyn Provider>, limits: KeyLimits) -> Result<Volume, KeyError> {
     let config = &sealed.config;
     let id = config.id()?;
     let suite = Suite::from_name(&config.suite).ok_or_else(|| KeyError::UnknownSuite(config.suite.clone()))?;
@@ -127,7 +127,8 @@ pub fn unlock(sealed: &SealedConfig, provider: Arc<dyn Provider>, limits: CacheL
         suite,
         header_key: keys.header,
         allowed: allowed.collect(),
-        providers: vec![provider],
+        provider,
+        others: Vec::new(),
         files_per_data_key: config.files_per_data_key,
         limits,
     });

@@ -16,7 +16,7 @@ use crate::cli::{passphrase, report};
 use crate::daemon::log::Level;
 use crate::format::config::{self, CONFIG_FILE, End, Holes, SealedConfig};
 use crate::format::name::VOLUME_DIR;
-use crate::keys::CacheLimits;
+use crate::keys::KeyLimits;
 use crate::keys::Volume;
 use crate::keys::providers::ProviderSettings;
 use crate::storage::CipherDirectory;
@@ -106,7 +106,7 @@ impl Volumes {
     fn unlock(&self, directory: Option<&Path>, sealed: &SealedConfig) -> Result<Volume, CliError> {
         let pins = self.pins.as_ref().filter(|_| directory.is_some());
         let directory = directory.unwrap_or(Path::new("the volume"));
-        unlock::unlock(directory, sealed, &Expected::default(), pins, &self.providers, CacheLimits::default())
+        unlock::unlock(directory, sealed, &Expected::default(), pins, &self.providers, KeyLimits::default())
     }
 }
 

@@ -1,6 +1,6 @@
 //! `kmsfs mount`: its arguments; what they start is in `serve`.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::cli::key_spec::KeySpec;
 use crate::cli::mount_options::MountFlags;
 use crate::cli::settings::SettingsArgs;
 use crate::format::hex;
-use crate::keys::CacheLimits;
+use crate::keys::KeyLimits;
 
 use super::init::NewVolumeArgs;
 
@@ -67,18 +67,22 @@ pub(super) struct KeyLimitArgs {
     /// Use a key so many seconds longer while its provider cannot be reached
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     stale_grace: u32,
+    /// Make so many calls of the key's provider a second at most
+    #[arg(long, value_name = "CALLS")]
+    kms_rate: Option<NonZeroU32>,
     /// Drop all keys, as `kmsfs lock` does, after so many seconds without use
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     idle_lock: Option<u32>,
 }
 
 impl KeyLimitArgs {
-    pub(super) fn limits(&self) -> CacheLimits {
+    pub(super) fn limits(&self) -> KeyLimits {
         let entries = usize::try_from(self.key_cache).ok().and_then(NonZeroUsize::new);
-        CacheLimits {
+        KeyLimits {
             entries: entries.unwrap_or(NonZeroUsize::MIN),
             max_age: Duration::from_secs(self.key_max_age.into()),
             stale_grace: Duration::from_secs(self.stale_grace.into()),
+            calls_per_second: self.kms_rate,
         }
     }
 

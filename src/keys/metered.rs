@@ -1,0 +1,196 @@
+//! A provider behind a meter: calls are counted, and kept under a rate that the operator sets and that gives way when the
+//! provider throttles.
+
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::crypto::DataKey;
+
+use super::{EncryptionContext, Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey};
+
+/// Calls may come in bursts of so many seconds' worth.
+const BURST: f64 = 0.1;
+/// A call that would wait longer for its turn is refused at once: the queue has an end.
+const MAX_WAIT: Duration = Duration::from_secs(5);
+/// The slowest rate that throttling leads to, in calls a second.
+const SLOWEST: f64 = 1.0;
+/// Beyond this rate, in calls a second, there is none, unless the operator set one.
+const UNLIMITED: f64 = 20_000.0;
+/// After each second without throttling the rate grows by so much.
+const GROWTH: f64 = 1.25;
+
+/// How many calls were made.
+#[derive(Default)]
+pub(super) struct CallCounts {
+    pub(super) calls: AtomicU64,
+    pub(super) failures: AtomicU64,
+}
+
+/// A token bucket with a rate that adapts.
+pub(super) struct Budget {
+    /// What the operator set.
+    limit: Option<f64>,
+    bucket: Mutex<Bucket>,
+}
+
+struct Bucket {
+    /// Calls a second; `None` is without limit.
+    rate: Option<f64>,
+    /// When the next call may begin.
+    next: Option<Instant>,
+    /// The last change of the rate, and the calls since the window's begin.
+    changed: Option<Instant>,
+    window: Option<(Instant, u32)>,
+}
+
+impl Budget {
+    pub(super) fn new(limit: Option<NonZeroU32>) -> Self {
+        let limit = limit.map(|limit| f64::from(limit.get()));
+        Self { limit, bucket: Mutex::new(Bucket { rate: limit, next: None, changed: None, window: None }) }
+    }
+
+    /// How long a call that is wanted at `now` must wait for its turn; `None` if that would be too long.
+    fn reserve(&self, now: Instant) -> Option<Duration> {
+        let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        bucket.window = match bucket.window {
+            Some((begin, calls)) if now.saturating_duration_since(begin) < Duration::from_secs(1) => {
+                Some((begin, calls.saturating_add(1)))
+            }
+            _ => Some((now, 1)),
+        };
+        let Some(rate) = bucket.rate else { return Some(Duration::ZERO) };
+        let earliest = now.checked_sub(Duration::from_secs_f64(BURST)).unwrap_or(now);
+        let turn = bucket.next.unwrap_or(earliest).max(earliest);
+        let wait = turn.saturating_duration_since(now);
+        if wait > MAX_WAIT {
+            return None;
+        }
+        bucket.next = Some(turn + Duration::from_secs_f64(1.0 / rate));
+        Some(wait)
+    }
+
+    /// Halves the rate, once a second at most.
+    fn slow_down(&self, now: Instant) {
+        let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        if bucket.changed.is_some_and(|changed| now.saturating_duration_since(changed) < Duration::from_secs(1)) {
+            return;
+        }
+        let measured = bucket.window.map_or(SLOWEST, |(_, calls)| f64::from(calls));
+        bucket.rate = Some((bucket.rate.unwrap_or(measured) / 2.0).max(SLOWEST));
+        bucket.changed = Some(now);
+    }
+
+    /// Lets the rate grow back.
+    fn speed_up(&self, now: Instant) {
+        let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        let (Some(rate), Some(changed)) = (bucket.rate, bucket.changed) else { return };
+        if now.saturating_duration_since(changed) < Duration::from_secs(1) {
+            return;
+        }
+        let faster = rate * GROWTH;
+        (bucket.rate, bucket.changed) = match self.limit {
+            Some(limit) if faster >= limit => (Some(limit), None),
+            None if faster >= UNLIMITED => (None, None),
+            _ => (Some(faster), Some(now)),
+        };
+    }
+}
+
+/// See the module.
+pub(super) struct Metered {
+    pub(super) provider: Arc<dyn Provider>,
+    pub(super) counts: Arc<CallCounts>,
+    pub(super) budget: Arc<Budget>,
+}
+
+impl Metered {
+    fn call<T>(&self, call: impl FnOnce() -> Result<T, ProviderError>) -> Result<T, ProviderError> {
+        if self.provider.is_remote() {
+            let wait = self.budget.reserve(Instant::now()).ok_or_else(|| {
+                let message = "too many calls wait for their turn (--kms-rate, or the provider throttles)";
+                ProviderError::new(ProviderErrorKind::Throttled, message)
+            })?;
+            std::thread::sleep(wait);
+        }
+        let answer = call();
+        self.counts.calls.fetch_add(1, Ordering::Relaxed);
+        match &answer {
+            Ok(_) => self.budget.speed_up(Instant::now()),
+            Err(error) => {
+                self.counts.failures.fetch_add(1, Ordering::Relaxed);
+                if error.kind == ProviderErrorKind::Throttled {
+                    self.budget.slow_down(Instant::now());
+                }
+            }
+        }
+        answer
+    }
+}
+
+impl Provider for Metered {
+    fn kind(&self) -> ProviderKind {
+        self.provider.kind()
+    }
+
+    fn is_remote(&self) -> bool {
+        self.provider.is_remote()
+    }
+
+    fn generate_data_key(&self, context: &EncryptionContext) -> Result<(DataKey, WrappedKey), ProviderError> {
+        self.call(|| self.provider.generate_data_key(context))
+    }
+
+    fn unwrap(&self, key_id: &str, wrapped: &[u8], context: &EncryptionContext) -> Result<DataKey, ProviderError> {
+        self.call(|| self.provider.unwrap(key_id, wrapped, context))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(start: Instant, millis: u64) -> Instant {
+        start + Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn calls_are_spread_and_the_queue_has_an_end() {
+        let (budget, start) = (Budget::new(NonZeroU32::new(10)), Instant::now());
+        let waits: Vec<_> = (0..4).map(|_| budget.reserve(start).unwrap().as_millis()).collect();
+        assert_eq!(waits, [0, 0, 100, 200]);
+        assert_eq!(budget.reserve(after(start, 1000)), Some(Duration::ZERO));
+        let granted = (0..1000).filter(|_| budget.reserve(after(start, 1000)).is_some()).count();
+        assert!((45..=55).contains(&granted), "{granted}");
+    }
+
+    #[test]
+    fn without_a_limit_nobody_waits() {
+        let (budget, start) = (Budget::new(None), Instant::now());
+        assert!((0..1000).all(|_| budget.reserve(start) == Some(Duration::ZERO)));
+    }
+
+    #[test]
+    fn throttling_halves_the_rate_and_time_gives_it_back() {
+        let (budget, start) = (Budget::new(None), Instant::now());
+        for _ in 0..100 {
+            budget.reserve(start);
+        }
+        let rate = || budget.bucket.lock().unwrap().rate;
+        budget.slow_down(start);
+        assert_eq!(rate(), Some(50.0));
+        budget.slow_down(after(start, 10));
+        assert_eq!(rate(), Some(50.0), "one burst of refusals counts once");
+        budget.speed_up(after(start, 500));
+        assert_eq!(rate(), Some(50.0));
+        budget.speed_up(after(start, 1000));
+        assert_eq!(rate(), Some(62.5));
+        (2..100).for_each(|second| budget.speed_up(after(start, second * 1000)));
+        assert_eq!(rate(), None);
+        let limited = Budget::new(NonZeroU32::new(40));
+        limited.slow_down(start);
+        (1..10).for_each(|second| limited.speed_up(after(start, second * 1000)));
+        assert_eq!(limited.bucket.lock().unwrap().rate, Some(40.0));
+    }
+}
