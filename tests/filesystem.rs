@@ -692,3 +692,40 @@ fn giving_content_up_loses_nothing() {
     assert_eq!(all.len(), 90000);
     assert!(all.chunks(100).enumerate().all(|(slot, bytes)| bytes.iter().all(|b| usize::from(*b) == slot % 3 + 1)));
 }
+
+/// Listing costs nothing; opening the first file of a listing fetches the keys of the others.
+#[test]
+fn keys_are_fetched_ahead_once_a_listed_file_is_opened() {
+    for prefetch in [true, false] {
+        let options = Options { prefetch, ..Options::default() };
+        let mut mounted = Mounted::new(true, Holes::Allow, End::Lenient).with(KeyLimits::default(), options);
+        for n in 0..60 {
+            mounted.create(&format!("f{n}"), 0o600).unwrap();
+            mounted.write(&format!("f{n}"), 0, b"x").unwrap();
+        }
+        mounted.remount();
+        let before = mounted.provider.calls().unwrap;
+        let names = mounted.list("").unwrap();
+        assert_eq!(mounted.provider.calls().unwrap, before);
+        let handle = mounted.fs.open_directory(ROOT).unwrap();
+        let mut first = None;
+        let see = |entry: &kmsfs::fs::Listed<'_>| {
+            if entry.name.starts_with(b"f") {
+                first.get_or_insert(entry.id);
+            }
+            true
+        };
+        mounted.fs.list(handle, 0, true, see).unwrap();
+        mounted.fs.close_directory(handle);
+        mounted.open(first.unwrap(), Access::Read).unwrap();
+        if prefetch {
+            // Three files share a data key.
+            until("all fetched", || mounted.fs.stats().key_cache_entries == 20);
+        }
+        let before = mounted.provider.calls().unwrap;
+        for name in &names {
+            mounted.read(name).unwrap();
+        }
+        assert_eq!(mounted.provider.calls().unwrap - before, if prefetch { 0 } else { 19 });
+    }
+}

@@ -3,9 +3,6 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Threads at most; each waits for one provider call at a time.
-const THREADS: usize = 16;
-
 type Job = Box<dyn FnOnce() + Send>;
 
 /// Threads that are started when they are first needed and stay.
@@ -13,12 +10,14 @@ pub(super) struct Lane {
     jobs: Sender<Job>,
     queue: Arc<Mutex<Receiver<Job>>>,
     threads: Mutex<usize>,
+    most: usize,
 }
 
 impl Lane {
-    pub(super) fn new() -> Self {
+    /// With so many threads at most; each waits for one provider call at a time.
+    pub(super) fn new(most: usize) -> Self {
         let (jobs, queue) = channel();
-        Self { jobs, queue: Arc::new(Mutex::new(queue)), threads: Mutex::new(0) }
+        Self { jobs, queue: Arc::new(Mutex::new(queue)), threads: Mutex::new(0), most }
     }
 
     /// Runs `job` on one of the threads; a job is never lost, and runs here if no thread can be had.
@@ -31,7 +30,7 @@ impl Lane {
 
     fn grow(&self) {
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        if *threads < THREADS {
+        if *threads < self.most {
             let queue = Arc::clone(&self.queue);
             let started = std::thread::Builder::new().name("kmsfs-keys".to_owned()).spawn(move || serve(&queue));
             *threads += usize::from(started.is_ok());

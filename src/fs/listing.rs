@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use crate::storage::{DirEntry, DirStream, NodeKind};
 
 use super::inode::Inode;
+use super::prefetch::Listing;
 use super::{Attributes, Error, Filesystem, InodeId};
 
 /// Names an open directory.
@@ -37,6 +38,8 @@ pub(super) struct OpenDirectories {
 struct OpenDirectory {
     inode: Arc<Inode>,
     stream: Mutex<DirStream>,
+    /// What was delivered since the beginning of the directory.
+    listed: Mutex<Listing>,
 }
 
 impl OpenDirectories {
@@ -51,8 +54,8 @@ impl OpenDirectories {
         open.get(&handle).cloned().ok_or(Error::UnknownHandle)
     }
 
-    fn remove(&self, handle: DirectoryHandle) {
-        self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&handle);
+    fn remove(&self, handle: DirectoryHandle) -> Option<Arc<OpenDirectory>> {
+        self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&handle)
     }
 }
 
@@ -65,12 +68,17 @@ impl Filesystem {
         let inode = self.inodes.get(id)?;
         self.directory_id(&inode).inspect_err(|error| self.report(&inode, error))?;
         let stream = Mutex::new(inode.node.open_directory()?);
-        Ok(self.directories.insert(OpenDirectory { inode, stream }))
+        Ok(self.directories.insert(OpenDirectory { inode, stream, listed: Mutex::default() }))
     }
 
     /// Closes a directory.
     pub fn close_directory(&self, handle: DirectoryHandle) {
-        self.directories.remove(handle);
+        if let Some(directory) = self.directories.remove(handle)
+            && self.prefetches()
+        {
+            let listed = std::mem::take(&mut *directory.listed.lock().unwrap_or_else(PoisonError::into_inner));
+            self.remember_listing(&directory.inode, listed);
+        }
     }
 
     /// Hands entries from `position` on to `deliver`, until it says that it has no room for one or there are no more.
@@ -86,6 +94,10 @@ impl Filesystem {
     ) -> Result<(), Error> {
         let directory = self.directories.get(handle)?;
         let mut stream = directory.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut listed = directory.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        if position == 0 {
+            *listed = Listing::default();
+        }
         let (mut position, mut delivered) = (position, false);
         loop {
             let entry = match stream.entry_at(position) {
@@ -97,7 +109,12 @@ impl Filesystem {
             position = entry.next_position;
             match self.deliver(&directory.inode, entry, with_attributes, &mut deliver) {
                 Delivery::Full => return Ok(()),
-                Delivery::Done => delivered = true,
+                Delivery::Done => {
+                    delivered = true;
+                    if self.prefetches() {
+                        listed.note(entry.ino, entry.kind, &entry.name);
+                    }
+                }
                 Delivery::Skipped => {}
             }
             stream.advance();

@@ -15,6 +15,7 @@ mod listing;
 mod names;
 mod namespace;
 mod open;
+mod prefetch;
 mod settle;
 mod stats;
 
@@ -43,18 +44,30 @@ use inode::{Inode, InodeTable};
 use lane::Lane;
 use leases::Keeper;
 use listing::OpenDirectories;
+use prefetch::Prefetch;
 use settle::Settler;
 
+/// Threads for operations that wait for a provider.
+const KEY_THREADS: usize = 16;
 /// The same alarm is logged at most this often.
 const ALARM_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How a filesystem is opened.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Nothing is changed, on disk or by the kernel.
     pub read_only: bool,
     /// After so long without a read, write or open, all keys are dropped as by [`Filesystem::lock`].
     pub idle_lock: Option<Duration>,
+    /// The keys of files that will probably be opened next are fetched ahead.
+    pub prefetch: bool,
+}
+
+impl Default for Options {
+    /// Read-write, never locked for want of use, fetching keys ahead.
+    fn default() -> Self {
+        Self { read_only: false, idle_lock: None, prefetch: true }
+    }
 }
 
 /// A mounted volume.
@@ -72,6 +85,7 @@ pub struct Filesystem {
     last_use: AtomicU64,
     options: Options,
     lane: Lane,
+    prefetch: Prefetch,
     rules: Rules,
     read_only: bool,
     /// The kernel decides modification times: see [`Self::let_kernel_set_mtime`].
@@ -106,7 +120,8 @@ impl Filesystem {
             start: Instant::now(),
             last_use: AtomicU64::new(0),
             options,
-            lane: Lane::new(),
+            lane: Lane::new(KEY_THREADS),
+            prefetch: Prefetch::new(),
             read_only: options.read_only,
             kernel_sets_mtime: AtomicBool::new(false),
             privileged: user == 0,

@@ -43,10 +43,13 @@ impl Filesystem {
         });
         match opened {
             Err(error) => answer(Err(error)),
-            Ok(inode) => self.with_content(inode, access, answer, move |fs, inode, open| {
-                fs.count_open(inode, open, access);
-                Ok(())
-            }),
+            Ok(inode) => {
+                self.prefetch_after(id);
+                self.with_content(inode, access, answer, move |fs, inode, open| {
+                    fs.count_open(inode, open, access);
+                    Ok(())
+                });
+            }
         }
     }
 

@@ -70,6 +70,9 @@ pub(super) struct KeyLimitArgs {
     /// Make so many calls of the key's provider a second at most
     #[arg(long, value_name = "CALLS")]
     kms_rate: Option<NonZeroU32>,
+    /// Do not fetch the keys of files that will probably be opened next
+    #[arg(long)]
+    pub(super) no_prefetch: bool,
     /// Drop all keys, as `kmsfs lock` does, after so many seconds without use
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     idle_lock: Option<u32>,

@@ -224,7 +224,11 @@ impl Job<'_> {
     }
 
     fn fs_options(&self) -> fs::Options {
-        fs::Options { read_only: self.flags.read_only, idle_lock: self.args.keys.idle_lock() }
+        fs::Options {
+            read_only: self.flags.read_only,
+            idle_lock: self.args.keys.idle_lock(),
+            prefetch: !self.args.keys.no_prefetch,
+        }
     }
 
     fn mount_options(&self, place: &Place) -> mount::Options {
