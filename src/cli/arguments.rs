@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use super::commands::{completions, forget, init, inspect, lock, man, mount, speed, status, umount};
+use super::commands::{completions, doctor, estimate, forget, init, inspect, lock, man, mount, speed, status, umount};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -47,6 +47,8 @@ pub(super) enum Command {
     Lock(lock::LockArgs),
     Unlock(lock::UnlockArgs),
     Inspect(inspect::InspectArgs),
+    Doctor(Box<doctor::DoctorArgs>),
+    Estimate(estimate::EstimateArgs),
     Forget(forget::ForgetArgs),
     Speed(speed::SpeedArgs),
     Completions(completions::CompletionsArgs),

@@ -59,6 +59,8 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
         Command::Lock(args) => commands::lock::lock(args),
         Command::Unlock(args) => commands::lock::unlock(args),
         Command::Inspect(args) => commands::inspect::run(args),
+        Command::Doctor(args) => commands::doctor::run(args),
+        Command::Estimate(args) => commands::estimate::run(args),
         Command::Forget(args) => commands::forget::run(args),
         Command::Speed(args) => commands::speed::run(args),
         Command::Completions(args) => commands::completions::run(args),

@@ -32,6 +32,11 @@ pub(crate) fn say(text: &str) -> Result<(), CliError> {
     }
 }
 
+/// What others named must not steer the terminal.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
 fn render(node: &Node) -> String {
     let mut text = String::new();
     put(&mut text, node, 0);
@@ -121,8 +126,7 @@ impl<'de> Visitor<'de> for NodeVisitor {
         Ok(Node::Scalar(value.to_string()))
     }
     fn visit_str<E>(self, value: &str) -> Result<Node, E> {
-        // What others named must not steer the terminal.
-        Ok(Node::Scalar(value.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()))
+        Ok(Node::Scalar(printable(value)))
     }
     fn visit_unit<E>(self) -> Result<Node, E> {
         Ok(Node::Scalar("none".to_owned()))

@@ -168,13 +168,6 @@ impl InodeTable {
         known.drop_unused(inode.id);
     }
 
-    /// Every inode whose content is in use.
-    pub(super) fn with_content(&self) -> Vec<Arc<Inode>> {
-        let mut inodes = self.all();
-        inodes.retain(|inode| inode.kind == NodeKind::File && inode.slot().open.is_some());
-        inodes
-    }
-
     /// Every known inode.
     pub(super) fn all(&self) -> Vec<Arc<Inode>> {
         self.known().by_id.values().cloned().collect()

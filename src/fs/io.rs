@@ -69,7 +69,7 @@ impl Filesystem {
     }
 
     /// Whether an operation on the content would wait for a provider that is far away.
-    fn must_wait(&self, inode: &Inode, access: Access) -> bool {
+    fn must_wait(&self, inode: &Arc<Inode>, access: Access) -> bool {
         self.volume.ring.is_remote() && !matches!(self.open_at_once(inode, access), Ok(Some(_)) | Err(_))
     }
 

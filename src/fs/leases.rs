@@ -5,6 +5,7 @@
 //! of the file; the next operation on it asks the provider and gets its answer. So a revoked key stops open files within
 //! the key's greatest age, and one that is granted again works again without a remount.
 
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -47,6 +48,8 @@ impl Lease {
 /// Looks after the leases; stopped at shutdown.
 #[derive(Default)]
 pub(super) struct Keeper {
+    /// Inodes whose content is in use, or was at the last look.
+    watched: Mutex<HashMap<InodeId, Weak<Inode>>>,
     stopped: Mutex<bool>,
     stop: Condvar,
 }
@@ -57,6 +60,30 @@ impl Keeper {
         let round = LONGEST_ROUND.min(fs.volume.ring.limits().max_age / 10).max(Duration::from_millis(10));
         let run = move || keeper.run(round, &weak);
         std::thread::Builder::new().name("kmsfs-leases".to_owned()).spawn(run).map(|_| ())
+    }
+
+    /// Puts an inode whose content has just been opened on the list.
+    pub(super) fn watch(&self, inode: &Arc<Inode>) {
+        self.watched().insert(inode.id, Arc::downgrade(inode));
+    }
+
+    /// The inodes whose content is in use.
+    fn in_use(&self) -> Vec<(Arc<Inode>, OpenFile)> {
+        let mut found = Vec::new();
+        self.watched().retain(|_, inode| {
+            let in_use = inode.upgrade().and_then(|inode| {
+                let open = inode.slot().open.clone()?;
+                Some((inode, open))
+            });
+            let keep = in_use.is_some();
+            found.extend(in_use);
+            keep
+        });
+        found
+    }
+
+    fn watched(&self) -> MutexGuard<'_, HashMap<InodeId, Weak<Inode>>> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn stop(&self) {
@@ -82,8 +109,7 @@ impl Filesystem {
         self.lock_if_idle(now);
         self.volume.ring.sweep();
         let limits = self.volume.ring.limits();
-        for inode in self.inodes.with_content() {
-            let Some(open) = inode.slot().open.clone() else { continue };
+        for (inode, open) in self.keeper.in_use() {
             let term = *open.lease.term();
             let age = now.saturating_duration_since(term.since);
             let grace = if term.unreachable { limits.stale_grace } else { Duration::ZERO };

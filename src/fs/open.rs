@@ -170,7 +170,7 @@ impl Filesystem {
     /// Runs `work` on the content of a file, again if the content is given up meanwhile.
     pub(super) fn on_content<T>(
         &self,
-        inode: &Inode,
+        inode: &Arc<Inode>,
         access: Access,
         mut work: impl FnMut(&OpenFile) -> Result<T, Error>,
     ) -> Result<T, Error> {
@@ -183,7 +183,7 @@ impl Filesystem {
     }
 
     /// The content, if no provider that is far away has to be asked for it.
-    pub(super) fn open_at_once(&self, inode: &Inode, access: Access) -> Result<Option<OpenFile>, Error> {
+    pub(super) fn open_at_once(&self, inode: &Arc<Inode>, access: Access) -> Result<Option<OpenFile>, Error> {
         if let Some(open) = opened(inode, access) {
             return Ok(Some(open).filter(|open| !self.must_ask(open, access)));
         }
@@ -204,7 +204,7 @@ impl Filesystem {
     }
 
     /// A file without a header that is to be written, if a data key is ready for it.
-    fn open_new_at_once(&self, inode: &Inode, file: Arc<DiskFile>) -> Result<Option<OpenFile>, Error> {
+    fn open_new_at_once(&self, inode: &Arc<Inode>, file: Arc<DiskFile>) -> Result<Option<OpenFile>, Error> {
         if self.rules.end == End::Strict {
             return Ok(None);
         }
@@ -223,7 +223,7 @@ impl Filesystem {
 
     /// The content; asks a provider if need be. A file that is to be written gets its key here, so that a provider's refusal
     /// is the answer to `open` and not lost in the background.
-    pub(super) fn open_now(&self, inode: &Inode, access: Access) -> Result<OpenFile, Error> {
+    pub(super) fn open_now(&self, inode: &Arc<Inode>, access: Access) -> Result<OpenFile, Error> {
         let open = match opened(inode, access) {
             Some(open) => open,
             None => {
@@ -315,7 +315,7 @@ impl Filesystem {
     }
 
     /// Makes the content the inode's, unless another thread was first: then that one's is it.
-    fn install(&self, inode: &Inode, file: Arc<DiskFile>, keys: Option<OpenedKeys>) -> Result<OpenFile, Error> {
+    fn install(&self, inode: &Arc<Inode>, file: Arc<DiskFile>, keys: Option<OpenedKeys>) -> Result<OpenFile, Error> {
         let raw: Arc<dyn RawFile> = file.clone();
         let (keys, since) = keys.map(|opened| (opened.keys, opened.since)).unzip();
         let mut slot = inode.slot();
@@ -330,6 +330,8 @@ impl Filesystem {
         let lease = Lease::new(since.unwrap_or_else(Instant::now));
         let open = OpenFile { content: Arc::new(content), file, lease };
         slot.open = Some(open.clone());
+        drop(slot);
+        self.keeper.watch(inode);
         Ok(open)
     }
 }

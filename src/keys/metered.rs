@@ -145,6 +145,10 @@ impl Provider for Metered {
     fn unwrap(&self, key_id: &str, wrapped: &[u8], context: &EncryptionContext) -> Result<DataKey, ProviderError> {
         self.call(|| self.provider.unwrap(key_id, wrapped, context))
     }
+
+    fn describe(&self, key_id: &str) -> Result<super::KeyDescription, ProviderError> {
+        self.call(|| self.provider.describe(key_id))
+    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 
 mod cache;
 mod context;
+mod describe;
 mod error;
 mod flight;
 mod metered;
@@ -24,6 +25,7 @@ pub mod volume;
 
 pub use cache::KeyLimits;
 pub use context::EncryptionContext;
+pub use describe::{KeyDescription, KeyState};
 pub use error::KeyError;
 pub use provider::{Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey};
 pub use ring::{AuthenticHeader, KeyStats, OpenedKeys, Ring};

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::crypto::DataKey;
 
-use super::EncryptionContext;
+use super::{EncryptionContext, KeyDescription, KeyState};
 
 /// The kinds of provider, by their tag in file headers and their name everywhere else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -85,6 +85,21 @@ pub trait Provider: Send + Sync {
     /// # Errors
     /// [`ProviderError`].
     fn unwrap(&self, key_id: &str, wrapped: &[u8], context: &EncryptionContext) -> Result<DataKey, ProviderError>;
+
+    /// What is known of the wrapping key `key_id`, for people. A provider whose keys have no state leaves this as it is.
+    ///
+    /// # Errors
+    /// [`ProviderError`].
+    fn describe(&self, key_id: &str) -> Result<KeyDescription, ProviderError> {
+        Ok(KeyDescription {
+            key_id: key_id.to_owned(),
+            state: KeyState::Unknown("not told by its provider".to_owned()),
+            rotation: None,
+            origin: None,
+            multi_region: false,
+            usage: "wrapping".to_owned(),
+        })
+    }
 }
 
 /// What kind of failure it is; decides the errno and whether trying again can help.

@@ -1,6 +1,11 @@
 //! One file for each command.
 
 pub(super) mod completions;
+pub(super) mod doctor;
+mod doctor_host;
+mod doctor_keys;
+pub(super) mod estimate;
+mod estimate_walk;
 pub(super) mod forget;
 pub(super) mod init;
 pub(super) mod inspect;
@@ -8,6 +13,7 @@ mod inspect_file;
 pub(super) mod lock;
 pub(super) mod man;
 pub(super) mod mount;
+mod policy;
 #[cfg(feature = "mount")]
 mod serve;
 pub(super) mod speed;

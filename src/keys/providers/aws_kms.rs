@@ -24,8 +24,10 @@ use aws_sdk_kms::types::DataKeySpec;
 use tokio::runtime::{Builder, Runtime};
 use zeroize::Zeroizing;
 
-use super::super::{EncryptionContext, Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey};
-use super::{AwsSettings, MAX_WRAPPED_LEN};
+use super::super::{
+    EncryptionContext, KeyDescription, Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey,
+};
+use super::{AwsSettings, MAX_WRAPPED_LEN, aws_describe};
 use crate::crypto::{DataKey, Secret};
 
 /// The longest wait for a connection and its TLS handshake.
@@ -70,7 +72,7 @@ impl AwsKmsProvider {
 
     /// Runs `send` on a connection to the key's Region, and once more on a new one if the first one's credentials have
     /// expired. Must not be called from a thread of an async runtime.
-    fn call<T, E: Failure>(
+    pub(super) fn call<T, E: Failure>(
         &self,
         call: &Call<'_>,
         send: impl AsyncFn(&Client) -> Result<T, SdkError<E>>,
@@ -212,12 +214,17 @@ impl Provider for AwsKmsProvider {
         call.key_id(answer.key_id)?;
         Ok(data_key)
     }
+
+    fn describe(&self, key_id: &str) -> Result<KeyDescription, ProviderError> {
+        check_key(key_id)?;
+        aws_describe::describe(self, key_id)
+    }
 }
 
 /// An operation on a key, for messages and checks.
-struct Call<'a> {
-    operation: &'static str,
-    key: &'a str,
+pub(super) struct Call<'a> {
+    pub(super) operation: &'static str,
+    pub(super) key: &'a str,
 }
 
 impl Call<'_> {
@@ -233,7 +240,7 @@ impl Call<'_> {
     }
 
     /// The ARN of the key that an answer says was used, if that can be the key that was asked for.
-    fn key_id(&self, answered: Option<String>) -> Result<String, ProviderError> {
+    pub(super) fn key_id(&self, answered: Option<String>) -> Result<String, ProviderError> {
         match answered {
             Some(id) if names_same_key(self.key, &id) => Ok(id),
             Some(id) => Err(self.bad_answer(&format!("it used another key, {id}"))),
@@ -241,7 +248,7 @@ impl Call<'_> {
         }
     }
 
-    fn bad_answer(&self, what: &str) -> ProviderError {
+    pub(super) fn bad_answer(&self, what: &str) -> ProviderError {
         self.error(ProviderErrorKind::BadAnswer, &format!("the answer cannot be right: {what}"))
     }
 
@@ -293,7 +300,7 @@ impl Connection {
 }
 
 /// What an error of an operation can be asked.
-trait Failure: ProvideErrorMetadata + StdError + 'static {}
+pub(super) trait Failure: ProvideErrorMetadata + StdError + 'static {}
 
 impl<E: ProvideErrorMetadata + StdError + 'static> Failure for E {}
 

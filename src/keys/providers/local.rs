@@ -16,7 +16,9 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use zeroize::Zeroizing;
 
-use super::super::{EncryptionContext, Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey};
+use super::super::{
+    EncryptionContext, KeyDescription, Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey, describe,
+};
 use super::Passphrase;
 use super::keyring::{Key, KeyState, Keyring, MAX_LEN};
 use crate::crypto::{DataKey, NONCE_LEN, Secret, Suite, SuiteKey, TAG_LEN, random_array};
@@ -121,6 +123,22 @@ impl Provider for LocalProvider {
         let version = key.versions.iter().find(|version| version.number == number);
         let version = version.ok_or_else(|| error(ProviderErrorKind::KeyNotFound, NO_SUCH_VERSION))?;
         version.unwrap(key_id, wrapped, context).ok_or_else(|| error(ProviderErrorKind::Tampered, NOT_AUTHENTIC))
+    }
+
+    fn describe(&self, key_id: &str) -> Result<KeyDescription, ProviderError> {
+        let key = self.key(key_id)?;
+        let versions = key.versions.len();
+        Ok(KeyDescription {
+            key_id: key.id.clone(),
+            state: match key.state {
+                KeyState::Enabled => describe::KeyState::Enabled,
+                KeyState::Disabled => describe::KeyState::Disabled,
+            },
+            rotation: Some(format!("by hand ({versions} version{})", if versions == 1 { "" } else { "s" })),
+            origin: Some(format!("keyring {}", self.path.display())),
+            multi_region: false,
+            usage: "wrapping".to_owned(),
+        })
     }
 }
 
@@ -324,6 +342,17 @@ mod tests {
         assert_eq!(again.expose(), data_key.expose());
         let (other, other_wrapped) = open(&path).generate_data_key(&context()).unwrap();
         assert_ne!((other.expose(), other_wrapped.bytes), (data_key.expose(), wrapped.bytes));
+    }
+
+    #[test]
+    fn keys_are_described_even_if_they_are_disabled() {
+        let (_directory, path, [_, newer, disabled]) = three_keys();
+        let provider = open(&path);
+        let described = provider.describe(&newer).unwrap();
+        assert_eq!((described.key_id.as_str(), described.state), (newer.as_str(), describe::KeyState::Enabled));
+        assert_eq!(described.rotation.as_deref(), Some("by hand (1 version)"));
+        assert_eq!(provider.describe(&disabled).unwrap().state, describe::KeyState::Disabled);
+        assert_eq!(kind_of(provider.describe("k-0")), ProviderErrorKind::KeyNotFound);
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! provider holds has no `Debug` and is wiped on drop.
 
 #[cfg(feature = "aws-kms")]
+mod aws_describe;
+#[cfg(feature = "aws-kms")]
 mod aws_kms;
 mod keyring;
 mod local;
