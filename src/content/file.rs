@@ -17,6 +17,7 @@ use crate::storage::RawFile;
 use super::buffers::Plain;
 use super::pages::{self, Opened};
 use super::ranges::{Range, RangeGuard, RangeLock};
+use super::rhythm::Rhythm;
 
 /// What the volume says about things that do not authenticate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +92,7 @@ pub struct Content {
     pub(super) file: Arc<dyn RawFile>,
     pub(super) rules: Rules,
     pub(super) ranges: RangeLock,
+    pub(super) rhythm: Rhythm,
     keys: OnceLock<FileKeys>,
     /// The header that goes to disk with the first write.
     new_header: Mutex<Option<Box<HeaderPage>>>,
@@ -156,6 +158,7 @@ impl Content {
             file,
             rules,
             ranges: RangeLock::default(),
+            rhythm: Rhythm::default(),
             keys: keys.map_or_else(OnceLock::new, OnceLock::from),
             new_header: Mutex::default(),
             shape: Mutex::new(shape),
@@ -220,6 +223,7 @@ impl Content {
     /// [`ContentError::Io`].
     pub fn sync(&self, metadata: bool) -> Result<(), ContentError> {
         let _no_writer = self.share(Range::ALL)?;
+        self.rhythm.sync();
         Ok(self.file.sync(metadata)?)
     }
 

@@ -12,6 +12,7 @@ mod pages;
 mod ranges;
 mod read;
 mod resize;
+mod rhythm;
 mod settle;
 #[cfg(test)]
 mod tests;

@@ -398,3 +398,14 @@ fn a_retired_content_waits_for_what_is_under_way_and_does_nothing_more() {
     assert!(bench.disk.bytes() == disk);
     assert!(bench.reopened().unwrap().size() >= 6);
 }
+
+#[test]
+fn a_log_that_is_synced_at_every_line_goes_to_the_disk_at_once() {
+    let bench = Bench::new(Suite::Xaes256Gcm, RULES);
+    for line in 0..10 {
+        bench.content.write(line * 10, b"0123456789").unwrap();
+        let log = bench.disk.take_log();
+        assert_eq!(log.iter().any(|change| matches!(change, Change::Start { .. })), line >= 3, "{line}: {log:?}");
+        bench.content.sync(false).unwrap();
+    }
+}

@@ -179,7 +179,12 @@ impl Content {
             if existing > 0 {
                 self.file.await_writeback(first.disk().0, existing * PAGE_LEN as u64)?;
             }
-            Ok(self.file.write_at(disk, first.disk().0 - lead as u64)?)
+            let offset = first.disk().0 - lead as u64;
+            self.file.write_at(disk, offset)?;
+            if self.rhythm.write() {
+                self.file.start_writeback(offset, disk.len() as u64);
+            }
+            Ok(())
         })
     }
 

@@ -55,6 +55,9 @@ pub trait RawFile: Send + Sync {
     /// Those of `sync_file_range(2)`.
     fn await_writeback(&self, offset: u64, len: u64) -> io::Result<()>;
 
+    /// Begins to send the pages of the range to the disk, and does not wait. A hint: failing is not an error.
+    fn start_writeback(&self, offset: u64, len: u64);
+
     /// Sends the pages of the range to the disk and waits until it has taken them, so that a metadata change made after
     /// this cannot become durable before them.
     ///
@@ -170,6 +173,10 @@ impl RawFile for DiskFile {
 
     fn await_writeback(&self, offset: u64, len: u64) -> io::Result<()> {
         self.sync_range(offset, len, libc::SYNC_FILE_RANGE_WAIT_BEFORE)
+    }
+
+    fn start_writeback(&self, offset: u64, len: u64) {
+        let _ = self.sync_range(offset, len, libc::SYNC_FILE_RANGE_WRITE);
     }
 
     fn push_out(&self, offset: u64, len: u64) -> io::Result<()> {

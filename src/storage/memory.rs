@@ -35,6 +35,13 @@ pub enum Change {
         /// How many bytes.
         len: u64,
     },
+    /// Sending a range to the disk was begun.
+    Start {
+        /// Where.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+    },
     /// The content was made durable.
     Sync,
 }
@@ -117,6 +124,10 @@ impl RawFile for MemoryFile {
 
     fn await_writeback(&self, _offset: u64, _len: u64) -> io::Result<()> {
         Ok(())
+    }
+
+    fn start_writeback(&self, offset: u64, len: u64) {
+        self.state().log.push(Change::Start { offset, len });
     }
 
     fn push_out(&self, offset: u64, len: u64) -> io::Result<()> {
