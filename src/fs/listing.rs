@@ -54,8 +54,8 @@ impl OpenDirectories {
         open.get(&handle).cloned().ok_or(Error::UnknownHandle)
     }
 
-    fn remove(&self, handle: DirectoryHandle) -> Option<Arc<OpenDirectory>> {
-        self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&handle)
+    fn remove(&self, handle: DirectoryHandle) {
+        self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&handle);
     }
 }
 
@@ -73,12 +73,7 @@ impl Filesystem {
 
     /// Closes a directory.
     pub fn close_directory(&self, handle: DirectoryHandle) {
-        if let Some(directory) = self.directories.remove(handle)
-            && self.prefetches()
-        {
-            let listed = std::mem::take(&mut *directory.listed.lock().unwrap_or_else(PoisonError::into_inner));
-            self.remember_listing(&directory.inode, listed);
-        }
+        self.directories.remove(handle);
     }
 
     /// Hands entries from `position` on to `deliver`, until it says that it has no room for one or there are no more.
@@ -102,7 +97,10 @@ impl Filesystem {
         loop {
             let entry = match stream.entry_at(position) {
                 Ok(Some(entry)) => entry,
-                Ok(None) => return Ok(()),
+                Ok(None) => {
+                    self.remember_listing(&directory.inode, std::mem::take(&mut *listed));
+                    return Ok(());
+                }
                 Err(_) if delivered => return Ok(()),
                 Err(error) => return Err(error.into()),
             };
