@@ -70,7 +70,7 @@ impl Filesystem {
 
     /// Whether an operation on the content would wait for a provider that is far away.
     fn must_wait(&self, inode: &Arc<Inode>, access: Access) -> bool {
-        self.volume.ring.is_remote() && !matches!(self.open_at_once(inode, access), Ok(Some(_)) | Err(_))
+        self.volume.ring.is_remote() && matches!(self.open_at_once(inode, access), Ok(None))
     }
 
     /// Makes a file durable: its content, and with `metadata` its attributes. Needs no key.

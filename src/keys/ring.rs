@@ -185,13 +185,15 @@ impl Ring {
 
     /// One provider call, however many ask. If the provider cannot be reached, an old key may do for a while.
     fn ask(&self, header: &AuthenticHeader) -> Result<Unwrapped, KeyError> {
-        if let Some(refusal) = self.refusals.get(&header.cache_key, Instant::now()) {
-            return Err(refusal);
-        }
-        self.flight.run(&header.cache_key, || self.unwrap(header)).or_else(|error| {
-            if error.provider_kind().is_some() {
-                self.refusals.remember(&header.cache_key, &error, Instant::now());
-            }
+        let answer = match self.refusals.get(&header.cache_key, Instant::now()) {
+            Some(refusal) => Err(refusal),
+            None => self.flight.run(&header.cache_key, || self.unwrap(header)).inspect_err(|error| {
+                if error.provider_kind().is_some() {
+                    self.refusals.remember(&header.cache_key, error, Instant::now());
+                }
+            }),
+        };
+        answer.or_else(|error| {
             if error.is_passing() {
                 return self.cache.get_stale(&header.cache_key, Instant::now()).ok_or(error);
             }

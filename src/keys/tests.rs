@@ -66,6 +66,21 @@ fn an_old_key_is_asked_for_again_and_a_refusal_counts() {
     assert_eq!(open(&volume, &page).unwrap_err().provider_kind(), Some(ProviderErrorKind::KeyUnusable));
 }
 
+/// The second opening falls into the time in which the provider's silence is remembered.
+#[test]
+fn the_grace_holds_for_every_opening_while_the_provider_is_away() {
+    let provider = Arc::new(ScriptedProvider::new("k", false));
+    let (max_age, stale_grace) = (Duration::from_millis(400), Duration::from_secs(3600));
+    let volume = volume_of(&provider, KeyLimits { max_age, stale_grace, ..KeyLimits::default() });
+    let (_, page) = volume.ring.new_file().unwrap();
+    open(&volume, &page).unwrap();
+    std::thread::sleep(max_age);
+    provider.always(Answer::Fail(ProviderErrorKind::Unavailable));
+    for _ in 0..3 {
+        open(&volume, &page).unwrap();
+    }
+}
+
 #[test]
 fn the_valid_slot_with_the_highest_generation_wins() {
     let (_, volume) = new_volume();
