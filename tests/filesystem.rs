@@ -23,7 +23,7 @@ use kmsfs::keys::{KeyLimits, ProviderErrorKind};
 use kmsfs::storage::CipherDirectory;
 use proptest::prelude::*;
 
-const ME: Caller = Caller { uid: 0, gid: 0 };
+const ME: Caller = Caller { uid: 0, gid: 0, pid: 0, umask: 0 };
 
 struct Mounted {
     path: PathBuf,
@@ -95,7 +95,7 @@ impl Mounted {
     fn truncate(&self, path: &str, size: u64) -> Result<(), Error> {
         let id = self.walk(path)?.id;
         let (send, receive) = channel();
-        self.fs.resize(id, size, Box::new(move |resized| send.send(resized).unwrap()));
+        self.fs.resize(id, size, ME, Box::new(move |resized| send.send(resized).unwrap()));
         receive.recv().unwrap()
     }
 

@@ -16,6 +16,7 @@ mod commands;
 mod environment;
 mod error;
 mod key_spec;
+mod mount_helper;
 mod mount_options;
 mod mount_point;
 mod passphrase;
@@ -36,7 +37,7 @@ use error::{CliError, Exit};
 /// Runs the command that the process's arguments ask for.
 #[must_use]
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::parse_from(mount_helper::as_command(std::env::args_os().collect()));
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

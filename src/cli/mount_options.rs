@@ -11,18 +11,26 @@ pub(crate) struct MountFlags {
     pub(crate) dev: bool,
     pub(crate) noexec: bool,
     pub(crate) noatime: bool,
+    /// Change the options of what is mounted already.
+    pub(crate) remount: bool,
 }
 
 /// Options that mean something to mount(8) or an init system, and nothing here.
 const NOT_OURS: [&str; 6] = ["defaults", "auto", "noauto", "user", "nofail", "_netdev"];
-const KNOWN: &str = "ro, rw, allow_other, suid, nosuid, dev, nodev, exec, noexec, noatime, relatime";
+const KNOWN: &str = "ro, rw, allow_other, suid, nosuid, dev, nodev, exec, noexec, noatime, relatime, remount";
 
 impl MountFlags {
-    /// Parses comma lists.
+    /// Parses comma lists. With `remount` among them mount(8) adds what it finds in the mount table, so that options that
+    /// are not ours are passed over.
     pub(crate) fn parse(lists: &[String]) -> Result<Self, CliError> {
         let mut flags = Self::default();
-        for option in lists.iter().flat_map(|list| list.split(',')) {
-            flags.set(option)?;
+        let options = || lists.iter().flat_map(|list| list.split(','));
+        flags.remount = options().any(|option| option == "remount");
+        for option in options() {
+            match flags.set(option) {
+                Err(_) if flags.remount => {}
+                result => result?,
+            }
         }
         Ok(flags)
     }
@@ -30,6 +38,7 @@ impl MountFlags {
     fn set(&mut self, option: &str) -> Result<(), CliError> {
         match option {
             "ro" => self.read_only = true,
+            "remount" => self.remount = true,
             "rw" => self.read_only = false,
             "allow_other" => self.allow_other = true,
             "suid" => self.suid = true,
@@ -60,7 +69,15 @@ mod tests {
 
     #[test]
     fn every_option_does_what_it_says() {
-        let all = MountFlags { read_only: true, allow_other: true, suid: true, dev: true, noexec: true, noatime: true };
+        let all = MountFlags {
+            read_only: true,
+            allow_other: true,
+            suid: true,
+            dev: true,
+            noexec: true,
+            noatime: true,
+            remount: false,
+        };
         assert_eq!(parse(&["ro,allow_other,suid", "dev,noexec,noatime"]).unwrap(), all);
         let undone = parse(&["ro,suid,dev,noexec,noatime", "rw,nosuid,nodev,exec,relatime"]).unwrap();
         assert_eq!(undone, MountFlags::default());
@@ -68,6 +85,12 @@ mod tests {
             parse(&["defaults,auto,noauto,user,nofail,_netdev,x-systemd.automount"]).unwrap(),
             MountFlags::default()
         );
+    }
+
+    #[test]
+    fn a_remount_passes_over_what_the_mount_table_adds() {
+        let flags = parse(&["rw,relatime,user_id=0,default_permissions,remount,ro"]).unwrap();
+        assert_eq!(flags, MountFlags { read_only: true, remount: true, ..MountFlags::default() });
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //!   its last page and never ends;
 //! * at every moment the bytes on disk are a file that opens, with the old content or the new.
 
+mod allocate;
 mod buffers;
 mod file;
 mod pages;

@@ -73,7 +73,7 @@ impl Content {
 
     /// Within the last page, and wherever holes are denied, growing is writing zeros. Past it only the disk size changes:
     /// pages that are not there read as zeros.
-    fn grow(&self, size: PlainOffset) -> Result<(), ContentError> {
+    pub(super) fn grow(&self, size: PlainOffset) -> Result<(), ContentError> {
         let old = *self.shape();
         if old.disk == DiskShape::Headerless {
             self.write_header()?;

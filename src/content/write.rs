@@ -52,11 +52,17 @@ impl Content {
             false => shape.end_range(in_place.first),
         })?;
         if end <= shape.size {
-            let (old_size, new_size) = (shape.size, shape.size);
-            return self.write_pages(&Request { offset, bytes, pages, old_size, new_size, old_last: None });
+            return self.overwrite(offset, bytes);
         }
         let grown = self.prepare_to_grow(offset).and_then(|()| self.extend(offset, bytes));
         grown.inspect_err(|_| self.shrink_back(shape.size))
+    }
+
+    /// A write within the file. Needs the exclusive lock of its pages.
+    pub(super) fn overwrite(&self, offset: PlainOffset, bytes: &[u8]) -> Result<(), ContentError> {
+        let pages = pages_of(offset, bytes.len() as u64).ok_or(ContentError::TooLarge)?;
+        let size = self.shape().size;
+        self.write_pages(&Request { offset, bytes, pages, old_size: size, new_size: size, old_last: None })
     }
 
     /// Takes back what a failed change has grown the file by, as well as the disk allows.

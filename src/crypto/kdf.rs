@@ -11,6 +11,8 @@ pub(super) const HEADER: &[u8] = b"kmsfs v1 header";
 pub(super) const NAME: &[u8] = b"kmsfs v1 name";
 pub(super) const DIRECTORY: &[u8] = b"kmsfs v1 directory";
 pub(super) const LINK: &[u8] = b"kmsfs v1 link";
+pub(super) const XATTR: &[u8] = b"kmsfs v1 xattr";
+pub(super) const XATTR_NAME: &[u8] = b"kmsfs v1 xattr name";
 pub(super) const CONFIG: &[u8] = b"kmsfs v1 config";
 pub(super) const FINGERPRINT: &[u8] = b"kmsfs v1 fingerprint";
 

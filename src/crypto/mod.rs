@@ -5,21 +5,24 @@
 //! * [`FileKeys`] exist only after the header that names them authenticated and the data key matched its commitment;
 //! * every comparison of a MAC, a tag or a commitment takes constant time.
 //!
-//! Implements `docs/FORMAT.md` sections 3 (pages), 5 (keys of a file) and 7 (names).
+//! Implements `docs/FORMAT.md` sections 3 (pages), 5 (keys of a file) and 7 (names, link targets, extended attributes).
 
 mod aead;
 mod file_keys;
 mod kdf;
 mod secret;
+mod small_box;
 mod suite;
 mod volume_keys;
 mod xaes;
+mod xattr_key;
 
 pub use aead::{AeadSession, SuiteKey, Unauthentic};
 pub use file_keys::{CommitmentMismatch, FileKeys, commitment};
 pub use secret::{DataKey, Secret, random_array};
 pub use suite::Suite;
 pub use volume_keys::{HeaderKey, LinkKey, NameKey, VerifiedHeader, VolumeKeys};
+pub use xattr_key::XattrKey;
 
 /// Bytes of an authentication tag of either suite.
 pub const TAG_LEN: usize = 16;

@@ -5,7 +5,8 @@ use aes_siv::siv::Aes256Siv;
 use hmac::{Hmac, Mac};
 use sha2::{Digest, Sha256};
 
-use super::{DataKey, NONCE_LEN, Secret, Suite, SuiteKey, TAG_LEN, Unauthentic, kdf, random_array};
+use super::small_box::SmallBoxKey;
+use super::{DataKey, Secret, Suite, Unauthentic, XattrKey, kdf, random_array};
 
 /// Every key of a volume. The volume key itself is not kept.
 pub struct VolumeKeys {
@@ -15,6 +16,8 @@ pub struct VolumeKeys {
     pub name: NameKey,
     /// Seals symlink targets.
     pub link: LinkKey,
+    /// Encrypts extended attributes.
+    pub xattr: XattrKey,
     config: Secret<32>,
     fingerprint: Secret<16>,
 }
@@ -27,7 +30,8 @@ impl VolumeKeys {
         Self {
             header: HeaderKey(key(kdf::HEADER)),
             name: NameKey { name: kdf::derive(volume_key, volume_id, &[kdf::NAME]), directory: key(kdf::DIRECTORY) },
-            link: LinkKey(SuiteKey::new(suite, &key(kdf::LINK))),
+            link: LinkKey(SmallBoxKey::new(suite, &key(kdf::LINK))),
+            xattr: XattrKey::derive(volume_key, volume_id, suite),
             config: key(kdf::CONFIG),
             fingerprint: kdf::derive(volume_key, volume_id, &[kdf::FINGERPRINT]),
         }
@@ -109,9 +113,8 @@ pub struct NameKey {
 impl NameKey {
     /// The ciphertext of `name` in the directory `directory_id`: deterministic, 16 bytes longer than the name.
     #[must_use]
-    #[allow(clippy::expect_used)] // one associated header never exceeds the 126 that SIV takes
     pub fn seal(&self, directory_id: &[u8; 16], name: &[u8]) -> Vec<u8> {
-        Aes256Siv::new(self.name.expose().into()).encrypt([directory_id], name).expect("one header")
+        siv_seal(&self.name, directory_id, name)
     }
 
     /// The name behind `sealed`.
@@ -119,7 +122,7 @@ impl NameKey {
     /// # Errors
     /// [`Unauthentic`] if it was not made for this directory of this volume.
     pub fn open(&self, directory_id: &[u8; 16], sealed: &[u8]) -> Result<Vec<u8>, Unauthentic> {
-        Aes256Siv::new(self.name.expose().into()).decrypt([directory_id], sealed).map_err(|_| Unauthentic)
+        siv_open(&self.name, directory_id, sealed)
     }
 
     /// The SHA-256 that stands for an encrypted name which is too long for a directory entry.
@@ -150,22 +153,16 @@ impl NameKey {
 }
 
 /// Seals symlink targets under random nonces.
-pub struct LinkKey(SuiteKey);
+pub struct LinkKey(SmallBoxKey);
 
 impl LinkKey {
     /// Bytes that sealing adds to a target.
-    pub const OVERHEAD: usize = NONCE_LEN + TAG_LEN;
+    pub const OVERHEAD: usize = SmallBoxKey::OVERHEAD;
 
     /// `nonce | ciphertext | tag` of `target`.
     #[must_use]
     pub fn seal(&self, target: &[u8]) -> Vec<u8> {
-        let nonce: [u8; NONCE_LEN] = random_array();
-        let mut sealed = vec![0; target.len() + Self::OVERHEAD];
-        let end = NONCE_LEN + target.len();
-        sealed[..NONCE_LEN].copy_from_slice(&nonce);
-        let tag = self.0.session().seal(&nonce, &[], target, &mut sealed[NONCE_LEN..end]);
-        sealed[end..].copy_from_slice(&tag);
-        sealed
+        self.0.seal(&[], target)
     }
 
     /// The target behind `sealed`.
@@ -173,12 +170,17 @@ impl LinkKey {
     /// # Errors
     /// [`Unauthentic`].
     pub fn open(&self, sealed: &[u8]) -> Result<Vec<u8>, Unauthentic> {
-        let (nonce, rest) = sealed.split_first_chunk::<NONCE_LEN>().ok_or(Unauthentic)?;
-        let (cipher, tag) = rest.split_last_chunk::<TAG_LEN>().ok_or(Unauthentic)?;
-        let mut target = vec![0; cipher.len()];
-        self.0.session().open(nonce, &[], cipher, tag, &mut target)?;
-        Ok(target)
+        self.0.open(&[], sealed)
     }
+}
+
+#[allow(clippy::expect_used)] // one associated header never exceeds the 126 that SIV takes
+pub(super) fn siv_seal(key: &Secret<64>, header: &[u8], text: &[u8]) -> Vec<u8> {
+    Aes256Siv::new(key.expose().into()).encrypt([header], text).expect("one header")
+}
+
+pub(super) fn siv_open(key: &Secret<64>, header: &[u8], sealed: &[u8]) -> Result<Vec<u8>, Unauthentic> {
+    Aes256Siv::new(key.expose().into()).decrypt([header], sealed).map_err(|_| Unauthentic)
 }
 
 #[allow(clippy::expect_used)] // HMAC takes keys of any length

@@ -55,6 +55,18 @@ pub enum Error {
     /// The kernel does it by itself, or does without, and need not ask again.
     #[error("left to the kernel")]
     LeftToKernel,
+    /// There is no such extended attribute.
+    #[error("no such attribute")]
+    NoAttribute,
+    /// An extended attribute does not authenticate.
+    #[error("an extended attribute does not authenticate: it was changed on disk, or belongs to another file")]
+    Attribute,
+    /// The value is longer than what the caller has room for.
+    #[error("the value does not fit")]
+    NoRoom,
+    /// The operation is one that this filesystem does not have.
+    #[error("not supported")]
+    Unsupported,
     /// There is no such control operation.
     #[error("no such control operation")]
     NoControl,
@@ -76,8 +88,11 @@ impl Error {
             Self::NameTooLong => Errno::NAMETOOLONG.raw_os_error(),
             Self::ReadOnly => Errno::ROFS.raw_os_error(),
             Self::WrongKind => Errno::INVAL.raw_os_error(),
-            Self::DirectoryId | Self::LinkTarget | Self::NoHeader => Errno::IO.raw_os_error(),
+            Self::DirectoryId | Self::LinkTarget | Self::Attribute | Self::NoHeader => Errno::IO.raw_os_error(),
             Self::LeftToKernel => Errno::NOSYS.raw_os_error(),
+            Self::NoAttribute => Errno::NODATA.raw_os_error(),
+            Self::NoRoom => Errno::RANGE.raw_os_error(),
+            Self::Unsupported => Errno::OPNOTSUPP.raw_os_error(),
             Self::NoControl => Errno::NOTTY.raw_os_error(),
         }
     }
@@ -87,7 +102,7 @@ impl Error {
     pub fn is_alarming(&self) -> bool {
         match self {
             Self::Content(error) => !matches!(error, ContentError::Io(_) | ContentError::TooLarge),
-            Self::Key(_) | Self::DirectoryId | Self::LinkTarget | Self::NoHeader => true,
+            Self::Key(_) | Self::DirectoryId | Self::LinkTarget | Self::Attribute | Self::NoHeader => true,
             _ => false,
         }
     }

@@ -13,6 +13,7 @@ use crate::storage::{DiskFile, Node, NodeKind, SetTime, Stat, Timestamp};
 
 use super::Error;
 use super::leases::Lease;
+use super::xattrs::DefaultAcl;
 
 /// Names an inode towards the kernel; what `stat` shows as inode number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -30,6 +31,9 @@ pub(super) struct Inode {
     pub(super) kind: NodeKind,
     /// Set once the directory's id was read and authenticated.
     pub(super) directory_id: OnceLock<[u8; 16]>,
+    /// Set once the file's header was found.
+    pub(super) file_id: OnceLock<[u8; 32]>,
+    pub(super) default_acl: DefaultAcl,
     pub(super) slot: Mutex<Slot>,
     /// A modification time that the kernel has set on an open file and the disk has not. Held while times are set, so that
     /// settling does not put older ones back.
@@ -70,6 +74,8 @@ impl Inode {
             node,
             kind,
             directory_id: OnceLock::new(),
+            file_id: OnceLock::new(),
+            default_acl: DefaultAcl::default(),
             slot: Mutex::default(),
             late_mtime: Mutex::default(),
             watched: AtomicBool::new(false),

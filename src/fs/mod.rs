@@ -5,7 +5,9 @@
 //! * nothing waits for a provider on the caller's thread while others could be served: see [`Filesystem::open`];
 //! * every failure becomes an errno in one table: see [`Error::errno`].
 
+mod allocate;
 mod attributes;
+mod caller;
 mod error;
 mod inode;
 mod io;
@@ -16,24 +18,27 @@ mod names;
 mod namespace;
 mod open;
 mod prefetch;
+mod set_ids;
 mod settle;
 mod stats;
+mod xattrs;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+pub use allocate::Allocate;
 pub use attributes::{Attributes, Change};
+pub use caller::Caller;
 pub use error::Error;
 pub use inode::{InodeId, ROOT};
 pub use io::ReadAnswer;
 pub use listing::{DirectoryHandle, Listed};
-pub use namespace::Caller;
 pub use open::Answer;
 pub use stats::Stats;
 
-pub use crate::storage::{Access, FileSystemStat, NodeKind, RenameMode, SetTime, Timestamp};
+pub use crate::storage::{Access, FileSystemStat, NodeKind, RenameMode, SetTime, Timestamp, XattrMode};
 
 use crate::content::{ContentError, Events, Rules};
 use crate::format::geometry::PAGE_SIZE;

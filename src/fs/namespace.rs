@@ -9,16 +9,7 @@ use crate::storage::{Access, Node, NodeKind, RenameMode};
 
 use super::inode::Inode;
 use super::names::{holds_nothing, remove_long_name_link, restore_directory_id, strip_directory, with_long_name_link};
-use super::{Attributes, Error, Filesystem, InodeId};
-
-/// Who asks, as far as new files are concerned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Caller {
-    /// Effective user.
-    pub uid: u32,
-    /// Effective group.
-    pub gid: u32,
-}
+use super::{Attributes, Caller, Error, Filesystem, InodeId};
 
 /// Set-group-id: on a directory, new entries inherit its group.
 const SETGID: u32 = 0o2000;
@@ -56,6 +47,7 @@ impl Filesystem {
     pub fn mkdir(&self, directory: InodeId, name: &[u8], mode: u32, caller: Caller) -> Result<Attributes, Error> {
         let directory = self.writable_directory(directory)?;
         let stored = self.stored_name(&directory, name)?;
+        let mode = mode_in(&directory, mode, caller);
         let node = with_long_name_link(&directory.node, &stored, |entry| {
             directory.node.mkdir(entry, mode | OWNER_ALL)?;
             directory.node.lookup(entry)
@@ -103,6 +95,7 @@ impl Filesystem {
             return Err(Error::WrongKind);
         }
         let stored = self.stored_name(&directory, name)?;
+        let mode = mode_in(&directory, mode, caller);
         let node = with_long_name_link(&directory.node, &stored, |entry| {
             directory.node.mknod(entry, kind, mode, rdev)?;
             directory.node.lookup(entry)
@@ -120,6 +113,7 @@ impl Filesystem {
         caller: Caller,
     ) -> Result<(Arc<Inode>, Attributes), Error> {
         let stored = self.stored_name(directory, name)?;
+        let mode = mode_in(directory, mode, caller);
         let node = with_long_name_link(&directory.node, &stored, |entry| directory.node.create_file(entry, mode))?;
         self.hand_over(directory, &node, mode, caller)?;
         self.learn(node)
@@ -225,7 +219,7 @@ impl Filesystem {
     fn hand_over_directory(&self, parent: &Inode, node: &Node, mode: u32, caller: Caller) -> Result<(), Error> {
         self.own(parent, node, caller)?;
         if mode & OWNER_ALL != OWNER_ALL {
-            node.set_mode(mode | node.stat()?.mode & SETGID)?;
+            node.set_mode(node.stat()?.mode & !(OWNER_ALL & !mode))?;
         }
         Ok(())
     }
@@ -234,7 +228,7 @@ impl Filesystem {
     fn hand_over(&self, parent: &Inode, node: &Node, mode: u32, caller: Caller) -> Result<(), Error> {
         let changed = self.own(parent, node, caller)?;
         if changed && mode & SET_IDS != 0 {
-            node.set_mode(mode)?;
+            node.set_mode(node.stat()?.mode | mode & SET_IDS)?;
         }
         Ok(())
     }
@@ -249,6 +243,12 @@ impl Filesystem {
         node.set_owner(Some(caller.uid), (!inherits_group).then_some(caller.gid))?;
         Ok(true)
     }
+}
+
+/// The mode that a new entry is made with: a default ACL of its directory, which the backing filesystem applies, stands in for
+/// the umask.
+fn mode_in(directory: &Inode, mode: u32, caller: Caller) -> u32 {
+    if directory.default_acl.is_set(directory) { mode } else { mode & !caller.umask }
 }
 
 /// A directory that looks empty still has its id, which keeps the backing filesystem from removing it: `remove` is run with

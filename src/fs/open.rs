@@ -18,8 +18,8 @@ use crate::storage::{Access, DiskFile, NodeKind, RawFile};
 
 use super::inode::{Inode, OpenFile};
 use super::leases::Lease;
-use super::namespace::Caller;
-use super::{Attributes, Change, ContentError, Error, Filesystem, InodeId};
+use super::set_ids::drop_unless_privileged;
+use super::{Attributes, Caller, Change, ContentError, Error, Filesystem, InodeId};
 
 /// Takes the answer of an operation, now or later.
 pub type Answer<T> = Box<dyn FnOnce(Result<T, Error>) + Send>;
@@ -110,9 +110,13 @@ impl Filesystem {
         }
     }
 
-    /// Sets the plain size of a file; the answer may come from another thread.
-    pub fn resize(self: &Arc<Self>, id: InodeId, size: u64, answer: Answer<()>) {
-        let inode = match self.check_writable().and_then(|()| self.inodes.get(id)) {
+    /// Sets the plain size of a file for `caller`; the answer may come from another thread.
+    pub fn resize(self: &Arc<Self>, id: InodeId, size: u64, caller: Caller, answer: Answer<()>) {
+        let found = self.check_writable().and_then(|()| self.inodes.get(id)).and_then(|inode| {
+            drop_unless_privileged(&inode, caller)?;
+            Ok(inode)
+        });
+        let inode = match found {
             Ok(inode) => inode,
             Err(error) => return answer(Err(error)),
         };
@@ -132,17 +136,18 @@ impl Filesystem {
         id: InodeId,
         size: Option<u64>,
         change: Change,
+        caller: Caller,
         answer: Answer<Attributes>,
     ) {
         let Some(size) = size else { return answer(self.change(id, &change)) };
         let fs = Arc::clone(self);
         let then = move |result: Result<(), Error>| answer(result.and_then(|()| fs.change(id, &change)));
-        self.resize(id, size, Box::new(then));
+        self.resize(id, size, caller, Box::new(then));
     }
 
     /// Runs `work` on the content of a file and hands its result to `answer`: at once if no provider has to be asked, else
     /// from another thread.
-    fn with_content<T: Send + 'static>(
+    pub(super) fn with_content<T: Send + 'static>(
         self: &Arc<Self>,
         inode: Arc<Inode>,
         access: Access,

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::crypto::{DataKey, LinkKey, NameKey, Suite, VolumeKeys, random_array};
+use crate::crypto::{DataKey, LinkKey, NameKey, Suite, VolumeKeys, XattrKey, random_array};
 use crate::format::config::{self, ConfigError, End, Holes, SealedConfig, VolumeConfig, WrappedVolumeKey, WrappingKey};
 use crate::format::{hex, name};
 
@@ -50,6 +50,8 @@ pub struct Volume {
     pub names: NameKey,
     /// Seals link targets.
     pub links: LinkKey,
+    /// Encrypts extended attributes.
+    pub xattrs: XattrKey,
     /// Opens and makes file headers.
     pub ring: Ring,
     /// Names the volume key; public.
@@ -132,7 +134,16 @@ pub fn unlock(sealed: &SealedConfig, provider: Arc<dyn Provider>, limits: KeyLim
         files_per_data_key: config.files_per_data_key,
         limits,
     });
-    Ok(Volume { id, config: config.clone(), suite, names: keys.name, links: keys.link, ring, fingerprint })
+    Ok(Volume {
+        id,
+        config: config.clone(),
+        suite,
+        names: keys.name,
+        links: keys.link,
+        xattrs: keys.xattr,
+        ring,
+        fingerprint,
+    })
 }
 
 fn unwrap_volume_key(config: &VolumeConfig, id: &[u8; 16], provider: &dyn Provider) -> Result<DataKey, KeyError> {

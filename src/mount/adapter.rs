@@ -25,7 +25,10 @@ const MAX_BACKGROUND: u16 = 64;
 /// Nobody but this mount changes the cipher directory, so the kernel may keep what it knows.
 const KEEP: Duration = Duration::from_secs(3600);
 /// What the kernel is asked for, as far as it has it.
-const WANTED: [InitFlags; 7] = [
+///
+/// `HANDLE_KILLPRIV_V2`: set-id bits and file capabilities are dropped here, so that the kernel need not ask for them before
+/// every write. `DONT_MASK`: a default ACL takes the place of the umask, so that is applied here too.
+const WANTED: [InitFlags; 10] = [
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_DO_READDIRPLUS,
@@ -33,6 +36,9 @@ const WANTED: [InitFlags; 7] = [
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
     InitFlags::FUSE_NO_EXPORT_SUPPORT,
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_DONT_MASK,
 ];
 const NAME_MAX: u32 = 255;
 /// Files need no handle: content is kept per inode.
@@ -93,6 +99,19 @@ fn reply_attributes(reply: ReplyAttr, result: Result<Attributes, Error>) {
     }
 }
 
+/// A size of 0 asks how much room is needed.
+fn reply_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Error>) {
+    let answer = result.and_then(|value| {
+        let len = u32::try_from(value.len()).map_err(|_| Error::NoRoom)?;
+        if size > 0 && len > size { Err(Error::NoRoom) } else { Ok((value, len)) }
+    });
+    match answer {
+        Ok((_, len)) if size == 0 => reply.size(len),
+        Ok((value, _)) => reply.data(&value),
+        Err(error) => reply.error(convert::errno(&error)),
+    }
+}
+
 fn reply_empty(reply: ReplyEmpty, result: Result<(), Error>) {
     match result {
         Ok(()) => reply.ok(),
@@ -129,7 +148,7 @@ impl fuser::Filesystem for Adapter {
 
     fn setattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -148,7 +167,7 @@ impl fuser::Filesystem for Adapter {
         let (atime, mtime) = (convert::set_time(atime), convert::set_time(mtime));
         let change = Change { mode, uid, gid, atime, mtime };
         let answer = move |result| reply_attributes(reply, result);
-        self.fs.set_attributes(convert::inode(ino), size, change, Box::new(answer));
+        self.fs.set_attributes(convert::inode(ino), size, change, convert::caller(request), Box::new(answer));
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
@@ -164,17 +183,17 @@ impl fuser::Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
         let Some(kind) = convert::kind_of_mode(mode) else { return reply.error(convert::errno(&Error::WrongKind)) };
-        let (parent, caller) = (convert::inode(parent), convert::caller(request));
+        let (parent, caller) = (convert::inode(parent), convert::creator(request, umask));
         reply_entry(reply, self.fs.mknod(parent, name.as_bytes(), kind, mode & 0o7777, rdev.into(), caller));
     }
 
-    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let (parent, caller) = (convert::inode(parent), convert::caller(request));
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let (parent, caller) = (convert::inode(parent), convert::creator(request, umask));
         reply_entry(reply, self.fs.mkdir(parent, name.as_bytes(), mode & 0o7777, caller));
     }
 
@@ -225,7 +244,7 @@ impl fuser::Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         _flags: i32,
         reply: ReplyCreate,
     ) {
@@ -236,7 +255,7 @@ impl fuser::Filesystem for Adapter {
             }
             Err(error) => reply.error(convert::errno(&error)),
         };
-        let (parent, caller) = (convert::inode(parent), convert::caller(request));
+        let (parent, caller) = (convert::inode(parent), convert::creator(request, umask));
         self.fs.create(parent, name.as_bytes(), mode & 0o7777, caller, Box::new(answer));
     }
 
@@ -266,16 +285,21 @@ impl fuser::Filesystem for Adapter {
 
     fn write(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _handle: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
+        write_flags: WriteFlags,
         _flags: OpenFlags,
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
+            && let Err(error) = self.fs.drop_set_ids(convert::inode(ino), convert::caller(request))
+        {
+            return reply.error(convert::errno(&error));
+        }
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
         let answer = move |written| match written {
             Ok(()) => reply.written(len),
@@ -365,44 +389,46 @@ impl fuser::Filesystem for Adapter {
         }
     }
 
-    /// Extended attributes are not there yet; the kernel remembers the answer and asks no more.
-    fn getxattr(&self, _request: &Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
-        reply.error(convert::errno(&Error::LeftToKernel));
+    fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        reply_xattr(reply, size, self.fs.xattr(convert::inode(ino), name.as_bytes()));
     }
 
-    fn listxattr(&self, _request: &Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
-        reply.error(convert::errno(&Error::LeftToKernel));
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        reply_xattr(reply, size, self.fs.xattr_names(convert::inode(ino), convert::caller(request)));
     }
 
     fn setxattr(
         &self,
-        _request: &Request,
-        _ino: INodeNo,
-        _name: &OsStr,
-        _value: &[u8],
-        _flags: i32,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        reply.error(convert::errno(&Error::LeftToKernel));
+        let (name, caller) = (name.as_bytes(), convert::caller(request));
+        let answer = move |result| reply_empty(reply, result);
+        self.fs.set_xattr(convert::inode(ino), name, value, convert::xattr_mode(flags), caller, Box::new(answer));
     }
 
-    fn removexattr(&self, _request: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(convert::errno(&Error::LeftToKernel));
+    fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(reply, self.fs.remove_xattr(convert::inode(ino), name.as_bytes()));
     }
 
-    /// The kernel preallocates nothing then, and applications that insist write zeros.
     fn fallocate(
         &self,
-        _request: &Request,
-        _ino: INodeNo,
+        request: &Request,
+        ino: INodeNo,
         _handle: FileHandle,
-        _offset: u64,
-        _len: u64,
-        _mode: i32,
+        offset: u64,
+        len: u64,
+        mode: i32,
         reply: ReplyEmpty,
     ) {
-        reply.error(convert::errno(&Error::LeftToKernel));
+        let Some(what) = convert::allocate(mode) else { return reply.error(convert::errno(&Error::Unsupported)) };
+        let answer = move |result| reply_empty(reply, result);
+        self.fs.allocate(convert::inode(ino), what, offset, len, convert::caller(request), Box::new(answer));
     }
 
     /// With a writeback cache the kernel does not send its dirty pages first, so an answer about holes would lose data: it

@@ -146,6 +146,17 @@ fn complaint(output: &Output) -> String {
     if text.is_empty() { format!("{HELPER} ended with {}", output.status) } else { text.to_owned() }
 }
 
+/// Changes the flags of a mount that is there. What is not a flag of the kernel's stays as it is.
+///
+/// # Errors
+/// [`MountError::NotMounted`] or [`MountError::Refused`]: only root may.
+pub fn remount(options: &Options) -> Result<(), MountError> {
+    rustix::mount::mount_remount(&options.mountpoint, flags(options), c"").map_err(|error| match error {
+        Errno::INVAL => MountError::NotMounted,
+        other => MountError::Refused(other.to_string()),
+    })
+}
+
 /// Detaches a mount point. A lazy unmount always works, and ends when the last user is gone.
 ///
 /// # Errors

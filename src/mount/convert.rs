@@ -4,7 +4,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{Errno, FileAttr, FileType, INodeNo, OpenAccMode, OpenFlags, RenameFlags, Request, TimeOrNow};
 
-use crate::fs::{Access, Attributes, Caller, Error, InodeId, NodeKind, RenameMode, SetTime, Timestamp};
+use crate::fs::{
+    Access, Allocate, Attributes, Caller, Error, InodeId, NodeKind, RenameMode, SetTime, Timestamp, XattrMode,
+};
 
 /// What `stat` shows as preferred I/O size.
 const BLOCK_SIZE: u32 = 4096;
@@ -18,7 +20,34 @@ pub(super) fn errno(error: &Error) -> Errno {
 }
 
 pub(super) fn caller(request: &Request) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid() }
+    creator(request, 0)
+}
+
+/// The caller, with the bits that its new files do not get.
+pub(super) fn creator(request: &Request, umask: u32) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid(), pid: request.pid(), umask }
+}
+
+pub(super) fn xattr_mode(flags: i32) -> XattrMode {
+    match flags {
+        libc::XATTR_CREATE => XattrMode::Create,
+        libc::XATTR_REPLACE => XattrMode::Replace,
+        _ => XattrMode::Any,
+    }
+}
+
+/// `None` for modes that need blocks to be moved.
+pub(super) fn allocate(mode: i32) -> Option<Allocate> {
+    const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    const ZERO_KEEP_SIZE: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+    Some(match mode {
+        0 => Allocate::Extend,
+        libc::FALLOC_FL_KEEP_SIZE => Allocate::KeepSize,
+        PUNCH => Allocate::Punch,
+        libc::FALLOC_FL_ZERO_RANGE => Allocate::Zero,
+        ZERO_KEEP_SIZE => Allocate::ZeroKeepSize,
+        _ => return None,
+    })
 }
 
 pub(super) fn access(flags: OpenFlags) -> Access {

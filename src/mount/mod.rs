@@ -9,5 +9,5 @@ mod convert;
 mod session;
 mod tuning;
 
-pub use attach::{MountError, unmount};
+pub use attach::{MountError, remount, unmount};
 pub use session::{Options, serve};

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{Timestamps, fdatasync, fstat, fsync, ftruncate, futimens};
+use rustix::fs::{FallocateFlags, Timestamps, fallocate, fdatasync, fstat, fsync, ftruncate, futimens};
 use rustix::io::{Errno, pread, pwrite};
 
 /// A ciphertext file as the content layer sees it.
@@ -42,6 +42,18 @@ pub trait RawFile: Send + Sync {
     /// # Errors
     /// Those of `fstat(2)`, `ftruncate(2)` and `futimens(2)`.
     fn set_size_quietly(&self, size: u64) -> io::Result<()>;
+
+    /// Gives the range space on the disk without changing the size. What was a hole still reads as zeros.
+    ///
+    /// # Errors
+    /// Those of `fallocate(2)`.
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Makes the range a hole without changing the size.
+    ///
+    /// # Errors
+    /// Those of `fallocate(2)`.
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()>;
 
     /// Makes the content durable, and with `metadata` times and modes too.
     ///
@@ -165,6 +177,14 @@ impl RawFile for DiskFile {
         };
         ftruncate(self.fd(), size)?;
         Ok(futimens(self.fd(), &times)?)
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        Ok(fallocate(self.fd(), FallocateFlags::KEEP_SIZE, offset, len)?)
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        Ok(fallocate(self.fd(), FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE, offset, len)?)
     }
 
     fn sync(&self, metadata: bool) -> io::Result<()> {

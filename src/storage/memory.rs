@@ -28,6 +28,13 @@ pub enum Change {
     },
     /// The size was set.
     Size(u64),
+    /// A range became a hole.
+    Punch {
+        /// Where.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+    },
     /// A range was pushed out to the disk.
     Push {
         /// Where.
@@ -115,6 +122,20 @@ impl RawFile for MemoryFile {
 
     fn set_size_quietly(&self, size: u64) -> io::Result<()> {
         self.set_size(size)
+    }
+
+    fn allocate(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        let mut state = self.state();
+        state.log.push(Change::Punch { offset, len });
+        let end = position(offset + len)?.min(state.bytes.len());
+        if let Some(range) = state.bytes.get_mut(position(offset)?..end) {
+            range.fill(0);
+        }
+        Ok(())
     }
 
     fn sync(&self, _metadata: bool) -> io::Result<()> {

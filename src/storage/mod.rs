@@ -10,9 +10,11 @@ mod directory;
 mod file;
 mod memory;
 mod node;
+mod xattr;
 
 pub use cipher_directory::CipherDirectory;
 pub use directory::{DirEntry, DirStream};
 pub use file::{DiskFile, RawFile};
 pub use memory::{Change, MemoryFile};
 pub use node::{Access, FileSystemStat, Node, NodeKind, RenameMode, SetTime, Stat, Timestamp};
+pub use xattr::XattrMode;

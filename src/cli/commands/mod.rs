@@ -15,6 +15,8 @@ pub(super) mod man;
 pub(super) mod mount;
 mod policy;
 #[cfg(feature = "mount")]
+mod remount;
+#[cfg(feature = "mount")]
 mod serve;
 pub(super) mod speed;
 pub(super) mod status;

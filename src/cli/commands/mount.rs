@@ -32,7 +32,8 @@ pub(crate) struct MountArgs {
     /// Refuse every change; several read-only mounts of one volume are possible
     #[arg(long)]
     read_only: bool,
-    /// Mount options: ro, rw, allow_other, suid, nosuid, dev, nodev, exec, noexec, noatime, relatime
+    /// Mount options: ro, rw, allow_other, suid, nosuid, dev, nodev, exec, noexec, noatime, relatime; remount changes
+    /// them for a mount that is there
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
     /// Mount only the volume with this id
@@ -113,6 +114,9 @@ fn uuid(text: &str) -> Result<String, &'static str> {
 /// Mounts.
 #[cfg(feature = "mount")]
 pub(crate) fn run(args: &MountArgs, background: bool) -> Result<(), CliError> {
+    if args.flags()?.remount {
+        return super::remount::run(&args.mountpoint, &args.options);
+    }
     super::serve::run(args, background)
 }
 

@@ -232,7 +232,7 @@ impl Job<'_> {
     }
 
     fn mount_options(&self, place: &Place) -> mount::Options {
-        let MountFlags { read_only, allow_other, suid, dev, noexec, noatime } = self.flags;
+        let MountFlags { read_only, allow_other, suid, dev, noexec, noatime, remount: _ } = self.flags;
         mount::Options {
             mountpoint: place.mountpoint.clone(),
             source: place.cipher_directory.to_string_lossy().into_owned(),

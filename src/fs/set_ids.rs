@@ -1,0 +1,40 @@
+//! Set-id bits go when somebody without privileges changes a file: the kernel leaves it to us, and saves itself a question
+//! before every write.
+
+use std::io;
+
+use super::inode::Inode;
+use super::{Caller, Error, Filesystem, InodeId};
+
+const SET_USER_ID: u32 = 0o4000;
+const SET_GROUP_ID: u32 = 0o2000;
+const GROUP_EXECUTE: u32 = 0o010;
+
+impl Filesystem {
+    /// The content was written by a process that may not keep set-id bits, as the kernel has found.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn drop_set_ids(&self, id: InodeId, caller: Caller) -> Result<(), Error> {
+        Ok(drop_from(self.inodes.get(id)?.as_ref(), caller, false)?)
+    }
+}
+
+/// Drops set-id bits from a file whose content `caller` changes, unless he may keep them.
+pub(super) fn drop_unless_privileged(inode: &Inode, caller: Caller) -> io::Result<()> {
+    drop_from(inode, caller, true)
+}
+
+/// A set-group-id bit without group execution marks mandatory locking, and stays for members of the group.
+fn drop_from(inode: &Inode, caller: Caller, ask_for_privilege: bool) -> io::Result<()> {
+    let stat = inode.node.stat()?;
+    let group = match stat.mode & (SET_GROUP_ID | GROUP_EXECUTE) {
+        SET_GROUP_ID if caller.is_in_group(stat.gid) => 0,
+        mode => mode & SET_GROUP_ID,
+    };
+    let doomed = stat.mode & SET_USER_ID | group;
+    if doomed == 0 || ask_for_privilege && caller.keeps_set_ids() {
+        return Ok(());
+    }
+    inode.node.set_mode(stat.mode & !doomed)
+}
