@@ -11,7 +11,11 @@ pub(crate) fn as_command(arguments: Vec<OsString>) -> Vec<OsString> {
     let name = arguments.first().and_then(|name| Path::new(name).file_name()).unwrap_or_default();
     let is_helper = name.as_encoded_bytes().starts_with(b"mount.");
     let is_path = |argument: Option<&OsString>| argument.is_some_and(|a| a.as_encoded_bytes().starts_with(b"/"));
-    if is_helper || is_path(arguments.get(1)) && is_path(arguments.get(2)) { translate(&arguments[1..]) } else { arguments }
+    if is_helper || is_path(arguments.get(1)) && is_path(arguments.get(2)) {
+        translate(&arguments[1..])
+    } else {
+        arguments
+    }
 }
 
 fn translate(arguments: &[OsString]) -> Vec<OsString> {
@@ -64,7 +68,10 @@ mod tests {
     #[test]
     fn a_helper_call_becomes_a_command() {
         let expected = ["kmsfs", "mount", "/c", "/m", "--keyring", "/k", "--no-prefetch", "-o", "ro,_netdev"];
-        assert_eq!(command(&["/sbin/mount.kmsfs", "/c", "/m", "-s", "-o", "ro,keyring=/k,_netdev,no_prefetch"]), expected);
+        assert_eq!(
+            command(&["/sbin/mount.kmsfs", "/c", "/m", "-s", "-o", "ro,keyring=/k,_netdev,no_prefetch"]),
+            expected
+        );
         assert_eq!(command(&["kmsfs", "/c", "/m", "-o", "keyring=/k,no_prefetch,ro,_netdev"]), expected);
         assert_eq!(command(&["mount.fuse.kmsfs", "/c", "/m"]), ["kmsfs", "mount", "/c", "/m"]);
     }
@@ -77,7 +84,8 @@ mod tests {
 
     #[test]
     fn other_commands_stay_as_they_are() {
-        for arguments in [&["kmsfs"][..], &["kmsfs", "mount", "/c", "/m"], &["kmsfs", "/c"], &["kmsfs", "status", "/m"]] {
+        for arguments in [&["kmsfs"][..], &["kmsfs", "mount", "/c", "/m"], &["kmsfs", "/c"], &["kmsfs", "status", "/m"]]
+        {
             assert_eq!(command(arguments), arguments);
         }
     }

@@ -108,6 +108,11 @@ impl Error {
     }
 }
 
+/// Whether the process, or the machine, has no descriptor left.
+pub(super) fn lacks_descriptors(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
+}
+
 fn io_errno(error: &io::Error) -> i32 {
     let of_kind = || match error.kind() {
         io::ErrorKind::StorageFull => Errno::NOSPC,

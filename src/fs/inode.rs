@@ -41,6 +41,8 @@ pub(super) struct Inode {
     /// The settler has it on its list.
     pub(super) watched: AtomicBool,
     lookups: AtomicU64,
+    /// Orders inodes by when they were last looked up.
+    pub(super) last_lookup: AtomicU64,
 }
 
 /// A file's content, while it is in use.
@@ -80,6 +82,7 @@ impl Inode {
             late_mtime: Mutex::default(),
             watched: AtomicBool::new(false),
             lookups: AtomicU64::new(0),
+            last_lookup: AtomicU64::new(0),
         }
     }
 
@@ -107,6 +110,8 @@ impl Inode {
 pub(super) struct InodeTable {
     device: u64,
     known: Mutex<Known>,
+    /// Counts lookups of all inodes.
+    clock: AtomicU64,
 }
 
 struct Known {
@@ -121,7 +126,7 @@ impl InodeTable {
         let root = Arc::new(Inode::new(ROOT, root, NodeKind::Directory));
         root.lookups.store(1, Ordering::Relaxed);
         let known = Known { by_id: HashMap::from([(ROOT, root)]), spilled: HashMap::new(), next_spilled: SPILL };
-        Self { device: stat.dev, known: Mutex::new(known) }
+        Self { device: stat.dev, known: Mutex::new(known), clock: AtomicU64::new(0) }
     }
 
     pub(super) fn get(&self, id: InodeId) -> Result<Arc<Inode>, Error> {
@@ -138,17 +143,31 @@ impl InodeTable {
     pub(super) fn learn(&self, node: Node, stat: &Stat) -> Arc<Inode> {
         let mut known = self.known();
         let id = self.id_of(&mut known, stat);
-        let inode = known.by_id.entry(id).or_insert_with(|| Arc::new(Inode::new(id, node, stat.kind)));
+        self.count(known.by_id.entry(id).or_insert_with(|| Arc::new(Inode::new(id, node, stat.kind))))
+    }
+
+    fn count(&self, inode: &Arc<Inode>) -> Arc<Inode> {
         inode.lookups.fetch_add(1, Ordering::Relaxed);
+        inode.last_lookup.store(self.clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
         Arc::clone(inode)
+    }
+
+    /// The known inode with these attributes.
+    pub(super) fn known_as(&self, stat: &Stat) -> Option<Arc<Inode>> {
+        let root = self.get(ROOT).ok()?;
+        if root.node.stat().is_ok_and(|root| (root.dev, root.ino) == (stat.dev, stat.ino)) {
+            return Some(root);
+        }
+        let known = self.known();
+        let spilled = known.spilled.get(&(stat.dev, stat.ino)).copied();
+        let id = spilled.or_else(|| (stat.dev == self.device).then_some(InodeId(stat.ino)))?;
+        known.by_id.get(&id).cloned()
     }
 
     /// Counts another lookup of an inode that was known a moment ago.
     pub(super) fn count_lookup(&self, inode: &Arc<Inode>) -> Arc<Inode> {
         let mut known = self.known();
-        let inode = known.by_id.entry(inode.id).or_insert_with(|| Arc::clone(inode));
-        inode.lookups.fetch_add(1, Ordering::Relaxed);
-        Arc::clone(inode)
+        self.count(known.by_id.entry(inode.id).or_insert_with(|| Arc::clone(inode)))
     }
 
     /// Takes back `count` lookups. An inode that the kernel no longer knows goes, unless it is watched: then it is returned.

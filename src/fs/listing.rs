@@ -59,6 +59,9 @@ impl OpenDirectories {
     }
 }
 
+/// Entries listed with attributes at a time while there are too many inodes.
+const ENTRIES_WHEN_TIGHT: usize = 16;
+
 impl Filesystem {
     /// Opens a directory for reading.
     ///
@@ -67,7 +70,7 @@ impl Filesystem {
     pub fn open_directory(&self, id: InodeId) -> Result<DirectoryHandle, Error> {
         let inode = self.inodes.get(id)?;
         self.directory_id(&inode).inspect_err(|error| self.report(&inode, error))?;
-        let stream = Mutex::new(inode.node.open_directory()?);
+        let stream = Mutex::new(self.trimmer.with_patience(|| inode.node.open_directory())?);
         Ok(self.directories.insert(OpenDirectory { inode, stream, listed: Mutex::default() }))
     }
 
@@ -93,8 +96,12 @@ impl Filesystem {
         if position == 0 {
             *listed = Listing::default();
         }
+        // Each entry with attributes makes an inode known. The kernel can forget others only between two requests.
+        let mut room =
+            if with_attributes && self.trimmer.is_tight(self.inodes.len()) { ENTRIES_WHEN_TIGHT } else { usize::MAX };
         let (mut position, mut delivered) = (position, false);
-        loop {
+        while room > 0 || !delivered {
+            room = room.saturating_sub(1);
             let entry = match stream.entry_at(position) {
                 Ok(Some(entry)) => entry,
                 Ok(None) => {
@@ -114,9 +121,13 @@ impl Filesystem {
                     }
                 }
                 Delivery::Skipped => {}
+                // The entry is there: leaving it out would be a lie.
+                Delivery::Failed(_) if delivered => return Ok(()),
+                Delivery::Failed(error) => return Err(error),
             }
             stream.advance();
         }
+        Ok(())
     }
 
     fn deliver(
@@ -138,10 +149,15 @@ impl Filesystem {
         if !with_attributes {
             return Delivery::of(deliver(&listed));
         }
-        let Ok((inode, attributes)) = self.entry_attributes(directory, entry) else { return Delivery::Skipped };
+        let (inode, attributes) = match self.entry_attributes(directory, entry) {
+            Ok(found) => found,
+            Err(Error::NoEntry) => return Delivery::Skipped,
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::NotFound => return Delivery::Skipped,
+            Err(error) => return Delivery::Failed(error),
+        };
         (listed.id, listed.attributes) = (inode.id, Some(attributes));
         let delivery = Delivery::of(deliver(&listed));
-        if delivery == Delivery::Full {
+        if matches!(delivery, Delivery::Full) {
             self.inodes.forget(inode.id, 1);
         }
         delivery
@@ -157,7 +173,7 @@ impl Filesystem {
             }
             return Ok((inode, attributes?));
         }
-        self.learn(directory.node.lookup(&entry.name)?)
+        self.learn(self.trimmer.with_patience(|| directory.node.lookup(&entry.name))?)
     }
 
     /// Makes the entries of a directory durable.
@@ -175,11 +191,12 @@ impl Filesystem {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Delivery {
     Done,
     Full,
+    /// It is gone, or none of ours.
     Skipped,
+    Failed(Error),
 }
 
 impl Delivery {

@@ -21,6 +21,7 @@ mod prefetch;
 mod set_ids;
 mod settle;
 mod stats;
+mod trim;
 mod xattrs;
 
 use std::collections::HashMap;
@@ -51,6 +52,7 @@ use leases::Keeper;
 use listing::OpenDirectories;
 use prefetch::Prefetch;
 use settle::Settler;
+use trim::{ForgetEntry, Trimmer};
 
 /// Threads for operations that wait for a provider.
 const KEY_THREADS: usize = 16;
@@ -83,6 +85,9 @@ pub struct Filesystem {
     directories: OpenDirectories,
     settler: Arc<Settler>,
     keeper: Arc<Keeper>,
+    trimmer: Arc<Trimmer>,
+    /// Makes the kernel forget an entry of a directory.
+    forget_entry: OnceLock<ForgetEntry>,
     /// Makes the kernel drop what it has of a file's content.
     invalidate: OnceLock<Box<dyn Fn(InodeId) + Send + Sync>>,
     start: Instant,
@@ -121,6 +126,8 @@ impl Filesystem {
             directories: OpenDirectories::default(),
             settler: Arc::default(),
             keeper: Arc::default(),
+            trimmer: Arc::new(Trimmer::new()),
+            forget_entry: OnceLock::new(),
             invalidate: OnceLock::new(),
             start: Instant::now(),
             last_use: AtomicU64::new(0),
@@ -142,6 +149,7 @@ impl Filesystem {
             Settler::start(&fs)?;
         }
         Keeper::start(&fs)?;
+        Trimmer::start(&fs)?;
         Ok(fs)
     }
 
@@ -160,6 +168,7 @@ impl Filesystem {
     /// Settles every file and wipes every key. For after the unmount: nothing may be asked of it any more.
     pub fn shutdown(&self) {
         self.keeper.stop();
+        self.trimmer.stop();
         self.settler.stop();
         if !self.read_only {
             self.settle_rested(true);

@@ -26,7 +26,7 @@ impl Filesystem {
     pub fn lookup(&self, directory: InodeId, name: &[u8]) -> Result<Attributes, Error> {
         let directory = self.inodes.get(directory)?;
         let stored = self.stored_name(&directory, name)?;
-        match directory.node.lookup(stored.entry()) {
+        match self.trimmer.with_patience(|| directory.node.lookup(stored.entry())) {
             Ok(node) => Ok(self.learn(node)?.1),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::NoEntry),
             Err(error) => Err(error.into()),
@@ -114,7 +114,9 @@ impl Filesystem {
     ) -> Result<(Arc<Inode>, Attributes), Error> {
         let stored = self.stored_name(directory, name)?;
         let mode = mode_in(directory, mode, caller);
-        let node = with_long_name_link(&directory.node, &stored, |entry| directory.node.create_file(entry, mode))?;
+        let node = with_long_name_link(&directory.node, &stored, |entry| {
+            self.trimmer.with_patience(|| directory.node.create_file(entry, mode))
+        })?;
         self.hand_over(directory, &node, mode, caller)?;
         self.learn(node)
     }

@@ -296,10 +296,11 @@ impl Filesystem {
         if inode.kind != NodeKind::File {
             return Err(Error::WrongKind);
         }
+        let open = |access| self.trimmer.with_patience(|| inode.node.open_file(access));
         let file = if self.read_only {
-            DiskFile::readable(inode.node.open_file(Access::Read)?)
+            DiskFile::readable(open(Access::Read)?)
         } else {
-            match (inode.node.open_file(Access::ReadWrite), access) {
+            match (open(Access::ReadWrite), access) {
                 (Ok(fd), _) => DiskFile::writable(fd),
                 (Err(_), Access::Read) => DiskFile::readable(self.open_unreadable(inode, Access::Read)?),
                 (Err(_), Access::ReadWrite) => DiskFile::writable(self.open_unreadable(inode, Access::ReadWrite)?),

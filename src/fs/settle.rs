@@ -71,6 +71,11 @@ impl Settler {
         !stopped.unwrap_or_else(PoisonError::into_inner).0.stopped
     }
 
+    /// Files on the list.
+    pub(super) fn len(&self) -> usize {
+        self.state().watched.len()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

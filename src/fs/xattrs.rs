@@ -97,7 +97,8 @@ impl Filesystem {
                 if owner.is_none() {
                     owner = Some(self.xattr_owner(&inode)?);
                 }
-                if let Some(plain) = owner.flatten().and_then(|owner| self.plain_xattr_name(&inode, owner, name, ours)) {
+                if let Some(plain) = owner.flatten().and_then(|owner| self.plain_xattr_name(&inode, owner, name, ours))
+                {
                     show(USER, &plain);
                 }
             } else if matches!(kind_of(name), Ok(Kind::Backing)) && (caller.uid == 0 || !name.starts_with(TRUSTED)) {

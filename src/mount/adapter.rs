@@ -14,7 +14,7 @@ use fuser::{
     ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use crate::fs::{Attributes, Change, DirectoryHandle, Error, Filesystem, NodeKind};
+use crate::fs::{Attributes, Change, DirectoryHandle, Error, Filesystem, InodeId, NodeKind};
 
 use super::convert;
 
@@ -359,7 +359,7 @@ impl fuser::Filesystem for Adapter {
         mut reply: ReplyDirectoryPlus,
     ) {
         let listed = self.fs.list(DirectoryHandle(handle.0), offset, true, |entry| {
-            let attributes = entry.attributes.as_ref().map_or_else(|| dot(entry.id.0), convert::attributes);
+            let attributes = entry.attributes.as_ref().map_or_else(|| dot(entry.id), convert::attributes);
             let name = OsStr::from_bytes(entry.name);
             !reply.add(attributes.ino, entry.next_position, name, &KEEP, &attributes, FIRST)
         });
@@ -478,6 +478,6 @@ impl fuser::Filesystem for Adapter {
 }
 
 /// What the kernel gets with `.` and `..`, of which it uses only the number and the type.
-fn dot(ino: u64) -> fuser::FileAttr {
-    fuser::FileAttr { ino: INodeNo(ino), kind: fuser::FileType::Directory, ..nothing() }
+fn dot(id: InodeId) -> fuser::FileAttr {
+    fuser::FileAttr { ino: INodeNo(id.0), kind: fuser::FileType::Directory, ..nothing() }
 }

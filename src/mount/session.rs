@@ -1,5 +1,7 @@
 //! One mount from attaching to the end.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -72,6 +74,8 @@ pub fn serve(fs: Arc<Filesystem>, options: &Options, ready: impl FnOnce()) -> Re
     let notifier = session.notifier();
     // From the beginning to the end of the file. A kernel that knows nothing of it has nothing to drop.
     fs.set_invalidate(move |id| drop(notifier.inval_inode(INodeNo(id.0), 0, 0)));
+    let notifier = session.notifier();
+    fs.set_forget_entry(move |parent, name| drop(notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name))));
     tuning::lift_limits(&options.mountpoint);
     ready();
     Ok(session.run()?)

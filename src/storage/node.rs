@@ -179,6 +179,14 @@ impl Node {
         Ok(Self::pin(fs::open(path, flags, Mode::empty())?))
     }
 
+    /// The attributes of the directory at `path`, without pinning it: needs no descriptor.
+    ///
+    /// # Errors
+    /// Those of `lstat(2)`.
+    pub fn stat_directory(path: &Path) -> io::Result<Stat> {
+        to_stat(&fs::lstat(path)?)
+    }
+
     /// Pins the directory that `fd` holds.
     ///
     /// # Errors

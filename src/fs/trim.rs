@@ -1,0 +1,158 @@
+//! Keeps the descriptors that pin inodes within the process's limit: when there are many, the kernel is asked to forget the
+//! files that were looked up longest ago. A tree may thus have any number of files.
+//!
+//! Invariants: directories stay, since the kernel would show a process's working directory as removed; files with an open
+//! handle stay; the kernel is never asked from a thread that serves it.
+
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use rustix::process::Resource;
+
+use crate::storage::{Node, NodeKind};
+
+use super::error::lacks_descriptors;
+use super::inode::Inode;
+use super::{Filesystem, InodeId};
+
+/// Limits above this are not used up: each inode costs the kernel memory too.
+const MOST: u64 = 1 << 20;
+
+/// How often, and how long, an operation waits for a descriptor.
+const ATTEMPTS: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Asks the kernel to forget an entry of a directory.
+pub(super) type ForgetEntry = Box<dyn Fn(InodeId, &[u8]) + Send + Sync>;
+
+pub(super) struct Trimmer {
+    /// With more inodes than this some are given up.
+    high: usize,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    wanted: bool,
+    stopped: bool,
+}
+
+impl Trimmer {
+    pub(super) fn new() -> Self {
+        let limit = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(MOST).min(MOST);
+        let high = usize::try_from(limit / 4 * 3).unwrap_or(usize::MAX);
+        Self { high, state: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// Wakes the trimmer if there are too many inodes.
+    pub(super) fn note(&self, inodes: usize) {
+        if inodes > self.high {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        let mut state = self.state();
+        if !state.wanted {
+            state.wanted = true;
+            self.changed.notify_all();
+        }
+    }
+
+    /// Whether nothing should become known that nobody has asked for.
+    pub(super) fn is_tight(&self, inodes: usize) -> bool {
+        inodes > self.high
+    }
+
+    /// Runs `find`; if there is no descriptor left for it, waits a little for some to become free and runs it again.
+    pub(super) fn with_patience<T>(&self, find: impl Fn() -> io::Result<T>) -> io::Result<T> {
+        for _ in 0..ATTEMPTS {
+            match find() {
+                Err(error) if lacks_descriptors(&error) => {
+                    self.wake();
+                    std::thread::sleep(PAUSE);
+                }
+                result => return result,
+            }
+        }
+        find()
+    }
+
+    pub(super) fn start(fs: &Arc<Filesystem>) -> std::io::Result<()> {
+        let (trimmer, weak) = (Arc::clone(&fs.trimmer), Arc::downgrade(fs));
+        let run = move || trimmer.run(&weak);
+        std::thread::Builder::new().name("kmsfs-trim".to_owned()).spawn(run).map(|_| ())
+    }
+
+    pub(super) fn stop(&self) {
+        self.state().stopped = true;
+        self.changed.notify_all();
+    }
+
+    fn run(&self, weak: &Weak<Filesystem>) {
+        loop {
+            let state = self.state();
+            let woken = self.changed.wait_while(state, |state| !state.wanted && !state.stopped);
+            let mut state = woken.unwrap_or_else(PoisonError::into_inner);
+            if state.stopped {
+                return;
+            }
+            state.wanted = false;
+            drop(state);
+            let Some(fs) = weak.upgrade() else { return };
+            fs.trim(self.high / 2);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Filesystem {
+    /// Tells how the kernel is asked to forget an entry of a directory.
+    pub fn set_forget_entry(&self, forget: impl Fn(InodeId, &[u8]) + Send + Sync + 'static) {
+        let _ = self.forget_entry.set(Box::new(forget));
+    }
+
+    /// Asks for so many files to be forgotten that `keep` inodes are left.
+    fn trim(&self, keep: usize) {
+        let Some(forget) = self.forget_entry.get() else { return };
+        if self.settler.len() > keep / 2 {
+            self.settle_rested(true);
+        }
+        let inodes = self.inodes.all();
+        let excess = inodes.len().saturating_sub(keep);
+        let mut victims: Vec<_> = inodes.into_iter().filter(may_go).collect();
+        victims.sort_by_cached_key(|inode| inode.last_lookup.load(Ordering::Relaxed));
+        victims.truncate(excess);
+        let mut asked = 0_usize;
+        while let Some(inode) = victims.pop() {
+            if let Some((directory, name)) = self.entry_of(&inode) {
+                drop(inode);
+                forget(directory, &name);
+                asked += 1;
+            }
+        }
+        tracing::debug!("asked the kernel to forget {asked} of {excess} files");
+    }
+
+    /// An entry that names the inode, if its directory is known.
+    fn entry_of(&self, inode: &Inode) -> Option<(InodeId, Vec<u8>)> {
+        let path = inode.node.describe();
+        let path = Path::new(&path);
+        let parent = Node::stat_directory(path.parent()?).ok()?;
+        let directory = self.inodes.known_as(&parent)?;
+        let name = self.plain_name(&directory, std::str::from_utf8(path.file_name()?.as_bytes()).ok()?).ok()??;
+        Some((directory.id, name))
+    }
+}
+
+fn may_go(inode: &Arc<Inode>) -> bool {
+    inode.kind != NodeKind::Directory && !inode.watched.load(Ordering::Relaxed) && inode.slot().handles == 0
+}

@@ -1,0 +1,61 @@
+//! The same random operations on a mount and on a plain directory of the same machine: results, errors, names, content and
+//! attributes are compared after each step. Whatever differs is a difference that an application can see.
+//!
+//! `KMSFS_COMPARE_SECONDS` says for how long (default 15), `KMSFS_COMPARE_SEED` repeats a run.
+#![cfg(feature = "mount")]
+#![allow(clippy::unwrap_used)] // it is how a test fails
+#![allow(clippy::print_stdout)] // seeds are told
+
+#[path = "support/mount.rs"]
+mod support;
+
+#[path = "support/twins.rs"]
+mod twins;
+
+use std::time::{Duration, Instant};
+
+use support::{Volume, needs_root};
+use twins::Twins;
+
+/// Processes at work at the same time, each in a directory of its own.
+const WORKERS: u64 = 3;
+
+fn seconds() -> u64 {
+    std::env::var("KMSFS_COMPARE_SECONDS").map_or(15, |text| text.parse().unwrap())
+}
+
+fn seed() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    std::env::var("KMSFS_COMPARE_SEED").map_or_else(|_| now.as_secs(), |text| text.parse().unwrap())
+}
+
+#[test]
+fn a_mount_and_a_plain_directory_cannot_be_told_apart() {
+    needs_root();
+    let home = support::Home::new();
+    let volume = Volume::in_home(home, &[], &["-o", "allow_other,suid,dev"]);
+    let plain = tempfile::tempdir().unwrap();
+    let (seed, end) = (seed(), Instant::now() + Duration::from_secs(seconds()));
+    println!("KMSFS_COMPARE_SEED={seed}");
+    let steps: u64 = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..WORKERS)
+            .map(|worker| {
+                let mut twins = Twins::new(&volume.plain, plain.path(), seed.wrapping_add(worker));
+                scope.spawn(move || {
+                    while Instant::now() < end {
+                        twins.step();
+                    }
+                    twins.compare_everything();
+                    twins.steps()
+                })
+            })
+            .collect();
+        workers.into_iter().map(|worker| worker.join().unwrap()).sum()
+    });
+    println!("{steps} operations without a difference");
+    assert!(steps > 100, "{steps}");
+    support::eventually("nothing stays open", || volume.status()["files_open"] == 0);
+    let before = support::tree(&volume.plain);
+    volume.remount();
+    support::assert_same("after a remount", &support::tree(&volume.plain), &before);
+}
