@@ -31,6 +31,7 @@ pub(crate) struct Twins {
     handles: Vec<[File; 2]>,
     random: u64,
     steps: u64,
+    successes: u64,
     /// The last operations, for the report of a difference.
     history: Vec<String>,
 }
@@ -39,11 +40,12 @@ impl Twins {
     pub(crate) fn new(mount: &Path, plain: &Path, seed: u64) -> Self {
         let roots = [mount, plain].map(|root| root.join(format!("worker-{seed}")));
         roots.iter().for_each(|root| std::fs::create_dir(root).unwrap());
-        Self { roots, handles: Vec::new(), random: seed | 1, steps: 0, history: Vec::new() }
+        Self { roots, handles: Vec::new(), random: seed | 1, steps: 0, successes: 0, history: Vec::new() }
     }
 
-    pub(crate) fn steps(&self) -> u64 {
-        self.steps
+    /// Operations so far, and how many of them did something.
+    pub(crate) fn counts(&self) -> [u64; 2] {
+        [self.steps, self.successes]
     }
 
     fn below(&mut self, n: u64) -> u64 {
@@ -75,13 +77,13 @@ impl Twins {
     }
 
     /// Does the same to both and compares what comes of it.
-    fn both(&mut self, what: String, operation: impl Fn(usize, &Path) -> Outcome) -> bool {
+    fn both(&mut self, what: String, operation: impl Fn(usize, &Path) -> Outcome) {
         self.history.push(what);
         let [mount, plain] = [0, 1].map(|side| operation(side, &self.roots[side]));
         if mount != plain {
             self.report(&format!("the mount says {mount:?}, the plain directory {plain:?}"));
         }
-        plain.is_ok()
+        self.successes += u64::from(plain.is_ok());
     }
 
     fn report(&self, difference: &str) -> ! {
@@ -113,23 +115,23 @@ impl Twins {
         let kind = self.pick(&[FileType::Fifo, FileType::Socket, FileType::CharacterDevice, FileType::RegularFile]);
         let target_len = usize::try_from(self.pick(&[1, 30, 255, 3000])).unwrap();
         match self.below(10) {
-            0..=2 => drop(self.both(format!("mkdir {path:?} {mode:o}"), |_, root| {
+            0..=2 => self.both(format!("mkdir {path:?} {mode:o}"), |_, root| {
                 told(fs::mkdir(root.join(&path), Mode::from_raw_mode(mode)))
-            })),
-            3 => drop(self.both(format!("rmdir {path:?}"), |_, root| told(fs::rmdir(root.join(&path))))),
-            4 => drop(self.both(format!("unlink {path:?}"), |_, root| told(fs::unlink(root.join(&path))))),
-            5 => drop(self.both(format!("link {path:?} {other:?}"), |_, root| {
+            }),
+            3 => self.both(format!("rmdir {path:?}"), |_, root| told(fs::rmdir(root.join(&path)))),
+            4 => self.both(format!("unlink {path:?}"), |_, root| told(fs::unlink(root.join(&path)))),
+            5 => self.both(format!("link {path:?} {other:?}"), |_, root| {
                 told(fs::link(root.join(&path), root.join(&other)))
-            })),
-            6 => drop(self.both(format!("symlink {target_len} {path:?}"), |_, root| {
+            }),
+            6 => self.both(format!("symlink {target_len} {path:?}"), |_, root| {
                 told(fs::symlink("t".repeat(target_len), root.join(&path)))
-            })),
-            7 => drop(self.both(format!("mknod {path:?} {kind:?} {mode:o}"), |_, root| {
+            }),
+            7 => self.both(format!("mknod {path:?} {kind:?} {mode:o}"), |_, root| {
                 told(fs::mknodat(CWD, root.join(&path), kind, Mode::from_raw_mode(mode), 0x0103))
-            })),
-            _ => drop(self.both(format!("rename {path:?} {other:?} {flags:?}"), |_, root| {
+            }),
+            _ => self.both(format!("rename {path:?} {other:?} {flags:?}"), |_, root| {
                 told(fs::renameat_with(CWD, root.join(&path), CWD, root.join(&other), flags))
-            })),
+            }),
         }
     }
 
@@ -175,38 +177,37 @@ impl Twins {
             self.pick(&[XattrFlags::empty(), XattrFlags::CREATE, XattrFlags::REPLACE]),
         );
         match self.below(8) {
-            0 => drop(self.both(format!("chmod {path:?} {mode:o}"), |_, root| {
+            0 => self.both(format!("chmod {path:?} {mode:o}"), |_, root| {
                 told(fs::chmod(root.join(&path), Mode::from_raw_mode(mode)))
-            })),
-            1 => drop(self.both(format!("lchown {path:?} {user}"), |_, root| {
+            }),
+            1 => self.both(format!("lchown {path:?} {user}"), |_, root| {
                 let (owner, group) = (Uid::from_raw(user), Gid::from_raw(user));
                 told(fs::chownat(CWD, root.join(&path), Some(owner), Some(group), AtFlags::SYMLINK_NOFOLLOW))
-            })),
-            2 => drop(self.both(format!("utimensat {path:?} {seconds}"), |_, root| {
+            }),
+            2 => self.both(format!("utimensat {path:?} {seconds}"), |_, root| {
                 let time = Timespec { tv_sec: seconds, tv_nsec: 123_456_789 };
                 let times = Timestamps { last_access: time, last_modification: time };
                 fs::utimensat(CWD, root.join(&path), &times, AtFlags::SYMLINK_NOFOLLOW)?;
                 let stat = fs::lstat(root.join(&path))?;
                 Ok(format!("{} {}", stat.st_mtime, stat.st_mtime_nsec))
-            })),
-            3 => drop(self.both(format!("truncate {path:?} {size}"), |_, root| {
+            }),
+            3 => self.both(format!("truncate {path:?} {size}"), |_, root| {
                 let file =
                     fs::open(root.join(&path), OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW, Mode::empty())?;
                 told(fs::ftruncate(&file, size))
-            })),
-            4 => drop(self.both(format!("removexattr {path:?} {name}"), |_, root| {
-                told(fs::lremovexattr(root.join(&path), name))
-            })),
-            5 => drop(self.both(format!("getxattr {path:?} {name}"), |_, root| {
+            }),
+            4 => self
+                .both(format!("removexattr {path:?} {name}"), |_, root| told(fs::lremovexattr(root.join(&path), name))),
+            5 => self.both(format!("getxattr {path:?} {name}"), |_, root| {
                 let mut room = vec![0; 400];
                 let len = fs::lgetxattr(root.join(&path), name, &mut room[..])?;
                 let needed = fs::lgetxattr(root.join(&path), name, &mut [0_u8; 0][..])?;
                 let tight = fs::lgetxattr(root.join(&path), name, &mut [0_u8; 3][..]).map_err(|e| e.raw_os_error());
                 Ok(format!("{:?} {needed} {tight:?}", &room[..len]))
-            })),
-            _ => drop(self.both(format!("setxattr {path:?} {name} {} {flags:?}", value.len()), |_, root| {
+            }),
+            _ => self.both(format!("setxattr {path:?} {name} {} {flags:?}", value.len()), |_, root| {
                 told(fs::lsetxattr(root.join(&path), name, &value, flags))
-            })),
+            }),
         }
     }
 
@@ -227,25 +228,25 @@ impl Twins {
         let handles = std::mem::take(&mut self.handles);
         let files = &handles[at];
         match self.below(8) {
-            0 => drop(self.both(format!("write {len} at {offset} by handle {at}"), |side, _| {
+            0 => self.both(format!("write {len} at {offset} by handle {at}"), |side, _| {
                 Ok(format!("{:?}", write(&files[side], &data, offset)))
-            })),
-            1 => drop(self.both(format!("read by handle {at} at {offset}"), |side, _| {
+            }),
+            1 => self.both(format!("read by handle {at} at {offset}"), |side, _| {
                 Ok(format!("{:?}", read(&files[side], offset, 20000)))
-            })),
-            2 => drop(
-                self.both(format!("ftruncate handle {at} to {len}"), |side, _| told(fs::ftruncate(&files[side], len))),
-            ),
-            3 | 4 => drop(self.both(format!("fallocate handle {at} {allocate:?} {offset} {len}"), |side, _| {
+            }),
+            2 => {
+                self.both(format!("ftruncate handle {at} to {len}"), |side, _| told(fs::ftruncate(&files[side], len)));
+            }
+            3 | 4 => self.both(format!("fallocate handle {at} {allocate:?} {offset} {len}"), |side, _| {
                 told(fs::fallocate(&files[side], allocate, offset, len))
-            })),
-            5 => drop(self.both(format!("fchmod handle {at} {mode:o}"), |side, _| {
+            }),
+            5 => self.both(format!("fchmod handle {at} {mode:o}"), |side, _| {
                 fs::fchmod(&files[side], Mode::from_raw_mode(mode))?;
                 fs::fsetxattr(&files[side], "user.by-handle", b"yes", XattrFlags::empty())?;
                 fs::fchown(&files[side], Some(Uid::from_raw(0)), None)?;
                 told(fs::fsync(&files[side]))
-            })),
-            _ => drop(self.both(format!("fstat handle {at}"), |side, _| attributes(&files[side]))),
+            }),
+            _ => self.both(format!("fstat handle {at}"), |side, _| attributes(&files[side])),
         }
         self.handles = handles;
         if self.below(6) == 0 {
