@@ -1,0 +1,313 @@
+//! What POSIX programs rely on and encrypting filesystems tend to get wrong: owners, open files without a name, extended
+//! attributes, ACLs, set-id bits, allocation, descriptors.
+#![cfg(feature = "mount")]
+#![allow(clippy::unwrap_used)] // it is how a test fails
+
+#[path = "support/mount.rs"]
+mod support;
+
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+
+use rustix::fs::{FallocateFlags, XattrFlags, fallocate, getxattr, listxattr, removexattr, setxattr};
+use rustix::io::Errno;
+
+use support::{Home, Volume, needs_root, nobody, python, run};
+
+/// Mounted for all users, with set-id bits.
+fn for_everybody() -> Volume {
+    needs_root();
+    let volume = Volume::in_home(Home::new(), &[], &["-o", "allow_other,suid,dev"]);
+    fs::set_permissions(volume.home.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(&volume.plain, fs::Permissions::from_mode(0o1777)).unwrap();
+    volume
+}
+
+/// Eight processes of four users make, rename and read files at the same time.
+#[test]
+fn every_file_belongs_to_whoever_made_it() {
+    let volume = for_everybody();
+    let script = r#"
+import os, sys
+root, failures = sys.argv[1], 0
+def work(worker, uid):
+    os.setgroups([]); os.setgid(uid + 1); os.setuid(uid); os.umask(0o027)
+    mine = f"{root}/u{uid}-w{worker}"
+    os.mkdir(mine, 0o700)
+    for i in range(120):
+        name = f"{root}/shared-{worker}-{i}"
+        fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        os.write(fd, str(uid).encode() * 50)
+        st = os.fstat(fd)
+        assert (st.st_uid, st.st_gid, st.st_mode & 0o777) == (uid, uid + 1, 0o640), (uid, st)
+        os.close(fd)
+        os.rename(name, f"{mine}/{i}")
+        os.symlink("x", f"{mine}/l{i}"); os.mkfifo(f"{mine}/p{i}")
+        for made in (f"l{i}", f"p{i}"):
+            st = os.lstat(f"{mine}/{made}")
+            assert (st.st_uid, st.st_gid) == (uid, uid + 1), (uid, made, st)
+        for other in range(8):
+            theirs = 2000 + 10 * (other % 4)
+            if theirs == uid: continue
+            try:
+                os.listdir(f"{root}/u{theirs}-w{other}")
+            except (PermissionError, FileNotFoundError):
+                continue
+            raise AssertionError("a private directory was listed")
+    for i in range(120):
+        assert open(f"{mine}/{i}").read() == str(uid) * 50
+children = []
+for worker in range(8):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work(worker, 2000 + 10 * (worker % 4)); os._exit(0)
+        except BaseException as e:
+            print(repr(e), flush=True); os._exit(1)
+    children.append(pid)
+for pid in children:
+    failures += os.waitpid(pid, 0)[1] != 0
+print("failures", failures)
+"#;
+    assert_eq!(python(script, &[&volume.plain], &volume.plain), "failures 0\n");
+}
+
+/// Every operation on a file that has no name any more, by its descriptor and by way of `/proc/self/fd`.
+#[test]
+fn a_file_without_a_name_is_a_whole_file() {
+    let volume = for_everybody();
+    let script = r#"
+import ctypes, fcntl, mmap, os, sys
+root = sys.argv[1]
+done = 0
+def check(what, got, want=True):
+    global done
+    assert got == want, (what, got, want)
+    done += 1
+for deleted_by in ("unlink", "rename"):
+    path = f"{root}/gone-{deleted_by}"
+    fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    os.write(fd, b"before")
+    if deleted_by == "unlink":
+        os.unlink(path)
+    else:
+        open(f"{root}/other", "w").close()
+        os.rename(f"{root}/other", path)
+    magic = f"/proc/self/fd/{fd}"
+    check("nlink", os.fstat(fd).st_nlink, 0)
+    check("read", os.pread(fd, 100, 0), b"before")
+    check("write", os.pwrite(fd, b"x" * 10000, 3), 10000)
+    check("size", os.fstat(fd).st_size, 10003)
+    os.ftruncate(fd, 5000); check("ftruncate", os.fstat(fd).st_size, 5000)
+    os.truncate(magic, 6000); check("truncate by /proc", os.stat(magic).st_size, 6000)
+    os.fsync(fd); os.fdatasync(fd); check("fsync", True)
+    os.fchmod(fd, 0o640); check("fchmod", os.fstat(fd).st_mode & 0o777, 0o640)
+    os.chmod(magic, 0o604); check("chmod by /proc", os.fstat(fd).st_mode & 0o777, 0o604)
+    os.fchown(fd, 5, 6); check("fchown", (os.fstat(fd).st_uid, os.fstat(fd).st_gid), (5, 6))
+    os.utime(fd, ns=(10**9 + 1, 2 * 10**9 + 2)); check("futimens", os.fstat(fd).st_mtime_ns, 2 * 10**9 + 2)
+    os.setxattr(fd, "user.a", b"v"); check("fgetxattr", os.getxattr(fd, "user.a"), b"v")
+    check("flistxattr", os.listxattr(fd), ["user.a"])
+    os.removexattr(fd, "user.a"); check("fremovexattr", os.listxattr(fd), [])
+    os.setxattr(magic, "user.b", b"w"); check("xattr by /proc", os.getxattr(magic, "user.b"), b"w")
+    os.posix_fallocate(fd, 0, 20000); check("fallocate", os.fstat(fd).st_size, 20000)
+    check("lseek", os.lseek(fd, 0, os.SEEK_END), 20000)
+    check("SEEK_DATA", os.lseek(fd, 0, os.SEEK_DATA), 0)
+    with mmap.mmap(fd, 20000) as m:
+        m[0:4] = b"mmap"; m.flush()
+    check("mmap", os.pread(fd, 4, 0), b"mmap")
+    fcntl.flock(fd, fcntl.LOCK_EX); fcntl.lockf(fd, fcntl.LOCK_EX); check("locks", True)
+    again = os.open(magic, os.O_RDWR); check("open by /proc", os.pread(again, 4, 0), b"mmap"); os.close(again)
+    try:
+        os.link(magic, f"{root}/linked", follow_symlinks=True); check("link", False)
+    except FileNotFoundError:
+        check("link", True)  # as ext4 answers
+    other = os.open(f"{root}/copy-{deleted_by}", os.O_CREAT | os.O_RDWR)
+    check("copy_file_range", os.copy_file_range(fd, other, 4, 0, 0), 4)
+    check("copied", os.pread(other, 4, 0), b"mmap")
+    os.close(fd)
+d = os.open(root, os.O_RDONLY); os.mkdir(f"{root}/dir"); dd = os.open(f"{root}/dir", os.O_RDONLY); os.rmdir(f"{root}/dir")
+check("nlink of a removed directory", os.fstat(dd).st_nlink, 0)
+check("it is empty", os.listdir(dd), [])
+try:
+    os.open("x", os.O_CREAT | os.O_RDWR, dir_fd=dd); check("create in it", False)
+except FileNotFoundError:
+    check("create in it", True)
+print(done)
+"#;
+    assert_eq!(python(script, &[&volume.plain], &volume.plain), "53\n");
+    support::eventually("nothing stays open", || volume.status()["files_open"] == 0);
+}
+
+#[test]
+fn extended_attributes_behave_and_are_sealed() {
+    let volume = for_everybody();
+    let file = volume.path("file");
+    File::create(&file).unwrap();
+    let before = fs::metadata(&file).unwrap().mtime_nsec();
+    let long = format!("user.{}", "n".repeat(250));
+    for name in ["user.colour", long.as_str()] {
+        setxattr(&file, name, b"ultramarine", XattrFlags::CREATE).unwrap();
+        assert_eq!(setxattr(&file, name, b"", XattrFlags::CREATE), Err(Errno::EXIST));
+        let mut room = [0; 64];
+        assert_eq!(getxattr(&file, name, &mut room[..]), Ok(11));
+        assert_eq!(&room[..11], b"ultramarine");
+        assert_eq!(getxattr(&file, name, &mut [0_u8; 0][..]), Ok(11));
+        assert_eq!(getxattr(&file, name, &mut [0_u8; 10][..]), Err(Errno::RANGE));
+    }
+    assert_eq!(fs::metadata(&file).unwrap().mtime_nsec(), before, "an attribute is not content");
+    assert_eq!(setxattr(&file, "user.none", b"", XattrFlags::REPLACE), Err(Errno::NODATA));
+    assert_eq!(removexattr(&file, "user.none"), Err(Errno::NODATA));
+    let mut names = [0; 1024];
+    let len = listxattr(&file, &mut names[..]).unwrap();
+    assert_eq!(len, "user.colour".len() + long.len() + 2);
+    volume.remount();
+    assert_eq!(getxattr(&file, long.as_str(), &mut [0_u8; 64][..]), Ok(11));
+    // On disk there is neither name nor value.
+    let behind = volume.behind("file");
+    let stored = run("getfattr", &[&"-d", &"-m", &"-", &"--absolute-names", &behind], &volume.plain);
+    assert!(stored.contains("user.kmsfs."), "{stored}");
+    assert!(!stored.contains("colour") && !stored.contains("marine") && !stored.contains("nnnn"), "{stored}");
+    // An attribute of one file means nothing on another.
+    let name = stored.lines().find_map(|line| line.split_once('=')).unwrap().0.to_owned();
+    let mut value = [0; 1024];
+    let len = getxattr(&behind, name.as_str(), &mut value[..]).unwrap();
+    fs::write(volume.path("thief"), "x").unwrap();
+    setxattr(volume.behind("thief"), name.as_str(), &value[..len], XattrFlags::empty()).unwrap();
+    assert_eq!(listxattr(volume.path("thief"), &mut names[..]), Ok(0));
+    value[len - 1] ^= 1;
+    setxattr(&behind, name.as_str(), &value[..len], XattrFlags::empty()).unwrap();
+    let refused = ["user.colour", long.as_str()].map(|name| getxattr(&file, name, &mut [0_u8; 64][..]));
+    assert!(refused.contains(&Err(Errno::IO)), "{refused:?}");
+}
+
+#[test]
+fn acls_are_inherited_and_enforced() {
+    let volume = for_everybody();
+    let (uid, _) = nobody();
+    let directory = volume.path("team");
+    fs::create_dir(&directory).unwrap();
+    run("setfacl", &[&"-m", &format!("u:{uid}:rwx"), &"-m", &format!("d:u:{uid}:rw"), &directory], &volume.plain);
+    // The default ACL takes the umask's place.
+    run("sh", &[&"-c", &"umask 077; echo shared > team/file; mkdir team/below"], &volume.plain);
+    let as_nobody = |script: &str| {
+        let mut command = Command::new("runuser");
+        command.args(["-u", "nobody", "--", "sh", "-c", script]).current_dir(&volume.plain);
+        command.status().unwrap().success()
+    };
+    assert!(as_nobody("cat team/file && echo more >> team/file && ls team"));
+    assert!(!as_nobody("ls team/below 2>/dev/null || exit 1"), "rw is not enough to search a directory");
+    let acl = run("getfacl", &[&"-cn", &"team/below"], &volume.plain);
+    assert!(acl.contains(&format!("default:user:{uid}:rw-")), "{acl}");
+    run("setfacl", &[&"-x", &format!("u:{uid}"), &"team/file"], &volume.plain);
+    assert!(!as_nobody("cat team/file 2>/dev/null"));
+    volume.remount();
+    assert!(!as_nobody("cat team/file 2>/dev/null") && as_nobody("ls team"));
+    fs::create_dir(volume.path("plain")).unwrap();
+    run("sh", &[&"-c", &"umask 027; echo x > plain/file"], &volume.plain);
+    assert_eq!(fs::metadata(volume.path("plain/file")).unwrap().mode() & 0o777, 0o640);
+}
+
+#[test]
+fn set_id_bits_go_when_an_ordinary_user_changes_the_file() {
+    let volume = for_everybody();
+    let (uid, gid) = nobody();
+    let script = |change: &str| {
+        format!(
+            "import os, sys\nos.setgroups([]); os.setgid({gid}); os.setuid({uid})\n\
+             fd = os.open(sys.argv[1], os.O_RDWR)\n{change}\n"
+        )
+    };
+    for (name, change) in [
+        ("write", "os.write(fd, b'x')"),
+        ("truncate", "os.ftruncate(fd, 1)"),
+        ("allocate", "os.posix_fallocate(fd, 0, 10)"),
+    ] {
+        let path = volume.path(name);
+        fs::write(&path, "content").unwrap();
+        let mode = || fs::metadata(&path).unwrap().mode() & 0o7777;
+        for by_root in [true, false] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o6777)).unwrap();
+            let change = if by_root {
+                format!("import os, sys\nfd = os.open(sys.argv[1], os.O_RDWR)\n{change}\n")
+            } else {
+                script(change)
+            };
+            python(&change, &[&path], &volume.plain);
+            assert_eq!(mode(), if by_root { 0o6777 } else { 0o777 }, "{name}, by root: {by_root}");
+        }
+    }
+}
+
+#[test]
+fn allocated_and_punched_ranges_read_as_zeros() {
+    let volume = for_everybody();
+    let path = volume.path("file");
+    let content = support::bytes(7, 200_000);
+    fs::write(&path, &content).unwrap();
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    file.sync_all().unwrap();
+    let full = fs::metadata(&path).unwrap().blocks();
+    fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 5000, 150_000).unwrap();
+    let mut expected = content;
+    expected[5000..155_000].fill(0);
+    assert!(fs::read(&path).unwrap() == expected);
+    file.sync_all().unwrap();
+    assert!(fs::metadata(&path).unwrap().blocks() < full / 2, "the space was given back");
+    fallocate(&file, FallocateFlags::KEEP_SIZE, 0, 1_000_000).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().len(), 200_000);
+    assert!(fs::metadata(&path).unwrap().blocks() > 1900, "the space was taken");
+    fallocate(&file, FallocateFlags::ZERO_RANGE, 190_000, 20_000).unwrap();
+    expected.truncate(190_000);
+    expected.resize(210_000, 0);
+    assert!(fs::read(&path).unwrap() == expected);
+    assert_eq!(fallocate(&file, FallocateFlags::COLLAPSE_RANGE, 0, 4096), Err(Errno::OPNOTSUPP));
+    volume.remount();
+    assert!(fs::read(&path).unwrap() == expected);
+}
+
+/// Three thousand files through a process that may have six hundred descriptors.
+#[test]
+fn a_tree_may_have_more_files_than_there_are_descriptors() {
+    let volume = for_everybody();
+    for directory in 0..3 {
+        fs::create_dir(volume.path(format!("d{directory}"))).unwrap();
+        for file in 0..1000 {
+            fs::write(volume.path(format!("d{directory}/{file}")), format!("{directory}/{file}")).unwrap();
+        }
+    }
+    volume.unmount();
+    let mut command = volume.home.command("prlimit");
+    command.arg("--nofile=600:600").arg(volume.home.program()).args(volume.mount_arguments());
+    assert!(command.status().unwrap().success());
+    for _ in 0..2 {
+        assert_eq!(run("sh", &[&"-c", &"ls -lR . | grep -c '^-'"], &volume.plain), "3000\n");
+        let files = |path: &Path| fs::read_to_string(path).unwrap();
+        for path in support::walk(&volume.plain).iter().map(|path| volume.path(path)).filter(|path| path.is_file()) {
+            let expected = path.strip_prefix(&volume.plain).unwrap().to_string_lossy().replace('d', "");
+            assert_eq!(files(&path), expected);
+        }
+    }
+    let known = volume.status()["inodes_known"].as_u64().unwrap();
+    assert!(known < 600, "{known}");
+}
+
+#[test]
+fn a_mount_becomes_read_only_and_writable_again() {
+    let volume = for_everybody();
+    fs::write(volume.path("file"), "x").unwrap();
+    volume.home.ok(&[&"mount", &"-o", &"remount,ro", &volume.cipher, &volume.plain]);
+    assert_eq!(support::errno(fs::write(volume.path("file"), "y")), Some(libc::EROFS));
+    assert_eq!(support::errno(fs::create_dir(volume.path("new"))), Some(libc::EROFS));
+    volume.home.ok(&[&"mount", &"-o", &"remount,rw", &volume.cipher, &volume.plain]);
+    fs::write(volume.path("file"), "z").unwrap();
+    volume.unmount();
+    volume.home.ok(&[&"mount", &"-o", &"ro", &volume.cipher, &volume.plain]);
+    let said = volume.home.refused(2, &[&"mount", &"-o", &"remount,rw", &volume.cipher, &volume.plain]);
+    assert!(said.contains("mounted read-only"), "{said}");
+    assert_eq!(fs::read_to_string(volume.path("file")).unwrap(), "z");
+    let nowhere = volume.home.path("nowhere");
+    fs::create_dir(&nowhere).unwrap();
+    volume.home.refused(12, &[&"mount", &"-o", &"remount,ro", &volume.cipher, &nowhere]);
+}
