@@ -1,20 +1,13 @@
 //! AWS Key Management Service, through the official SDK: signing, TLS, credentials and retries are the SDK's.
 //!
 //! Invariants: every wait ends by the operation timeout and its grace; every answer is checked before it is used (32
-//! bytes, the key that was asked for); no plaintext key is held across an await, formatted, or left unwiped; nothing of
-//! the SDK is built before the first call; no lock is held across one.
+//! bytes, the key that was asked for); no plaintext key is held across an await, formatted, or left unwiped.
 
-use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::fmt::Write as _;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
-use aws_config::retry::RetryConfig;
-use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, ConfigLoader, Region};
 use aws_sdk_kms::Client;
-use aws_sdk_kms::config::{ProvideCredentials as _, SharedCredentialsProvider};
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::operation::RequestId as _;
 use aws_sdk_kms::operation::decrypt::{DecryptError, DecryptOutput};
@@ -27,33 +20,19 @@ use zeroize::Zeroizing;
 use super::super::{
     EncryptionContext, KeyDescription, Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey,
 };
+use super::aws_client::{Clients, causes, explain_unsent};
 use super::{AwsSettings, MAX_WRAPPED_LEN, aws_describe};
 use crate::crypto::{DataKey, Secret};
 
-/// The longest wait for a connection and its TLS handshake.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
-/// How long after the operation timeout a call is given up whatever the SDK does. It also bounds the search for a
-/// Region and for credentials, which the SDK's own timeout does not.
-const DEADLINE_GRACE: Duration = Duration::from_millis(500);
-const MAX_ATTEMPTS: u32 = 4;
-const FIRST_BACKOFF: Duration = Duration::from_millis(50);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
 /// The longest name of a key that KMS takes.
 const MAX_KEY_LEN: usize = 2048;
 
 /// A key of AWS KMS.
 pub(super) struct AwsKmsProvider {
     key: String,
-    settings: AwsSettings,
+    clients: Clients,
     /// `None` only while dropping.
     runtime: Option<Runtime>,
-    /// The connection of each Region; of the Region that the SDK finds by itself, under `None`.
-    connections: Mutex<BTreeMap<Option<String>, Arc<Connection>>>,
-}
-
-struct Connection {
-    client: Client,
-    credentials: Option<SharedCredentialsProvider>,
 }
 
 impl AwsKmsProvider {
@@ -63,14 +42,13 @@ impl AwsKmsProvider {
     /// `Misconfigured` if `key` cannot be a KMS key or the settings exclude each other.
     pub(super) fn open(key: &str, settings: &AwsSettings) -> Result<Self, ProviderError> {
         check_key(key)?;
-        check_endpoint(settings, |name| std::env::var(name).ok())?;
+        let clients = Clients::new(settings)?;
         let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("kms").enable_all().build();
         let runtime = runtime.map_err(|error| misconfigured(format!("AWS KMS: no thread for it: {error}")))?;
-        let connections = Mutex::default();
-        Ok(Self { key: key.to_owned(), settings: settings.clone(), runtime: Some(runtime), connections })
+        Ok(Self { key: key.to_owned(), clients, runtime: Some(runtime) })
     }
 
-    /// Runs `send` on a connection to the key's Region, and once more on a new one if the first one's credentials have
+    /// Runs `send` on a client in the key's Region, and once more on a new one if the first one's credentials have
     /// expired. Must not be called from a thread of an async runtime.
     pub(super) fn call<T, E: Failure>(
         &self,
@@ -80,7 +58,7 @@ impl AwsKmsProvider {
         let Some(runtime) = &self.runtime else {
             return Err(misconfigured("AWS KMS: closed".to_owned()));
         };
-        let deadline = self.settings.operation_timeout + DEADLINE_GRACE;
+        let deadline = self.clients.deadline();
         let late = |_| call.error(ProviderErrorKind::Unavailable, &format!("no answer within {deadline:?}"));
         runtime.block_on(async { tokio::time::timeout(deadline, self.send(call, send)).await.map_err(late)? })
     }
@@ -90,76 +68,18 @@ impl AwsKmsProvider {
         call: &Call<'_>,
         send: impl AsyncFn(&Client) -> Result<T, SdkError<E>>,
     ) -> Result<T, ProviderError> {
-        let mut connection = self.connection(call).await?;
-        let mut result = send(&connection.client).await;
+        let mut client = self.client(call).await?;
+        let mut result = send(&client).await;
         if result.as_ref().is_err_and(|error| classify(error) == ProviderErrorKind::Credentials) {
-            self.forget(call, &connection);
-            connection = self.connection(call).await?;
-            result = send(&connection.client).await;
+            self.clients.forget(call.key, &client);
+            client = self.client(call).await?;
+            result = send(&client).await;
         }
-        match result {
-            Ok(answer) => Ok(answer),
-            Err(error) => Err(connection.explain(call, &error).await),
-        }
+        result.map_err(|error| call.failure(&error))
     }
 
-    async fn connection(&self, call: &Call<'_>) -> Result<Arc<Connection>, ProviderError> {
-        let region = self.region(call.key);
-        if let Some(connection) = self.connections().get(&region) {
-            return Ok(Arc::clone(connection));
-        }
-        let connection = Arc::new(self.connect(call, region.clone()).await?);
-        Ok(Arc::clone(self.connections().entry(region).or_insert(connection)))
-    }
-
-    async fn connect(&self, call: &Call<'_>, region: Option<String>) -> Result<Connection, ProviderError> {
-        let config = self.loader(region).load().await;
-        if config.region().is_none() {
-            return Err(call.error(ProviderErrorKind::Misconfigured, "no Region is known"));
-        }
-        let mut kms = aws_sdk_kms::config::Builder::from(&config);
-        if let Some(endpoint) = &self.settings.endpoint {
-            kms.set_endpoint_url(Some(endpoint.clone()));
-        }
-        Ok(Connection { client: Client::from_conf(kms.build()), credentials: config.credentials_provider() })
-    }
-
-    fn loader(&self, region: Option<String>) -> ConfigLoader {
-        let attempt = self.settings.attempt_timeout;
-        let timeouts = TimeoutConfig::builder()
-            .connect_timeout(CONNECT_TIMEOUT.min(attempt))
-            .read_timeout(attempt)
-            .operation_attempt_timeout(attempt)
-            .operation_timeout(self.settings.operation_timeout);
-        let retries = RetryConfig::standard()
-            .with_max_attempts(MAX_ATTEMPTS)
-            .with_initial_backoff(FIRST_BACKOFF)
-            .with_max_backoff(LONGEST_BACKOFF);
-        let loader =
-            aws_config::defaults(BehaviorVersion::v2026_01_12()).timeout_config(timeouts.build()).retry_config(retries);
-        let loader = if self.settings.fips { loader.use_fips(true) } else { loader };
-        match region {
-            Some(region) => loader.region(Region::new(region)),
-            None => loader,
-        }
-    }
-
-    /// The Region that `key` or the settings name.
-    fn region(&self, key: &str) -> Option<String> {
-        region_of(key).map(str::to_owned).or_else(|| self.settings.region.clone())
-    }
-
-    /// Drops `connection`, unless another caller has replaced it already.
-    fn forget(&self, call: &Call<'_>, connection: &Arc<Connection>) {
-        let region = self.region(call.key);
-        let mut connections = self.connections();
-        if connections.get(&region).is_some_and(|current| Arc::ptr_eq(current, connection)) {
-            connections.remove(&region);
-        }
-    }
-
-    fn connections(&self) -> MutexGuard<'_, BTreeMap<Option<String>, Arc<Connection>>> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    async fn client(&self, call: &Call<'_>) -> Result<Arc<Client>, ProviderError> {
+        self.clients.get(call.key).await.map_err(|why| call.error(ProviderErrorKind::Misconfigured, &why))
     }
 }
 
@@ -252,6 +172,16 @@ impl Call<'_> {
         self.error(ProviderErrorKind::BadAnswer, &format!("the answer cannot be right: {what}"))
     }
 
+    /// What a failure of the SDK means.
+    fn failure<E: Failure>(&self, error: &SdkError<E>) -> ProviderError {
+        let unsent = match error {
+            SdkError::DispatchFailure(failure) => failure.as_connector_error().and_then(explain_unsent),
+            _ => None,
+        };
+        let (kind, why) = unsent.unwrap_or_else(|| (classify(error), describe(error)));
+        self.error(kind, &why)
+    }
+
     /// An error that says what failed, `why`, and what to do.
     fn error(&self, kind: ProviderErrorKind, why: &str) -> ProviderError {
         let message = format!("KMS {} with key {}: {why}: {}", self.operation, self.key, self.advice(kind));
@@ -275,26 +205,6 @@ impl Call<'_> {
             ProviderErrorKind::Misconfigured => {
                 "check the key's name, the endpoint, and the Region (--region, AWS_REGION, or a key ARN)".to_owned()
             }
-        }
-    }
-}
-
-impl Connection {
-    /// What a failure means. That there are no credentials looks like a failure to send, so they are asked for.
-    async fn explain<E: Failure>(&self, call: &Call<'_>, error: &SdkError<E>) -> ProviderError {
-        if let SdkError::DispatchFailure(failure) = error
-            && !(failure.is_io() || failure.is_timeout())
-            && let Some(reason) = self.missing_credentials().await
-        {
-            return call.error(ProviderErrorKind::Credentials, &format!("no credentials: {reason}"));
-        }
-        call.error(classify(error), &describe(error))
-    }
-
-    async fn missing_credentials(&self) -> Option<String> {
-        match &self.credentials {
-            None => Some("none are configured".to_owned()),
-            Some(provider) => provider.provide_credentials().await.err().map(|error| causes(&error)),
         }
     }
 }
@@ -376,14 +286,6 @@ fn describe<E: Failure>(error: &SdkError<E>) -> String {
     text
 }
 
-/// An error and its causes.
-fn causes(error: &(dyn StdError + 'static)) -> String {
-    let chain = std::iter::successors(Some(error), |error| (*error).source());
-    let mut texts: Vec<_> = chain.map(ToString::to_string).collect();
-    texts.dedup();
-    texts.join(": ")
-}
-
 /// Whether the key that KMS `answered` can be the `asked` one. An alias may stand for any key.
 fn names_same_key(asked: &str, answered: &str) -> bool {
     let is_alias = |name: &str| name.starts_with("alias/") || name.contains(":alias/");
@@ -394,11 +296,6 @@ fn names_same_key(asked: &str, answered: &str) -> bool {
         (false, true) => asked == answered,
         (false, false) => answered.rsplit('/').next() == Some(asked),
     }
-}
-
-/// The Region in an ARN, `arn:PARTITION:kms:REGION:ACCOUNT:key/ID`.
-fn region_of(key: &str) -> Option<&str> {
-    key.strip_prefix("arn:")?.split(':').nth(2)
 }
 
 fn check_key(key: &str) -> Result<(), ProviderError> {
@@ -413,24 +310,6 @@ fn check_key(key: &str) -> Result<(), ProviderError> {
         return Err(misconfigured(message));
     }
     Ok(())
-}
-
-/// The SDK refuses FIPS with any custom endpoint, but only in the middle of the first call.
-fn check_endpoint(settings: &AwsSettings, environment: impl Fn(&str) -> Option<String>) -> Result<(), ProviderError> {
-    let is_true = |name| environment(name).is_some_and(|value| value.eq_ignore_ascii_case("true"));
-    let fips = settings.fips || is_true("AWS_USE_FIPS_ENDPOINT");
-    let configured = || {
-        ["AWS_ENDPOINT_URL_KMS", "AWS_ENDPOINT_URL"].into_iter().find(|name| {
-            environment(name).is_some_and(|url| !url.is_empty()) && !is_true("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")
-        })
-    };
-    let source = settings.endpoint.as_ref().map(|_| "the endpoint setting").or_else(configured);
-    match source {
-        Some(source) if fips => Err(misconfigured(format!(
-            "AWS KMS: FIPS endpoints are asked for, and {source} names another endpoint: use one or the other"
-        ))),
-        _ => Ok(()),
-    }
 }
 
 fn misconfigured(message: String) -> ProviderError {
@@ -461,14 +340,6 @@ mod tests {
     }
 
     #[test]
-    fn an_arn_names_its_region_and_anything_else_takes_the_setting() {
-        let settings = AwsSettings { region: Some("us-east-1".to_owned()), ..AwsSettings::default() };
-        let provider = AwsKmsProvider::open(ARN, &settings).unwrap();
-        assert_eq!(provider.region(ARN).as_deref(), Some("eu-west-1"));
-        assert_eq!(provider.region("alias/a").as_deref(), Some("us-east-1"));
-    }
-
-    #[test]
     fn only_the_key_that_was_asked_for_will_do() {
         let other = ARN.replace("1234abcd", "00000000");
         let id = "1234abcd-12ab-34cd-56ef-1234567890ab";
@@ -478,27 +349,6 @@ mod tests {
         }
         assert!(!names_same_key(ARN, &other) && !names_same_key(id, &other));
         assert!(!names_same_key(ARN, &ARN.replace("eu-west-1", "us-east-1")));
-    }
-
-    #[test]
-    fn fips_excludes_other_endpoints() {
-        let none = |_: &str| None;
-        let one =
-            |name: &'static str, value: &'static str| move |asked: &str| (asked == name).then(|| value.to_owned());
-        let fips = AwsSettings { fips: true, ..AwsSettings::default() };
-        let endpoint = AwsSettings { endpoint: Some("http://127.0.0.1:1".to_owned()), ..AwsSettings::default() };
-        let both = AwsSettings { fips: true, ..endpoint.clone() };
-        assert!(check_endpoint(&fips, none).is_ok() && check_endpoint(&endpoint, none).is_ok());
-        assert!(check_endpoint(&both, none).is_err());
-        assert!(check_endpoint(&fips, one("AWS_ENDPOINT_URL_KMS", "http://127.0.0.1:1")).is_err());
-        assert!(check_endpoint(&fips, one("AWS_ENDPOINT_URL", "http://127.0.0.1:1")).is_err());
-        assert!(check_endpoint(&endpoint, one("AWS_USE_FIPS_ENDPOINT", "true")).is_err());
-        let ignored = |name: &str| match name {
-            "AWS_ENDPOINT_URL" => Some("http://127.0.0.1:1".to_owned()),
-            "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS" => Some("true".to_owned()),
-            _ => None,
-        };
-        assert!(check_endpoint(&fips, ignored).is_ok());
     }
 
     #[test]

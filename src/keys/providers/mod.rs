@@ -4,9 +4,13 @@
 //! provider holds has no `Debug` and is wiped on drop.
 
 #[cfg(feature = "aws-kms")]
+mod aws_client;
+#[cfg(feature = "aws-kms")]
 mod aws_describe;
 #[cfg(feature = "aws-kms")]
 mod aws_kms;
+#[cfg(feature = "aws-kms")]
+mod aws_transport;
 mod keyring;
 mod local;
 pub mod scripted;

@@ -1,0 +1,190 @@
+//! How calls reach AWS: whose certificates are trusted, which host is called, and that no key goes over a network in
+//! clear text.
+//!
+//! Each case runs the program itself, in an environment of its own. What TLS offers is in `tests/kms_server.rs`.
+#![cfg(all(feature = "mount", feature = "aws-kms"))]
+#![allow(clippy::unwrap_used)] // it is how a test fails
+
+#[path = "support/kms_server.rs"]
+mod kms_server;
+#[path = "support/moto.rs"]
+mod moto;
+#[path = "support/mount.rs"]
+mod support;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use kms_server::{KmsServer, Options};
+use support::Home;
+
+const ARN: &str = "arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A home with credentials, for a machine that may be busy.
+fn home() -> Home {
+    let mut home = Home::new();
+    moto::environment().iter().for_each(|(name, value)| home.set(*name, *value));
+    home.set("KMSFS_KMS_ATTEMPT_TIMEOUT", "20");
+    home.set("KMSFS_KMS_OPERATION_TIMEOUT", "40");
+    home
+}
+
+fn set_file(home: &mut Home, variable: &str, content: &str) {
+    let path = home.path(variable);
+    fs::write(&path, content).unwrap();
+    home.set(variable, path);
+}
+
+/// Tries to make a volume under `arn`, which must end with this exit code; returns what it says.
+fn init_refused(home: &Home, code: i32, arn: &str) -> String {
+    home.refused(code, &[&"init", &"cipher", &"--key", &format!("aws-kms:{arn}")])
+}
+
+// ---- TLS ----
+
+#[test]
+fn a_certificate_is_trusted_if_a_bundle_or_the_system_has_it() {
+    for (variable, works) in [(None, false), (Some("AWS_CA_BUNDLE"), true), (Some("SSL_CERT_FILE"), true)] {
+        let server = KmsServer::start_with(Options { tls: true, ..Options::default() }).unwrap();
+        let mut home = home();
+        home.set("AWS_ENDPOINT_URL_KMS", server.endpoint());
+        if let Some(variable) = variable {
+            set_file(&mut home, variable, server.certificate());
+        }
+        let arn = server.create_key().arn;
+        if works {
+            home.ok(&[&"init", &"cipher", &"--key", &format!("aws-kms:{arn}")]);
+            home.ok(&[&"doctor", &"cipher"]);
+            continue;
+        }
+        let said = init_refused(&home, 2, &arn);
+        for expected in ["certificate is not trusted", "AWS_CA_BUNDLE", "SSL_CERT_FILE"] {
+            assert!(said.contains(expected), "{expected}: {said}");
+        }
+        assert_eq!(server.all_calls(), 0);
+    }
+}
+
+/// The bundle is in the place of the system's certificates, not beside them.
+#[test]
+fn a_bundle_alone_is_trusted() {
+    let [server, other] = [(); 2].map(|()| KmsServer::start_with(Options { tls: true, ..Options::default() }).unwrap());
+    let mut home = home();
+    home.set("AWS_ENDPOINT_URL_KMS", server.endpoint());
+    set_file(&mut home, "SSL_CERT_FILE", server.certificate());
+    set_file(&mut home, "AWS_CA_BUNDLE", other.certificate());
+    let said = init_refused(&home, 2, &server.create_key().arn);
+    assert!(said.contains("certificate is not trusted"), "{said}");
+}
+
+#[test]
+fn a_bundle_that_cannot_be_used_is_named() {
+    let mut home = home();
+    for content in ["", "not a certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+        set_file(&mut home, "AWS_CA_BUNDLE", content);
+        assert!(init_refused(&home, 2, ARN).contains("AWS_CA_BUNDLE"), "{content}");
+    }
+    home.set("AWS_CA_BUNDLE", "/nonexistent/bundle.pem");
+    assert!(init_refused(&home, 2, ARN).contains("/nonexistent/bundle.pem"));
+}
+
+// ---- hosts ----
+
+/// The host that `init` wants to reach, told by a proxy that lets nobody through.
+fn host_called(mut home: Home, arguments: &[&str]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    home.set("HTTPS_PROXY", format!("http://{}", listener.local_addr().unwrap()));
+    let (send, receive) = mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line).unwrap();
+            let _ = send.send(line);
+            let _ = (&stream).write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    let key = format!("aws-kms:{ARN}");
+    let mut all: Vec<support::Argument<'_>> = vec![&"init", &"cipher", &"--key", &key];
+    all.extend(arguments.iter().map(|argument| argument as support::Argument<'_>));
+    home.refused(8, &all);
+    receive.recv_timeout(PATIENCE).unwrap().trim_end().to_owned()
+}
+
+#[test]
+fn fips_hosts_are_called_when_asked_for() {
+    let with = |name: &str, value: &str| {
+        let mut home = home();
+        home.set(name, value);
+        home
+    };
+    assert_eq!(host_called(home(), &[]), "CONNECT kms.us-east-1.amazonaws.com:443 HTTP/1.1");
+    let fips = "CONNECT kms-fips.us-east-1.amazonaws.com:443 HTTP/1.1";
+    assert_eq!(host_called(home(), &["--fips"]), fips);
+    assert_eq!(host_called(with("KMSFS_FIPS", "true"), &[]), fips);
+    assert_eq!(host_called(with("AWS_USE_FIPS_ENDPOINT", "true"), &[]), fips);
+    let mut profile = home();
+    set_file(&mut profile, "AWS_CONFIG_FILE", "[default]\nuse_fips_endpoint = true\n");
+    assert_eq!(host_called(profile, &[]), fips);
+}
+
+#[test]
+fn fips_and_another_endpoint_exclude_each_other_everywhere() {
+    let server = KmsServer::start();
+    let mut home = home();
+    home.set("AWS_ENDPOINT_URL_KMS", server.endpoint());
+    let arn = server.create_key().arn;
+    home.ok(&[&"init", &"cipher", &"--key", &format!("aws-kms:{arn}")]);
+    home.ok(&[&"doctor", &"cipher"]);
+    fs::create_dir(home.path("plain")).unwrap();
+    home.set("AWS_USE_FIPS_ENDPOINT", "true");
+    let calls = server.all_calls();
+    let key = format!("aws-kms:{arn}");
+    for said in [
+        home.refused(2, &[&"init", &"other", &"--key", &key]),
+        home.refused(2, &[&"mount", &"cipher", &"plain"]),
+        home.refused(2, &[&"doctor", &"cipher"]),
+    ] {
+        assert!(said.contains("FIPS") && said.contains("AWS_ENDPOINT_URL_KMS"), "{said}");
+    }
+    assert_eq!(server.all_calls(), calls);
+}
+
+/// Only the first call can know.
+#[test]
+fn fips_and_an_endpoint_of_a_profile_exclude_each_other() {
+    let mut home = home();
+    set_file(&mut home, "AWS_CONFIG_FILE", "[default]\nendpoint_url = https://127.0.0.1:1\nuse_fips_endpoint = true\n");
+    let said = init_refused(&home, 2, ARN);
+    assert!(said.contains("FIPS and custom endpoint are not supported"), "{said}");
+}
+
+// ---- clear text ----
+
+#[test]
+fn keys_do_not_leave_the_machine_in_clear_text() {
+    for variable in ["KMSFS_ENDPOINT_URL", "AWS_ENDPOINT_URL_KMS", "AWS_ENDPOINT_URL"] {
+        let mut home = home();
+        home.set(variable, "http://kms.example.com");
+        assert!(init_refused(&home, 2, ARN).contains("clear text"), "{variable}");
+    }
+    // Only the first call can know of this one; nothing is sent.
+    let mut home = home();
+    set_file(&mut home, "AWS_CONFIG_FILE", "[default]\nendpoint_url = http://169.254.1.1:8000\n");
+    assert!(init_refused(&home, 2, ARN).contains("clear text"));
+}
+
+#[test]
+fn an_identity_does_not_leave_the_machine_in_clear_text() {
+    let mut home = Home::new();
+    for (name, value) in moto::environment().iter().filter(|(name, _)| !name.contains("KEY")) {
+        home.set(*name, *value);
+    }
+    set_file(&mut home, "AWS_WEB_IDENTITY_TOKEN_FILE", "identity");
+    home.set("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/kmsfs");
+    home.set("AWS_ENDPOINT_URL_STS", "http://sts.example.com");
+    assert!(init_refused(&home, 7, ARN).contains("clear text"));
+}
