@@ -139,6 +139,23 @@ fn from_a_process_that_a_profile_names() {
     assert_signed(&account, |key, token| (key, token) == ("process-key", "process-token"));
 }
 
+/// Whether it ends with success or not.
+#[test]
+fn what_a_process_says_is_not_repeated() {
+    for end in ["", "; exit 1"] {
+        let account = AwsAccount::start();
+        let mut home = home(&account);
+        let script = format!("echo '{{\"Version\": 1, \"SecretAccessKey\": \"process-secret\"'{end}\n");
+        fs::write(home.path("script"), script).unwrap();
+        let process = format!("[default]\ncredential_process = sh {} argument-secret\n", home.path("script").display());
+        set_file(&mut home, "AWS_CONFIG_FILE", &process);
+        home.set("KMSFS_LOG", "trace");
+        let key = format!("aws-kms:{}", account.create_key().arn);
+        let said = home.refused(7, &[&"init", &"cipher", &"--key", &key]);
+        assert!(said.contains("no credentials") && !said.contains("-secret"), "{said}");
+    }
+}
+
 #[test]
 fn from_a_role_that_a_profile_assumes() {
     let moto = Moto::start();
@@ -170,6 +187,31 @@ fn from_a_web_identity() {
     let asked = account.seen_of("AssumeRoleWithWebIdentity");
     assert!(asked.iter().all(|seen| (&*seen.access_key, &*seen.token) == ("", "identity-1")), "{asked:?}");
     assert_signed(&account, |key, token| key.starts_with("ASIA") && !token.is_empty());
+}
+
+/// STS and a container whose answers do not parse: what they hold is not shown.
+#[test]
+fn a_broken_answer_with_a_secret_is_not_repeated() {
+    let xml = "<Other><SecretAccessKey>answered-secret</SecretAccessKey></Other>";
+    let sts = FakeKms::start(vec![(200, xml.to_owned())]);
+    let container =
+        FakeKms::start(vec![(200, r#"{"AccessKeyId":"a","SecretAccessKey":"answered-secret","T"#.to_owned())]);
+    for source in ["web identity", "container"] {
+        let account = AwsAccount::start();
+        let mut home = home(&account);
+        match source {
+            "container" => home.set("AWS_CONTAINER_CREDENTIALS_FULL_URI", container.endpoint()),
+            _ => set_web_identity(&mut home, "identity-secret"),
+        }
+        home.set("AWS_ENDPOINT_URL_STS", sts.endpoint());
+        home.set("KMSFS_LOG", "trace");
+        let key = format!("aws-kms:{}", account.create_key().arn);
+        let output = home.kmsfs(&[&"init", &"cipher", &"--key", &key]);
+        let said = support::text(&output.stderr);
+        assert!(!output.status.success() && said.contains("no credentials"), "{source}: {said}");
+        assert!(!said.contains("-secret"), "{source}: {said}");
+    }
+    assert!(sts.requests() > 0 && container.requests() > 0);
 }
 
 fn set_container(home: &mut Home, account: &AwsAccount) {
@@ -247,6 +289,7 @@ fn from_nowhere() {
         assert!(said.contains("no credentials") && said.contains("AWS_PROFILE"), "{service:?}: {said}");
         assert_eq!(account.seen_of("GenerateDataKey"), []);
     }
+    assert!(silent.requests() > 0);
 }
 
 #[test]

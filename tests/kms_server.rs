@@ -658,8 +658,7 @@ fn wrong_credentials_are_refused() {
     assert_eq!((ACCESS_KEY, SECRET), ("test", "test"), "what moto::environment says");
 }
 
-/// The SDK ignores AWS_CA_BUNDLE; it trusts the system's certificates, and rustls-native-certs takes SSL_CERT_FILE for
-/// the place of those.
+/// The system's certificates are trusted, and rustls-native-certs takes SSL_CERT_FILE for the place of those.
 #[test]
 fn the_sdk_speaks_tls_with_forward_secrecy_only() {
     let server = KmsServer::start_with(Options { tls: true, ..Options::default() }).unwrap();
@@ -698,8 +697,8 @@ fn a_certificate_that_is_not_trusted_ends_the_call() {
         let server = KmsServer::start_with(Options { tls: true, ..Options::default() }).unwrap();
         let context = EncryptionContext::data_key(&[1; 16], &[2; 16]);
         let error = provider(&server.create_key().arn, &server.endpoint()).generate_data_key(&context).err().unwrap();
-        assert_eq!(error.kind, ProviderErrorKind::Unavailable, "{error}");
-        assert!(error.message.contains("certificate"), "{error}");
+        assert_eq!(error.kind, ProviderErrorKind::Misconfigured, "{error}");
+        assert!(error.message.contains("certificate") && error.message.contains("SSL_CERT_FILE"), "{error}");
         assert_eq!(server.all_calls(), 0);
     });
 }

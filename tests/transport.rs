@@ -173,7 +173,7 @@ fn keys_do_not_leave_the_machine_in_clear_text() {
     }
     // Only the first call can know of this one; nothing is sent.
     let mut home = home();
-    set_file(&mut home, "AWS_CONFIG_FILE", "[default]\nendpoint_url = http://169.254.1.1:8000\n");
+    set_file(&mut home, "AWS_CONFIG_FILE", "[default]\nendpoint_url = http://[fd00:ec2::1]:8000\n");
     assert!(init_refused(&home, 2, ARN).contains("clear text"));
 }
 

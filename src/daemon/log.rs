@@ -62,12 +62,19 @@ pub enum LogError {
     Twice(#[from] SetGlobalDefaultError),
 }
 
+/// How the crates of the AWS SDK are called. Their warnings repeat whole answers of servers, with the credentials in
+/// them; what they mean is in our own errors.
+const SHOWS_ANSWERS: &str = "aws_";
+
 /// Sends every event of this process from now on to `target`.
 ///
 /// # Errors
 /// [`LogError`].
 pub fn init(level: Level, target: &Target) -> Result<(), LogError> {
-    let filter = Targets::new().with_default(level.0.min(LevelFilter::WARN)).with_target("kmsfs", level.0);
+    let filter = Targets::new()
+        .with_default(level.0.min(LevelFilter::WARN))
+        .with_target("kmsfs", level.0)
+        .with_target(SHOWS_ANSWERS, LevelFilter::OFF);
     let format = tracing_subscriber::fmt::layer();
     match target {
         Target::Stderr => {
