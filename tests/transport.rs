@@ -1,7 +1,7 @@
 //! How calls reach AWS: whose certificates are trusted, which host is called, and that no key goes over a network in
 //! clear text.
 //!
-//! Each case runs the program itself, in an environment of its own. What TLS offers is in `tests/kms_server.rs`.
+//! Each case runs the program itself, in an environment of its own.
 #![cfg(all(feature = "mount", feature = "aws-kms"))]
 #![allow(clippy::unwrap_used)] // it is how a test fails
 
@@ -13,7 +13,7 @@ mod moto;
 mod support;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -45,6 +45,69 @@ fn init_refused(home: &Home, code: i32, arn: &str) -> String {
 }
 
 // ---- TLS ----
+
+/// What a client offers in its first message, RFC 8446 section 4.1.2: cipher suites, groups and versions.
+fn client_hello(message: &[u8]) -> [Vec<u16>; 3] {
+    fn take<'a>(bytes: &mut &'a [u8], length: usize) -> &'a [u8] {
+        let (taken, rest) = bytes.split_at(length);
+        *bytes = rest;
+        taken
+    }
+    /// What stands behind its length, which has `width` bytes.
+    fn vector<'a>(bytes: &mut &'a [u8], width: usize) -> &'a [u8] {
+        let length = take(bytes, width).iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
+        take(bytes, length)
+    }
+    let numbers = |bytes: &[u8]| bytes.chunks(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect();
+    let mut rest = message;
+    assert_eq!(take(&mut rest, 1), [1], "a ClientHello");
+    let mut body = vector(&mut rest, 3);
+    take(&mut body, 2 + 32);
+    vector(&mut body, 1);
+    let suites = numbers(vector(&mut body, 2));
+    vector(&mut body, 1);
+    let mut extensions = vector(&mut body, 2);
+    let (mut groups, mut versions) = (Vec::new(), Vec::new());
+    while !extensions.is_empty() {
+        let kind = take(&mut extensions, 2);
+        let mut content = vector(&mut extensions, 2);
+        match kind {
+            [0, 10] => groups = numbers(vector(&mut content, 2)),
+            [0, 43] => versions = numbers(vector(&mut content, 1)),
+            _ => {}
+        }
+    }
+    [suites, groups, versions]
+}
+
+/// Every suite has a key exchange that is forgotten (TLS 1.3, or ECDHE) and an AEAD; the first group is a hybrid with
+/// ML-KEM.
+#[test]
+fn only_forward_secrecy_is_offered() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut home = home();
+    home.set("AWS_ENDPOINT_URL_KMS", format!("https://{}", listener.local_addr().unwrap()));
+    let (send, receive) = mpsc::channel();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let mut head = [0; 5];
+            stream.read_exact(&mut head).unwrap();
+            assert_eq!(head[0], 22, "a handshake");
+            let mut message = vec![0; usize::from(u16::from_be_bytes([head[3], head[4]]))];
+            stream.read_exact(&mut message).unwrap();
+            let _ = send.send(message);
+        }
+    });
+    init_refused(&home, 8, ARN);
+    let [suites, groups, versions] = client_hello(&receive.recv_timeout(PATIENCE).unwrap());
+    let tls13 = [0x1302, 0x1301];
+    let ecdhe = [0xc02c, 0xc02b, 0xc030, 0xc02f, 0xcca8];
+    // It says that renegotiation is refused.
+    let no_suite = [0x00ff];
+    assert_eq!(suites, [&tls13[..], &ecdhe, &no_suite].concat(), "{suites:04x?}");
+    assert_eq!(groups, [0x11ec, 0x001d, 0x0017, 0x0018], "{groups:04x?}");
+    assert_eq!(versions, [0x0304, 0x0303], "{versions:04x?}");
+}
 
 #[test]
 fn a_certificate_is_trusted_if_a_bundle_or_the_system_has_it() {
