@@ -1,13 +1,14 @@
 //! Pure functions over bytes: secrets, AEAD suites, key derivation, and the keys of a volume and of a file.
 //!
 //! Nothing here does I/O, logs, or knows where its bytes came from. Invariants:
-//! * a secret has no `Debug`, no `Clone`, is filled in place and wiped on drop;
+//! * a secret has no `Debug`, no `Clone`, is filled in place, lies in memory that the kernel protects, and is wiped on drop;
 //! * [`FileKeys`] exist only after the header that names them authenticated and the data key matched its commitment;
 //! * every comparison of a MAC, a tag or a commitment takes constant time.
 //!
 //! Implements `docs/FORMAT.md` sections 3 (pages), 5 (keys of a file) and 7 (names, link targets, extended attributes).
 
 mod aead;
+mod arena;
 mod file_keys;
 mod kdf;
 mod secret;
@@ -18,6 +19,7 @@ mod xaes;
 mod xattr_key;
 
 pub use aead::{AeadSession, SuiteKey, Unauthentic};
+pub use arena::KeyMemory;
 pub use file_keys::{CommitmentMismatch, FileKeys, commitment};
 pub use secret::{DataKey, Secret, random_array};
 pub use suite::Suite;

@@ -1,9 +1,10 @@
 //! Secrets: types that cannot be printed or copied by accident.
 
-use zeroize::Zeroize;
+use super::arena::Slot;
 
-/// `N` secret bytes on the heap, wiped on drop. Has neither `Debug` nor `Clone`; moves copy a pointer, not the bytes.
-pub struct Secret<const N: usize>(Box<[u8; N]>);
+/// `N` secret bytes, at most 64, in memory that the kernel protects ([`super::KeyMemory`]), wiped on drop. Has neither
+/// `Debug` nor `Clone`; moves copy a pointer, not the bytes.
+pub struct Secret<const N: usize>(Slot<N>);
 
 /// A 256-bit data key as a provider generates it.
 pub type DataKey = Secret<32>;
@@ -14,8 +15,8 @@ impl<const N: usize> Secret<N> {
     /// # Errors
     /// The error of `fill`.
     pub fn fill_with<E>(fill: impl FnOnce(&mut [u8; N]) -> Result<(), E>) -> Result<Self, E> {
-        let mut secret = Self(Box::new([0; N]));
-        fill(&mut secret.0)?;
+        let mut secret = Self(Slot::zeros());
+        fill(secret.0.bytes_mut())?;
         Ok(secret)
     }
 
@@ -25,21 +26,15 @@ impl<const N: usize> Secret<N> {
     /// If the kernel has no randomness to give, which no supported kernel does after boot.
     #[must_use]
     pub fn random() -> Self {
-        let mut secret = Self(Box::new([0; N]));
-        fill_random(secret.0.as_mut_slice());
+        let mut secret = Self(Slot::zeros());
+        fill_random(secret.0.bytes_mut());
         secret
     }
 
     /// The bytes. Every use of this is a place to audit.
     #[must_use]
     pub fn expose(&self) -> &[u8; N] {
-        &self.0
-    }
-}
-
-impl<const N: usize> Drop for Secret<N> {
-    fn drop(&mut self) {
-        self.0.zeroize();
+        self.0.bytes()
     }
 }
 
