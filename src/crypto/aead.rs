@@ -6,15 +6,15 @@ use chacha20poly1305::aead::inout::InOutBuf;
 use chacha20poly1305::aead::{AeadInOut, KeyInit};
 
 use super::xaes::{NoncePrefix, XaesKey};
-use super::{NONCE_LEN, Secret, Suite, TAG_LEN};
+use super::{NONCE_LEN, Secret, Suite, TAG_LEN, stack};
 
 /// The box does not authenticate: it was changed, moved, or sealed under another key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("does not authenticate")]
 pub struct Unauthentic;
 
-/// A key of one suite. Wiped on drop by the implementations behind it.
-pub struct SuiteKey(Kind);
+/// A key of one suite, expanded. Wiped on drop by the implementations behind it; moves copy a pointer, not the key.
+pub struct SuiteKey(Box<Kind>);
 
 #[allow(clippy::large_enum_variant)] // the large one is the usual one
 enum Kind {
@@ -26,9 +26,11 @@ impl SuiteKey {
     /// Expands `key` for `suite`.
     #[must_use]
     pub fn new(suite: Suite, key: &Secret<32>) -> Self {
-        Self(match suite {
-            Suite::Xaes256Gcm => Kind::Xaes(XaesKey::new(key.expose())),
-            Suite::XChaCha20Poly1305 => Kind::XChaCha(XChaCha20Poly1305::new(key.expose().into())),
+        stack::wiped(|| {
+            Self(Box::new(match suite {
+                Suite::Xaes256Gcm => Kind::Xaes(XaesKey::new(key.expose())),
+                Suite::XChaCha20Poly1305 => Kind::XChaCha(XChaCha20Poly1305::new(key.expose().into())),
+            }))
         })
     }
 
@@ -55,7 +57,7 @@ impl AeadSession<'_> {
     pub fn seal(&mut self, nonce: &[u8; NONCE_LEN], aad: &[u8], plain: &[u8], cipher: &mut [u8]) -> [u8; TAG_LEN] {
         assert_eq!(plain.len(), cipher.len(), "a box is as long as its content");
         let mut tag = [0; TAG_LEN];
-        match &self.key.0 {
+        match &*self.key.0 {
             Kind::Xaes(key) => {
                 let (inner, nonce) = inner_key(&mut self.inner, key, nonce);
                 inner
@@ -87,7 +89,7 @@ impl AeadSession<'_> {
         plain: &mut [u8],
     ) -> Result<(), Unauthentic> {
         assert_eq!(plain.len(), cipher.len(), "a box is as long as its content");
-        match &self.key.0 {
+        match &*self.key.0 {
             Kind::Xaes(key) => {
                 let (inner, nonce) = inner_key(&mut self.inner, key, nonce);
                 inner.open_separate_gather(nonce, Aad::from(aad), cipher, tag, plain).map_err(|_| Unauthentic)

@@ -279,7 +279,7 @@ mod tests {
         assert_eq!(now(), [0xa5; 61]);
         drop(slot);
         // The slot may be another test's by now, but it holds nothing of this one.
-        assert_ne!(now(), [0xa5; 61]);
+        assert!(now().iter().filter(|byte| **byte == 0xa5).count() < 10);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use hkdf::Hkdf;
 use sha2::Sha256;
 
-use super::Secret;
+use super::{Secret, stack};
 
 pub(super) const CONTENT: &[u8] = b"kmsfs v1 content";
 pub(super) const COMMIT: &[u8] = b"kmsfs v1 commit";
@@ -19,8 +19,8 @@ pub(super) const FINGERPRINT: &[u8] = b"kmsfs v1 fingerprint";
 /// `N` bytes of HKDF-SHA256(`key`, `salt`, the concatenation of `info`).
 #[allow(clippy::expect_used)] // only lengths above 255 blocks are refused
 pub(super) fn derive<const N: usize>(key: &Secret<32>, salt: &[u8], info: &[&[u8]]) -> Secret<N> {
-    Secret::fill_with(|out| Hkdf::<Sha256>::new(Some(salt), key.expose()).expand_multi_info(info, out))
-        .expect("a short output")
+    let fill = |out: &mut [u8; N]| Hkdf::<Sha256>::new(Some(salt), key.expose()).expand_multi_info(info, out);
+    stack::wiped(|| Secret::fill_with(fill)).expect("a short output")
 }
 
 #[cfg(test)]

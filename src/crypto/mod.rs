@@ -2,6 +2,7 @@
 //!
 //! Nothing here does I/O, logs, or knows where its bytes came from. Invariants:
 //! * a secret has no `Debug`, no `Clone`, is filled in place, lies in memory that the kernel protects, and is wiped on drop;
+//! * what is computed with a key itself leaves nothing of it on the stack;
 //! * [`FileKeys`] exist only after the header that names them authenticated and the data key matched its commitment;
 //! * every comparison of a MAC, a tag or a commitment takes constant time.
 //!
@@ -13,6 +14,7 @@ mod file_keys;
 mod kdf;
 mod secret;
 mod small_box;
+mod stack;
 mod suite;
 mod volume_keys;
 mod xaes;

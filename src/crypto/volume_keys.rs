@@ -6,7 +6,7 @@ use hmac::{Hmac, Mac};
 use sha2::{Digest, Sha256};
 
 use super::small_box::SmallBoxKey;
-use super::{DataKey, Secret, Suite, Unauthentic, XattrKey, kdf, random_array};
+use super::{DataKey, Secret, Suite, Unauthentic, XattrKey, kdf, random_array, stack};
 
 /// Every key of a volume. The volume key itself is not kept.
 pub struct VolumeKeys {
@@ -40,13 +40,13 @@ impl VolumeKeys {
     /// The MAC over a volume config's body.
     #[must_use]
     pub fn config_mac(&self, body: &[u8]) -> [u8; 32] {
-        hmac(&self.config, &[body]).finalize().into_bytes().into()
+        stack::wiped(|| hmac(&self.config, &[body]).finalize().into_bytes().into())
     }
 
     /// Whether `mac` is the MAC of `body`.
     #[must_use]
     pub fn config_is_authentic(&self, body: &[u8], mac: &[u8; 32]) -> bool {
-        hmac(&self.config, &[body]).verify_slice(mac).is_ok()
+        stack::wiped(|| hmac(&self.config, &[body]).verify_slice(mac).is_ok())
     }
 
     /// A public name for the volume key: equal for equal keys, and of no use to anybody who lacks it.
@@ -84,7 +84,7 @@ impl HeaderKey {
     /// The MAC over the bytes of a header slot.
     #[must_use]
     pub fn mac(&self, signed: &[u8]) -> [u8; 32] {
-        hmac(&self.0, &[signed]).finalize().into_bytes().into()
+        stack::wiped(|| hmac(&self.0, &[signed]).finalize().into_bytes().into())
     }
 
     /// Checks `mac` over `signed`, the slot bytes that `suite`, `file_id` and `commitment` were parsed from.
@@ -99,7 +99,7 @@ impl HeaderKey {
         file_id: [u8; 32],
         commitment: [u8; 32],
     ) -> Result<VerifiedHeader, Unauthentic> {
-        hmac(&self.0, &[signed]).verify_slice(mac).map_err(|_| Unauthentic)?;
+        stack::wiped(|| hmac(&self.0, &[signed]).verify_slice(mac)).map_err(|_| Unauthentic)?;
         Ok(VerifiedHeader { suite, file_id, commitment })
     }
 }
@@ -137,7 +137,8 @@ impl NameKey {
         let id: [u8; 16] = random_array();
         let mut signed = [0; 32];
         signed[..16].copy_from_slice(&id);
-        signed[16..].copy_from_slice(&hmac(&self.directory, &[&id]).finalize().into_bytes()[..16]);
+        let mac: [u8; 32] = stack::wiped(|| hmac(&self.directory, &[&id]).finalize().into_bytes().into());
+        signed[16..].copy_from_slice(&mac[..16]);
         (id, signed)
     }
 
@@ -147,7 +148,7 @@ impl NameKey {
     /// [`Unauthentic`] if this volume did not make it.
     pub fn directory_id(&self, signed: &[u8; 32]) -> Result<[u8; 16], Unauthentic> {
         let (id, mac) = signed.split_at(16);
-        hmac(&self.directory, &[id]).verify_truncated_left(mac).map_err(|_| Unauthentic)?;
+        stack::wiped(|| hmac(&self.directory, &[id]).verify_truncated_left(mac)).map_err(|_| Unauthentic)?;
         id.try_into().map_err(|_| Unauthentic)
     }
 }
@@ -176,11 +177,11 @@ impl LinkKey {
 
 #[allow(clippy::expect_used)] // one associated header never exceeds the 126 that SIV takes
 pub(super) fn siv_seal(key: &Secret<64>, header: &[u8], text: &[u8]) -> Vec<u8> {
-    Aes256Siv::new(key.expose().into()).encrypt([header], text).expect("one header")
+    stack::wiped(|| Aes256Siv::new(key.expose().into()).encrypt([header], text)).expect("one header")
 }
 
 pub(super) fn siv_open(key: &Secret<64>, header: &[u8], sealed: &[u8]) -> Result<Vec<u8>, Unauthentic> {
-    Aes256Siv::new(key.expose().into()).decrypt([header], sealed).map_err(|_| Unauthentic)
+    stack::wiped(|| Aes256Siv::new(key.expose().into()).decrypt([header], sealed)).map_err(|_| Unauthentic)
 }
 
 #[allow(clippy::expect_used)] // HMAC takes keys of any length
