@@ -1,5 +1,11 @@
 //! Unwrapped data keys, least recently used first out, limited by count and age. Evicting a key wipes it once the last
 //! user is done with it.
+//!
+//! A large cache has several shards, so that openers of different files rarely wait for each other. Invariants:
+//! * the limits of the shards add up to the limit of the cache: there are never more keys than that;
+//! * each shard drops the least recently used of its own keys, so a large cache may drop a key when a few more than nine
+//!   tenths of it are in use; one with fewer than [`SHARE`] keys for each of two shards has one, and is exact;
+//! * only one shard's lock is held at a time.
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -48,14 +54,27 @@ pub(super) struct Unwrapped {
     pub(super) since: Instant,
 }
 
+/// Shards at most.
+const MAX_SHARDS: usize = 16;
+/// Keys that make it worth having another shard.
+const SHARE: usize = 1024;
+
 pub(super) struct Cache {
-    entries: Mutex<LruCache<CacheKey, Unwrapped>>,
+    shards: Vec<Shard>,
     limits: KeyLimits,
 }
 
+type Shard = Mutex<LruCache<CacheKey, Unwrapped>>;
+type Entries<'c> = MutexGuard<'c, LruCache<CacheKey, Unwrapped>>;
+
 impl Cache {
     pub(super) fn new(limits: KeyLimits) -> Self {
-        Self { entries: Mutex::new(LruCache::new(limits.entries)), limits }
+        let all = limits.entries.get();
+        let count = (all / SHARE).clamp(1, MAX_SHARDS);
+        // As equal as they can be, and all of them together exactly.
+        let share = |shard: usize| all / count + usize::from(shard < all % count);
+        let shards = (0..count).map(|shard| NonZeroUsize::new(share(shard)).unwrap_or(NonZeroUsize::MIN));
+        Self { shards: shards.map(|share| Mutex::new(LruCache::new(share))).collect(), limits }
     }
 
     /// The key, if it is there and young enough at `now`.
@@ -75,7 +94,7 @@ impl Cache {
 
     /// A key that is too old for any use is wiped on the way.
     fn younger_than(&self, age: Duration, key: &CacheKey, now: Instant) -> Option<Unwrapped> {
-        let mut entries = self.entries();
+        let mut entries = self.shard_of(key);
         let entry = entries.get(key)?;
         let found = now.saturating_duration_since(entry.since);
         if found < age {
@@ -88,37 +107,47 @@ impl Cache {
     }
 
     pub(super) fn put(&self, key: CacheKey, unwrapped: Unwrapped) {
-        self.entries().put(key, unwrapped);
+        let evicted = self.shard_of(&key).push(key, unwrapped);
+        // Its memory is wiped without the lock.
+        drop(evicted);
     }
 
     /// Wipes a key that its provider has refused.
     pub(super) fn remove(&self, key: &CacheKey) {
-        self.entries().pop(key);
+        self.shard_of(key).pop(key);
     }
 
     /// Wipes what is too old for any use.
     pub(super) fn sweep(&self, now: Instant) {
         let oldest = self.limits.max_age + self.limits.stale_grace;
-        let mut entries = self.entries();
-        let old: Vec<_> = entries
-            .iter()
-            .filter(|(_, entry)| now.saturating_duration_since(entry.since) >= oldest)
-            .map(|(key, _)| key.clone())
-            .collect();
-        old.iter().for_each(|key| drop(entries.pop(key)));
+        for shard in &self.shards {
+            let mut entries = locked(shard);
+            let old: Vec<_> = entries
+                .iter()
+                .filter(|(_, entry)| now.saturating_duration_since(entry.since) >= oldest)
+                .map(|(key, _)| key.clone())
+                .collect();
+            old.iter().for_each(|key| drop(entries.pop(key)));
+        }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.entries().len()
+        self.shards.iter().map(|shard| locked(shard).len()).sum()
     }
 
     pub(super) fn clear(&self) {
-        self.entries().clear();
+        self.shards.iter().for_each(|shard| locked(shard).clear());
     }
 
-    fn entries(&self) -> MutexGuard<'_, LruCache<CacheKey, Unwrapped>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Ids of data keys are random, so their first bytes spread them evenly.
+    fn shard_of(&self, key: &CacheKey) -> Entries<'_> {
+        let [first, second, ..] = key.data_key_id;
+        locked(&self.shards[usize::from(u16::from_le_bytes([first, second])) % self.shards.len()])
     }
+}
+
+fn locked(shard: &Shard) -> Entries<'_> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -158,6 +187,56 @@ mod tests {
         cache.sweep(at(14));
         assert_eq!(cache.len(), 1);
         cache.sweep(at(15));
+        assert_eq!(cache.len(), 0);
+    }
+
+    /// Ids as the key path makes them.
+    fn random_name() -> CacheKey {
+        CacheKey { data_key_id: crate::crypto::random_array(), records: [0; 32] }
+    }
+
+    #[test]
+    fn the_limits_of_the_shards_add_up() {
+        for (entries, shards) in [(1, 1), (15, 1), (2047, 1), (2048, 2), (5000, 4), (16384, 16), (100_003, 16)] {
+            let cache = Cache::new(limits(entries));
+            let shares: Vec<usize> = cache.shards.iter().map(|shard| locked(shard).cap().get()).collect();
+            assert_eq!((shares.len(), shares.iter().sum()), (shards, entries));
+            assert!(shares.iter().max().unwrap() - shares.iter().min().unwrap() <= 1, "{shares:?}");
+        }
+    }
+
+    #[test]
+    fn a_cache_of_one_key_keeps_the_last_one() {
+        let cache = Cache::new(limits(1));
+        let start = Instant::now();
+        for _ in 0..100 {
+            let key = random_name();
+            cache.put(key.clone(), unwrapped(start));
+            assert!(cache.get(&key, start).is_some());
+            assert_eq!(cache.len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_sharded_cache_is_never_too_full_and_nearly_full() {
+        let entries = 4096;
+        let (cache, start) = (Cache::new(limits(entries)), Instant::now());
+        for _ in 0..entries * 9 / 10 {
+            cache.put(random_name(), unwrapped(start));
+        }
+        // Shares of 1024 that each get 922 keys, give or take 30: to exceed one is more than three times that.
+        assert!(cache.len() >= entries * 9 / 10 - 20, "{}", cache.len());
+        for _ in 0..2 * entries {
+            cache.put(random_name(), unwrapped(start));
+            assert!(cache.len() <= entries);
+        }
+        assert_eq!(cache.len(), entries);
+        let last = random_name();
+        cache.put(last.clone(), unwrapped(start));
+        assert!(cache.get(&last, start).is_some());
+        cache.remove(&last);
+        assert!(cache.get(&last, start).is_none());
+        cache.sweep(start + Duration::from_secs(15));
         assert_eq!(cache.len(), 0);
     }
 
