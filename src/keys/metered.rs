@@ -146,6 +146,10 @@ impl Provider for Metered {
         self.call(|| self.provider.unwrap(key_id, wrapped, context))
     }
 
+    fn hang_up(&self) {
+        self.provider.hang_up();
+    }
+
     fn describe(&self, key_id: &str) -> Result<super::KeyDescription, ProviderError> {
         self.call(|| self.provider.describe(key_id))
     }

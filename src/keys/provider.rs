@@ -86,6 +86,10 @@ pub trait Provider: Send + Sync {
     /// [`ProviderError`].
     fn unwrap(&self, key_id: &str, wrapped: &[u8], context: &EncryptionContext) -> Result<DataKey, ProviderError>;
 
+    /// Closes connections, whose buffers hold the last answers. Calls under way end as they would; the next one connects
+    /// again. A provider without connections leaves this as it is.
+    fn hang_up(&self) {}
+
     /// What is known of the wrapping key `key_id`, for people. A provider whose keys have no state leaves this as it is.
     ///
     /// # Errors

@@ -135,6 +135,12 @@ impl Provider for AwsKmsProvider {
         Ok(data_key)
     }
 
+    fn hang_up(&self) {
+        let connections = std::mem::take(&mut *self.connections());
+        // Their own threads close them; the lock is not held for it.
+        drop(connections);
+    }
+
     fn describe(&self, key_id: &str) -> Result<KeyDescription, ProviderError> {
         check_key(key_id)?;
         aws_describe::describe(self, key_id)
