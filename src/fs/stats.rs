@@ -29,6 +29,8 @@ pub struct Stats {
     pub key_cache_misses: u64,
     /// Unwrapped data keys in memory.
     pub key_cache_entries: u64,
+    /// What keys are in: secret memory, locked memory, or ordinary memory, which may be swapped to disk.
+    pub key_memory: String,
     /// Calls of providers.
     pub provider_calls: u64,
     /// Calls that failed.
@@ -67,6 +69,7 @@ impl Filesystem {
             key_cache_hits: keys.hits,
             key_cache_misses: keys.misses,
             key_cache_entries: keys.entries,
+            key_memory: keys.memory.name().to_owned(),
             provider_calls: keys.calls,
             provider_failures: keys.failures,
             locked: self.volume.ring.is_locked(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use crate::crypto::{FileKeys, HeaderKey, NameKey, Suite, VerifiedHeader, commitment, random_array};
+use crate::crypto::{FileKeys, HeaderKey, KeyMemory, NameKey, Suite, VerifiedHeader, commitment, random_array};
 use crate::format::geometry::PAGE_LEN;
 use crate::format::header::{self, Header, HeaderError, HeaderPage, Record, Slot};
 
@@ -30,6 +30,8 @@ pub struct Ring {
     pool: Pool,
     limits: KeyLimits,
     locked: AtomicBool,
+    /// That keys may be swapped out was said.
+    warned: AtomicBool,
     counts: Counts,
     calls: Arc<CallCounts>,
 }
@@ -53,6 +55,8 @@ pub struct KeyStats {
     pub failures: u64,
     /// Unwrapped keys in memory.
     pub entries: u64,
+    /// What kind of memory keys are in, in this process.
+    pub memory: KeyMemory,
 }
 
 /// The keys of a file, and when the provider gave the data key behind them.
@@ -112,6 +116,7 @@ impl Ring {
             refusals: Refusals::new(parts.limits),
             limits: parts.limits,
             locked: AtomicBool::new(false),
+            warned: AtomicBool::new(false),
             counts: Counts::default(),
             calls,
         }
@@ -235,10 +240,11 @@ impl Ring {
         if self.locked.load(Ordering::SeqCst) { Err(KeyError::Locked) } else { Ok(()) }
     }
 
-    /// Wipes every unwrapped key, and gives out none until [`Self::unlock`].
+    /// Wipes every unwrapped key and what connections hold of them, and gives out none until [`Self::unlock`].
     pub fn lock(&self) {
         self.locked.store(true, Ordering::SeqCst);
         self.clear();
+        self.providers.iter().for_each(|provider| provider.hang_up());
     }
 
     /// Lets keys be had again.
@@ -253,9 +259,19 @@ impl Ring {
         self.locked.load(Ordering::SeqCst)
     }
 
-    /// Wipes keys that are too old for any use.
+    /// Wipes keys that are too old for any use. Says so in the log, once, if the kernel does not protect keys.
     pub fn sweep(&self) {
         self.cache.sweep(Instant::now());
+        // Before there is a log nobody would hear it.
+        if KeyMemory::in_use() == KeyMemory::Ordinary
+            && tracing::enabled!(tracing::Level::WARN)
+            && !self.warned.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(
+                "keys are in ordinary memory, which may be swapped to disk: raise the limit of locked memory \
+                 (LimitMEMLOCK=8M in a unit, `memlock` in /etc/security/limits.conf)"
+            );
+        }
     }
 
     /// How long a key may be used, and how much longer while its provider cannot be reached.
@@ -333,6 +349,7 @@ impl Ring {
             calls: read(&self.calls.calls),
             failures: read(&self.calls.failures),
             entries: self.cache.len() as u64,
+            memory: KeyMemory::in_use(),
         }
     }
 

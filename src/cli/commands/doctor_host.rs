@@ -11,6 +11,7 @@ use rustix::process::{DumpableBehavior, Resource};
 
 use crate::cli::environment::Environment;
 use crate::cli::error::{CliError, Exit};
+use crate::crypto::{KeyMemory, Secret};
 use crate::format::geometry::PAGE_LEN;
 use crate::storage::CipherDirectory;
 use crate::storage::cipher_directory::{LockError, LockMode};
@@ -81,15 +82,7 @@ fn check_helper(environment: &Environment, findings: &mut Findings) {
 }
 
 fn check_limits(findings: &mut Findings) {
-    let memory = rustix::process::getrlimit(Resource::Memlock).current;
-    match memory {
-        Some(bytes) if bytes < LOCKED_MEMORY && !rustix::process::geteuid().is_root() => findings.warn(
-            "locked memory",
-            format!("{} KiB: not all keys can be kept out of swap", bytes / 1024),
-            "raise it: LimitMEMLOCK=8M in a unit, `memlock` in /etc/security/limits.conf",
-        ),
-        _ => findings.ok("locked memory", memory.map_or("no limit".to_owned(), |b| format!("{} KiB", b / 1024))),
-    }
+    check_key_memory(findings);
     let files = rustix::process::getrlimit(Resource::Nofile).maximum;
     match files {
         Some(files) if files < OPEN_FILES => findings.warn(
@@ -98,6 +91,25 @@ fn check_limits(findings: &mut Findings) {
             "raise the hard limit: LimitNOFILE=1048576 in a unit, `nofile` in /etc/security/limits.conf",
         ),
         _ => findings.ok("open files", files.map_or("no limit".to_owned(), |files| format!("at most {files}"))),
+    }
+}
+
+/// What the limit lets a mount lock, and what this process got when it made a key.
+fn check_key_memory(findings: &mut Findings) {
+    const CHECK: &str = "locked memory";
+    const MEND: &str = "raise it: LimitMEMLOCK=8M in a unit, `memlock` in /etc/security/limits.conf";
+    let limit = rustix::process::getrlimit(Resource::Memlock).current;
+    let limit_text = limit.map_or("no limit".to_owned(), |bytes| format!("{} KiB", bytes / 1024));
+    drop(Secret::<32>::random());
+    let memory = KeyMemory::in_use();
+    if memory == KeyMemory::Ordinary {
+        return findings.warn(CHECK, format!("{limit_text}: keys are in ordinary memory, which may be swapped"), MEND);
+    }
+    match limit {
+        Some(bytes) if bytes < LOCKED_MEMORY && !rustix::process::geteuid().is_root() => {
+            findings.warn(CHECK, format!("{limit_text}: not all keys can be kept out of swap"), MEND);
+        }
+        _ => findings.ok(CHECK, format!("{limit_text}; keys are in {} memory", memory.name())),
     }
 }
 
