@@ -11,7 +11,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Gid, Uid};
@@ -90,6 +90,11 @@ impl Home {
     /// The program under test.
     pub(crate) fn program(&self) -> &Path {
         &self.program
+    }
+
+    /// From now on runs this in the place of the program under test: something that starts it in its own way.
+    pub(crate) fn set_program(&mut self, program: PathBuf) {
+        self.program = program;
     }
 
     /// Runs the program to its end.
@@ -171,13 +176,18 @@ impl Running {
     }
 
     /// Waits for the end and returns the exit code.
-    pub(crate) fn end(mut self) -> Option<i32> {
+    pub(crate) fn end(self) -> Option<i32> {
+        self.status().code()
+    }
+
+    /// Waits for the end and returns how it ended.
+    pub(crate) fn status(mut self) -> ExitStatus {
         let mut status = None;
         eventually("the process ends", || {
             status = self.0.try_wait().unwrap();
             status.is_some()
         });
-        status.and_then(|status| status.code())
+        status.unwrap()
     }
 
     /// Whether it still runs.
