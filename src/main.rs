@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use zeroizing_alloc::ZeroAlloc;
 
-/// Wipes memory when it is freed: SDK, JSON and TLS buffers that held a key leave no copy behind.
+/// Wipes memory when it is freed: SDK, JSON and TLS buffers that held a key, and what ciphers expand
+/// keys to, leave no copy behind.
 #[global_allocator]
 static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
