@@ -32,7 +32,7 @@ use kmsfs::keys::{EncryptionContext, ProviderKind};
 use memory_scan::{Found, Pattern, Scan, scan};
 use rustix::process::Signal;
 use serde_json::json;
-use support::{Home, Volume, bytes, errno, eventually, is_dead};
+use support::{Home, Volume, bytes, errno, eventually, is_dead, needs_root};
 
 const FILES: usize = 60;
 /// Of these files handles stay open.
@@ -224,6 +224,7 @@ impl Scene {
 
     /// Searches the process's memory. While it is mounted, what must not be outside of protected memory is not.
     fn scan(&self, when: &str, secrets: &[Pattern]) -> Scan {
+        needs_root();
         let scan = scan(self.volume.pid(), secrets);
         let counts: Vec<String> = ALL.iter().map(|kind| format!("{kind} {}", scan.count(kind))).collect();
         println!("{when}: {} MiB: {}; not readable: {:?}", scan.searched >> 20, counts.join(", "), scan.unreadable);
