@@ -86,6 +86,13 @@ impl Clients {
         }
     }
 
+    /// Drops all clients, and their connections with them.
+    pub(super) fn hang_up(&self) {
+        let clients = std::mem::take(&mut *self.by_region());
+        // Their own threads close them; the lock is not held for it.
+        drop(clients);
+    }
+
     async fn build(&self, region: Option<String>) -> Result<Client, String> {
         let bundle = std::env::var_os(CA_BUNDLE).filter(|path| !path.is_empty()).map(PathBuf::from);
         let http = aws_transport::client(bundle.as_deref())?;

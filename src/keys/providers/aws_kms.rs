@@ -136,9 +136,7 @@ impl Provider for AwsKmsProvider {
     }
 
     fn hang_up(&self) {
-        let connections = std::mem::take(&mut *self.connections());
-        // Their own threads close them; the lock is not held for it.
-        drop(connections);
+        self.clients.hang_up();
     }
 
     fn describe(&self, key_id: &str) -> Result<KeyDescription, ProviderError> {
