@@ -15,8 +15,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fake_kms::FakeKms;
+use kmsfs::crypto::DataKey;
 use kmsfs::keys::providers::{AwsSettings, ProviderSettings, open};
-use kmsfs::keys::{EncryptionContext, Provider, ProviderError, ProviderErrorKind, ProviderKind};
+use kmsfs::keys::{EncryptionContext, Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey};
 use moto::Moto;
 
 const ISOLATED: &str = "KMSFS_TEST_ISOLATED";
@@ -78,6 +79,18 @@ fn unwrap_error(provider: &dyn Provider, key: &str) -> ProviderError {
     provider.unwrap(key, &[1; 167], &context()).err().expect("an error")
 }
 
+/// Of every operation that makes a wrapped key, or takes one.
+fn all_errors(provider: &dyn Provider) -> [(&'static str, ProviderError); 5] {
+    let error = |answer: Result<WrappedKey, ProviderError>| answer.err().expect("an error");
+    [
+        ("GenerateDataKey", generate_error(provider)),
+        ("Decrypt", unwrap_error(provider, ARN)),
+        ("GenerateDataKeyWithoutPlaintext", error(provider.generate_wrapped_key(&context()))),
+        ("Encrypt", error(provider.wrap(ARN, &DataKey::random(), &context()))),
+        ("ReEncrypt", error(provider.rewrap(ARN, &[1; 167], ARN, &context()))),
+    ]
+}
+
 /// An error as KMS sends it.
 fn failure(status: u16, code: &str) -> fake_kms::Answer {
     (status, format!(r#"{{"__type":"{code}","message":"the service's words"}}"#))
@@ -87,10 +100,10 @@ fn stalled() -> fake_kms::Answer {
     (fake_kms::STALL, String::new())
 }
 
-/// 32 bytes, in an answer to both operations.
+/// 32 bytes, in an answer to every operation.
 fn success(key_id: &str) -> fake_kms::Answer {
     let key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
-    (200, format!(r#"{{"Plaintext":"{key}","KeyId":"{key_id}","CiphertextBlob":"AQIDBA=="}}"#))
+    (200, format!(r#"{{"Plaintext":"{key}","KeyId":"{key_id}","SourceKeyId":"{key_id}","CiphertextBlob":"AQIDBA=="}}"#))
 }
 
 #[test]
@@ -213,6 +226,38 @@ fn success_without_the_right_content_is_a_bad_answer() {
             let provider = provider(ARN, FakeKms::start(vec![(200, body)]).endpoint());
             assert_eq!(generate_error(&*provider).kind, ProviderErrorKind::BadAnswer);
             assert!(provider.unwrap(ARN, &[1; 167], &context()).is_ok());
+            for error in [
+                provider.generate_wrapped_key(&context()).unwrap_err(),
+                provider.wrap(ARN, &DataKey::random(), &context()).unwrap_err(),
+                provider.rewrap(ARN, &[1; 167], ARN, &context()).unwrap_err(),
+            ] {
+                assert_eq!(error.kind, ProviderErrorKind::BadAnswer, "{error}");
+            }
+        }
+    });
+}
+
+/// Each operation by itself answers for the keys that it was given, and needs no plaintext that KMS does not send.
+#[test]
+fn every_operation_checks_the_keys_that_were_used() {
+    isolated("every_operation_checks_the_keys_that_were_used", || {
+        let other = ARN.replace("1234abcd", "00000000");
+        let answered = |used: &str, source: &str| {
+            let body = format!(r#"{{"KeyId":"{used}","SourceKeyId":"{source}","CiphertextBlob":"AQIDBA=="}}"#);
+            FakeKms::start(vec![(200, body)])
+        };
+        for (used, source, wrapping, rewrapping) in [
+            (ARN, ARN, None, Some(ProviderErrorKind::BadAnswer)),
+            (ARN, &other, None, None),
+            (&other, &other, Some(ProviderErrorKind::BadAnswer), Some(ProviderErrorKind::BadAnswer)),
+            ("", "", Some(ProviderErrorKind::BadAnswer), Some(ProviderErrorKind::BadAnswer)),
+        ] {
+            let fake = answered(used, source);
+            let provider = provider(ARN, fake.endpoint());
+            let kind = |answer: Result<WrappedKey, ProviderError>| answer.err().map(|error| error.kind);
+            assert_eq!(kind(provider.generate_wrapped_key(&context())), wrapping, "{used}");
+            assert_eq!(kind(provider.wrap(ARN, &DataKey::random(), &context())), wrapping, "{used}");
+            assert_eq!(kind(provider.rewrap(&other, &[1; 167], ARN, &context())), rewrapping, "{used} {source}");
         }
     });
 }
@@ -244,9 +289,7 @@ fn every_error_code_has_its_kind() {
             (400, "InvalidGrantTokenException", BadAnswer),
         ] {
             let provider = provider(ARN, FakeKms::start(vec![failure(status, code)]).endpoint());
-            for (operation, error) in
-                [("GenerateDataKey", generate_error(&*provider)), ("Decrypt", unwrap_error(&*provider, ARN))]
-            {
+            for (operation, error) in all_errors(&*provider) {
                 assert_eq!(error.kind, kind, "{code}: {error}");
                 for expected in [operation, ARN, code, "the service's words", "request-1"] {
                     assert!(error.message.contains(expected), "{expected}: {error}");
@@ -291,6 +334,8 @@ fn impossible_wrapped_keys_are_not_sent() {
         let provider = provider(ARN, fake.endpoint());
         for length in [0, 6145] {
             let error = provider.unwrap(ARN, &vec![1; length], &context()).err().unwrap();
+            assert_eq!(error.kind, ProviderErrorKind::Tampered);
+            let error = provider.rewrap(ARN, &vec![1; length], ARN, &context()).err().unwrap();
             assert_eq!(error.kind, ProviderErrorKind::Tampered);
         }
         assert!(provider.unwrap(ARN, &[1; 6144], &context()).is_ok());

@@ -21,7 +21,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use kms_server::wire::{Request, Response};
 use kms_server::{ACCESS_KEY, CreatedKey, KmsServer, Options, REGION, SECRET, isolated_in, sigv4};
 use kmsfs::keys::providers::{AwsSettings, ProviderSettings, open};
-use kmsfs::keys::{EncryptionContext, Provider, ProviderErrorKind, ProviderKind};
+use kmsfs::keys::{EncryptionContext, Provider, ProviderErrorKind, ProviderKind, WrappedKey};
 use moto::Moto;
 use serde_json::{Value, json};
 
@@ -621,6 +621,128 @@ fn round_trip(key: &str, endpoint: &str) {
     let other = EncryptionContext::data_key(&[1; 16], &[3; 16]);
     let error = provider.unwrap(&wrapped.key_id, &wrapped.bytes, &other).err().unwrap();
     assert_eq!(error.kind, ProviderErrorKind::Tampered, "{error}");
+}
+
+/// One data key through every operation: wrapped by another key, brought from key to key, and made unseen.
+fn every_operation(keys: [&str; 2], alias: &str, endpoint: &str) {
+    let [first, second] = keys;
+    let [context, other] = [2, 3].map(|id| EncryptionContext::data_key(&[1; 16], &[id; 16]));
+    let provider = provider(first, endpoint);
+    let (data_key, made) = provider.generate_data_key(&context).unwrap();
+    let is_it = |wrapped: &WrappedKey| {
+        let again = provider.unwrap(&wrapped.key_id, &wrapped.bytes, &context).unwrap();
+        assert_eq!(again.expose(), data_key.expose());
+        let error = provider.unwrap(&wrapped.key_id, &wrapped.bytes, &other).err().unwrap();
+        assert_eq!(error.kind, ProviderErrorKind::Tampered, "{error}");
+    };
+    let wrapped = provider.wrap(second, &data_key, &context).unwrap();
+    assert_eq!(wrapped.key_id, second);
+    is_it(&wrapped);
+    for to in [second, alias] {
+        let rewrapped = provider.rewrap(&made.key_id, &made.bytes, to, &context).unwrap();
+        assert!(rewrapped.key_id == second && rewrapped.bytes != made.bytes, "{to}");
+        is_it(&rewrapped);
+        is_it(&provider.rewrap(to, &rewrapped.bytes, first, &context).unwrap());
+    }
+    let error = provider.rewrap(&made.key_id, &made.bytes, second, &other).unwrap_err();
+    assert_eq!(error.kind, ProviderErrorKind::Tampered, "{error}");
+    assert!(error.message.contains("ReEncrypt"), "{error}");
+    for error in [
+        provider.wrap(NO_KEY, &data_key, &context).unwrap_err(),
+        provider.rewrap(&made.key_id, &made.bytes, NO_KEY, &context).unwrap_err(),
+    ] {
+        assert_eq!(error.kind, ProviderErrorKind::KeyNotFound, "{error}");
+    }
+    let [one, two] = [(); 2].map(|()| provider.generate_wrapped_key(&context).unwrap());
+    let open = |wrapped: &WrappedKey| provider.unwrap(first, &wrapped.bytes, &context).unwrap();
+    assert!(one.key_id == first && open(&one).expose() != open(&two).expose());
+    assert!(provider.unwrap(first, &one.bytes, &other).is_err());
+}
+
+#[test]
+fn every_operation_works_on_both() {
+    isolated_in(&moto::environment(), "every_operation_works_on_both", || {
+        let (server, moto) = (KmsServer::start(), Moto::start());
+        let [first, second] = [(); 2].map(|()| server.create_key());
+        server.administer("CreateAlias", &json!({ "AliasName": "alias/b", "TargetKeyId": second.id }));
+        every_operation([&first.arn, &second.arn], "alias/b", &server.endpoint());
+        // Each costs one call.
+        assert_eq!((server.calls("Encrypt"), server.calls("GenerateDataKeyWithoutPlaintext")), (2, 2));
+        assert_eq!(server.calls("ReEncrypt"), 6);
+        let [first, second] = [(); 2].map(|()| moto.create_key());
+        moto.create_alias("alias/b", &second);
+        every_operation([&first.arn, &second.arn], "alias/b", &moto.endpoint());
+    });
+}
+
+#[test]
+fn a_key_that_cannot_be_used_stops_every_operation() {
+    isolated_in(&moto::environment(), "a_key_that_cannot_be_used_stops_every_operation", || {
+        let server = KmsServer::start();
+        let [key, other] = [(); 2].map(|()| server.create_key());
+        let context = EncryptionContext::data_key(&[1; 16], &[2; 16]);
+        let provider = provider(&key.arn, &server.endpoint());
+        let (data_key, made) = provider.generate_data_key(&context).unwrap();
+        let others = provider.wrap(&other.arn, &data_key, &context).unwrap();
+        let all = || {
+            [
+                provider.generate_wrapped_key(&context).err(),
+                provider.wrap(&key.arn, &data_key, &context).err(),
+                provider.rewrap(&key.arn, &made.bytes, &other.arn, &context).err(),
+                provider.rewrap(&other.arn, &others.bytes, &key.arn, &context).err(),
+            ]
+            .map(|error| error.map(|error| error.kind))
+        };
+        assert_eq!(all(), [None; 4]);
+        server.administer("DisableKey", &json!({ "KeyId": key.id }));
+        assert_eq!(all(), [Some(ProviderErrorKind::KeyUnusable); 4]);
+        server.administer("ScheduleKeyDeletion", &json!({ "KeyId": key.id }));
+        assert_eq!(all(), [Some(ProviderErrorKind::KeyUnusable); 4]);
+        server.administer("CancelKeyDeletion", &json!({ "KeyId": key.id }));
+        server.administer("EnableKey", &json!({ "KeyId": key.id }));
+        for operation in ["GenerateDataKeyWithoutPlaintext", "Encrypt", "ReEncrypt"] {
+            server.deny(operation);
+        }
+        assert_eq!(all(), [Some(ProviderErrorKind::Denied); 4]);
+        let error = provider.rewrap(&key.arn, &made.bytes, &other.arn, &context).unwrap_err();
+        assert!(error.message.contains("kms:ReEncryptFrom and kms:ReEncryptTo"), "{error}");
+    });
+}
+
+/// What a multi-Region key wrapped is unwrapped by its replicas too, under their own names; and it can be brought to a
+/// key of another Region, though ReEncrypt does not reach there.
+#[test]
+fn what_a_multi_region_key_wrapped_survives_its_region() {
+    isolated_in(&moto::environment(), "what_a_multi_region_key_wrapped_survives_its_region", || {
+        let server = KmsServer::start();
+        let key = server.administer("CreateKey", &json!({ "MultiRegion": true }))["KeyMetadata"].take();
+        let [arn, id] = ["Arn", "KeyId"].map(|name| key[name].as_str().unwrap());
+        server.administer("ReplicateKey", &json!({ "KeyId": id, "ReplicaRegion": ELSEWHERE }));
+        let replica = arn.replace(REGION, ELSEWHERE);
+        let single = server.create_key();
+        let context = EncryptionContext::data_key(&[1; 16], &[2; 16]);
+        let here = provider(id, &server.endpoint());
+        let (data_key, made) = here.generate_data_key(&context).unwrap();
+        assert_eq!(made.key_id, arn);
+        let further = here.wrap(arn, &data_key, &context).unwrap();
+        let unseen = here.generate_wrapped_key(&context).unwrap();
+        let there = provider(&replica, &server.endpoint());
+        for wrapped in [&made, &further] {
+            for name in [arn, &replica] {
+                let again = there.unwrap(name, &wrapped.bytes, &context).unwrap();
+                assert_eq!(again.expose(), data_key.expose(), "{name}");
+            }
+        }
+        let [one, two] = [arn, &replica].map(|name| there.unwrap(name, &unseen.bytes, &context).unwrap());
+        assert_eq!(one.expose(), two.expose());
+        let calls = server.calls("ReEncrypt");
+        let home = there.rewrap(&replica, &made.bytes, &single.arn, &context).unwrap();
+        assert_eq!((home.key_id.as_str(), server.calls("ReEncrypt")), (single.arn.as_str(), calls));
+        assert_eq!(here.unwrap(&single.arn, &home.bytes, &context).unwrap().expose(), data_key.expose());
+        let back = here.rewrap(&single.arn, &home.bytes, arn, &context).unwrap();
+        assert_eq!(server.calls("ReEncrypt"), calls + 1);
+        assert_eq!(there.unwrap(&replica, &back.bytes, &context).unwrap().expose(), data_key.expose());
+    });
 }
 
 #[test]

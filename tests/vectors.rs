@@ -275,6 +275,10 @@ impl Provider for Scripted {
         Err(ProviderError::new(ProviderErrorKind::Denied, "a reader makes no keys"))
     }
 
+    fn wrap(&self, _: &str, _: &DataKey, _: &EncryptionContext) -> Result<WrappedKey, ProviderError> {
+        Err(ProviderError::new(ProviderErrorKind::Denied, "a reader wraps no keys"))
+    }
+
     fn unwrap(&self, _: &str, _: &[u8], context: &EncryptionContext) -> Result<DataKey, ProviderError> {
         let is_volume = context.pairs().any(|pair| pair == ("kmsfs:purpose", "volume"));
         Ok(secret_of(if is_volume { &self.volume_key } else { &self.data_key }))

@@ -70,7 +70,7 @@ impl Filesystem {
             key_cache_misses: keys.misses,
             key_cache_entries: keys.entries,
             key_memory: keys.memory.name().to_owned(),
-            provider_calls: keys.calls,
+            provider_calls: keys.calls.total(),
             provider_failures: keys.failures,
             locked: self.volume.ring.is_locked(),
             files_open: self.inodes.open_files(),

@@ -24,8 +24,59 @@ const GROWTH: f64 = 1.25;
 /// How many calls were made.
 #[derive(Default)]
 pub(super) struct CallCounts {
-    pub(super) calls: AtomicU64,
-    pub(super) failures: AtomicU64,
+    by_operation: [AtomicU64; Operation::COUNT],
+    failures: AtomicU64,
+}
+
+/// Calls of each operation of a provider, failed ones included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CallsByOperation {
+    /// New data keys.
+    pub generate: u64,
+    /// New data keys that nobody has seen.
+    pub generate_wrapped: u64,
+    /// Data keys unwrapped.
+    pub unwrap: u64,
+    /// Data keys wrapped.
+    pub wrap: u64,
+    /// Data keys brought from one wrapping key to another.
+    pub rewrap: u64,
+    /// Descriptions of wrapping keys.
+    pub describe: u64,
+}
+
+impl CallsByOperation {
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.generate + self.generate_wrapped + self.unwrap + self.wrap + self.rewrap + self.describe
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Operation {
+    Generate,
+    GenerateWrapped,
+    Unwrap,
+    Wrap,
+    Rewrap,
+    Describe,
+}
+
+impl Operation {
+    const COUNT: usize = 6;
+}
+
+impl CallCounts {
+    pub(super) fn calls(&self) -> CallsByOperation {
+        let [generate, generate_wrapped, unwrap, wrap, rewrap, describe] =
+            std::array::from_fn(|at| self.by_operation[at].load(Ordering::Relaxed));
+        CallsByOperation { generate, generate_wrapped, unwrap, wrap, rewrap, describe }
+    }
+
+    pub(super) fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
 }
 
 /// A token bucket with a rate that adapts.
@@ -106,7 +157,11 @@ pub(super) struct Metered {
 }
 
 impl Metered {
-    fn call<T>(&self, call: impl FnOnce() -> Result<T, ProviderError>) -> Result<T, ProviderError> {
+    fn call<T>(
+        &self,
+        operation: Operation,
+        call: impl FnOnce() -> Result<T, ProviderError>,
+    ) -> Result<T, ProviderError> {
         if self.provider.is_remote() {
             let wait = self.budget.reserve(Instant::now()).ok_or_else(|| {
                 let message = "too many calls wait for their turn (--kms-rate, or the provider throttles)";
@@ -115,7 +170,7 @@ impl Metered {
             std::thread::sleep(wait);
         }
         let answer = call();
-        self.counts.calls.fetch_add(1, Ordering::Relaxed);
+        self.counts.by_operation[operation as usize].fetch_add(1, Ordering::Relaxed);
         match &answer {
             Ok(_) => self.budget.speed_up(Instant::now()),
             Err(error) => {
@@ -139,11 +194,29 @@ impl Provider for Metered {
     }
 
     fn generate_data_key(&self, context: &EncryptionContext) -> Result<(DataKey, WrappedKey), ProviderError> {
-        self.call(|| self.provider.generate_data_key(context))
+        self.call(Operation::Generate, || self.provider.generate_data_key(context))
     }
 
     fn unwrap(&self, key_id: &str, wrapped: &[u8], context: &EncryptionContext) -> Result<DataKey, ProviderError> {
-        self.call(|| self.provider.unwrap(key_id, wrapped, context))
+        self.call(Operation::Unwrap, || self.provider.unwrap(key_id, wrapped, context))
+    }
+
+    fn generate_wrapped_key(&self, context: &EncryptionContext) -> Result<WrappedKey, ProviderError> {
+        self.call(Operation::GenerateWrapped, || self.provider.generate_wrapped_key(context))
+    }
+
+    fn wrap(&self, key_id: &str, data_key: &DataKey, context: &EncryptionContext) -> Result<WrappedKey, ProviderError> {
+        self.call(Operation::Wrap, || self.provider.wrap(key_id, data_key, context))
+    }
+
+    fn rewrap(
+        &self,
+        from: &str,
+        wrapped: &[u8],
+        to: &str,
+        context: &EncryptionContext,
+    ) -> Result<WrappedKey, ProviderError> {
+        self.call(Operation::Rewrap, || self.provider.rewrap(from, wrapped, to, context))
     }
 
     fn hang_up(&self) {
@@ -151,7 +224,7 @@ impl Provider for Metered {
     }
 
     fn describe(&self, key_id: &str) -> Result<super::KeyDescription, ProviderError> {
-        self.call(|| self.provider.describe(key_id))
+        self.call(Operation::Describe, || self.provider.describe(key_id))
     }
 }
 
@@ -171,6 +244,40 @@ mod tests {
         assert_eq!(budget.reserve(after(start, 1000)), Some(Duration::ZERO));
         let granted = (0..1000).filter(|_| budget.reserve(after(start, 1000)).is_some()).count();
         assert!((45..=55).contains(&granted), "{granted}");
+    }
+
+    #[test]
+    fn every_operation_is_counted_for_itself_and_within_the_budget() {
+        use crate::keys::providers::scripted::{Answer, ScriptedProvider};
+        let provider = Arc::new(ScriptedProvider::new("k", true));
+        let (counts, budget) = (Arc::<CallCounts>::default(), Arc::new(Budget::new(NonZeroU32::new(1))));
+        let metered = Metered { provider: provider.clone(), counts: Arc::clone(&counts), budget: Arc::clone(&budget) };
+        let context = EncryptionContext::volume_key(&[1; 16]);
+        let data_key = DataKey::random();
+        let wrapped = provider.wrap_here(&data_key, &context).bytes;
+        let all: [&dyn Fn() -> Option<ProviderErrorKind>; 6] = [
+            &|| metered.generate_data_key(&context).err().map(|error| error.kind),
+            &|| metered.generate_wrapped_key(&context).err().map(|error| error.kind),
+            &|| metered.unwrap("k", &wrapped, &context).err().map(|error| error.kind),
+            &|| metered.wrap("k", &data_key, &context).err().map(|error| error.kind),
+            &|| metered.rewrap("k", &wrapped, "k", &context).err().map(|error| error.kind),
+            &|| metered.describe("k").err().map(|error| error.kind),
+        ];
+        let reset = || *budget.bucket.lock().unwrap() = Budget::new(None).bucket.into_inner().unwrap();
+        for (at, call) in all.iter().enumerate() {
+            reset();
+            assert_eq!(call(), None, "{at}");
+            provider.then(Answer::Fail(ProviderErrorKind::Denied));
+            assert_eq!(call(), Some(ProviderErrorKind::Denied), "{at}");
+            // The queue is full: the provider is not asked.
+            budget.bucket.lock().unwrap().rate = Some(1.0);
+            budget.bucket.lock().unwrap().next = Some(Instant::now() + 2 * MAX_WAIT);
+            assert_eq!(call(), Some(ProviderErrorKind::Throttled), "{at}");
+        }
+        let each = CallsByOperation { generate: 2, generate_wrapped: 2, unwrap: 2, wrap: 2, rewrap: 2, describe: 2 };
+        assert_eq!((counts.calls(), counts.failures()), (each, 6));
+        let calls = provider.calls();
+        assert_eq!([calls.generate, calls.generate_wrapped, calls.unwrap, calls.wrap, calls.rewrap], [2; 5]);
     }
 
     #[test]

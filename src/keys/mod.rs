@@ -27,6 +27,7 @@ pub use cache::KeyLimits;
 pub use context::EncryptionContext;
 pub use describe::{KeyDescription, KeyState};
 pub use error::KeyError;
+pub use metered::CallsByOperation;
 pub use provider::{Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey};
 pub use ring::{AuthenticHeader, KeyStats, OpenedKeys, Ring};
 pub use volume::Volume;

@@ -64,7 +64,7 @@ pub struct WrappedKey {
     pub bytes: Vec<u8>,
 }
 
-/// A source of data keys. Implementations set a deadline on every wait, check every answer (exactly 32 bytes, the key
+/// A source of data keys. Keys are named as in [`WrappedKey::key_id`]. Implementations set a deadline on every wait, check every answer (exactly 32 bytes, the key
 /// that was asked for), and neither log nor keep what they unwrap.
 pub trait Provider: Send + Sync {
     /// Which kind it is.
@@ -89,6 +89,34 @@ pub trait Provider: Send + Sync {
     /// Closes connections, whose buffers hold the last answers. Calls under way end as they would; the next one connects
     /// again. A provider without connections leaves this as it is.
     fn hang_up(&self) {}
+
+    /// A new data key that nobody has seen, bound to `context`, under the provider's own wrapping key.
+    ///
+    /// # Errors
+    /// [`ProviderError`].
+    fn generate_wrapped_key(&self, context: &EncryptionContext) -> Result<WrappedKey, ProviderError> {
+        self.generate_data_key(context).map(|(_, wrapped)| wrapped)
+    }
+
+    /// `data_key` under the wrapping key `key_id`, bound to `context`: for a further record of a data key.
+    ///
+    /// # Errors
+    /// [`ProviderError`].
+    fn wrap(&self, key_id: &str, data_key: &DataKey, context: &EncryptionContext) -> Result<WrappedKey, ProviderError>;
+
+    /// The data key in `wrapped`, which was wrapped by `from` with the same `context`, under the wrapping key `to`.
+    ///
+    /// # Errors
+    /// [`ProviderError`].
+    fn rewrap(
+        &self,
+        from: &str,
+        wrapped: &[u8],
+        to: &str,
+        context: &EncryptionContext,
+    ) -> Result<WrappedKey, ProviderError> {
+        self.wrap(to, &self.unwrap(from, wrapped, context)?, context)
+    }
 
     /// What is known of the wrapping key `key_id`, for people. A provider whose keys have no state leaves this as it is.
     ///

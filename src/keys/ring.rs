@@ -10,7 +10,7 @@ use crate::format::header::{self, Header, HeaderError, HeaderPage, Record, Slot}
 
 use super::cache::{Cache, CacheKey, Unwrapped};
 use super::flight::Flight;
-use super::metered::{Budget, CallCounts, Metered};
+use super::metered::{Budget, CallCounts, CallsByOperation, Metered};
 use super::pool::{Minted, Pool};
 use super::refusals::Refusals;
 use super::{EncryptionContext, KeyError, KeyLimits, Provider, ProviderKind};
@@ -50,7 +50,7 @@ pub struct KeyStats {
     /// Openings that needed a provider.
     pub misses: u64,
     /// Calls of providers.
-    pub calls: u64,
+    pub calls: CallsByOperation,
     /// Calls that failed.
     pub failures: u64,
     /// Unwrapped keys in memory.
@@ -346,8 +346,8 @@ impl Ring {
         KeyStats {
             hits: read(&self.counts.hits),
             misses: read(&self.counts.misses),
-            calls: read(&self.calls.calls),
-            failures: read(&self.calls.failures),
+            calls: self.calls.calls(),
+            failures: self.calls.failures(),
             entries: self.cache.len() as u64,
             memory: KeyMemory::in_use(),
         }

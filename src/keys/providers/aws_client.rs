@@ -135,7 +135,7 @@ impl Clients {
     }
 
     /// The Region that `key` or the settings name.
-    fn region(&self, key: &str) -> Option<String> {
+    pub(super) fn region(&self, key: &str) -> Option<String> {
         region_of(key).map(str::to_owned).or_else(|| self.settings.region.clone())
     }
 

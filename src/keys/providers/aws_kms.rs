@@ -1,7 +1,8 @@
-//! AWS Key Management Service, through the official SDK: signing, TLS, credentials and retries are the SDK's.
+//! AWS Key Management Service, through the official SDK: signing, TLS, credentials and retries are the SDK's. How its
+//! operations are called is in `aws_operations`.
 //!
-//! Invariants: every wait ends by the operation timeout and its grace; every answer is checked before it is used (32
-//! bytes, the key that was asked for); no plaintext key is held across an await, formatted, or left unwiped.
+//! Invariants: every wait ends by the operation timeout and its grace; nothing of the SDK is built before the first call;
+//! no lock is held across one.
 
 use std::error::Error as StdError;
 use std::fmt::Write as _;
@@ -10,27 +11,19 @@ use std::sync::Arc;
 use aws_sdk_kms::Client;
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::operation::RequestId as _;
-use aws_sdk_kms::operation::decrypt::{DecryptError, DecryptOutput};
-use aws_sdk_kms::operation::generate_data_key::{GenerateDataKeyError, GenerateDataKeyOutput};
-use aws_sdk_kms::primitives::Blob;
-use aws_sdk_kms::types::DataKeySpec;
 use tokio::runtime::{Builder, Runtime};
-use zeroize::Zeroizing;
 
-use super::super::{
-    EncryptionContext, KeyDescription, Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey,
-};
+use super::super::{ProviderError, ProviderErrorKind};
+use super::AwsSettings;
 use super::aws_client::{Clients, causes, explain_unsent};
-use super::{AwsSettings, MAX_WRAPPED_LEN, aws_describe};
-use crate::crypto::{DataKey, Secret};
 
 /// The longest name of a key that KMS takes.
 const MAX_KEY_LEN: usize = 2048;
 
 /// A key of AWS KMS.
 pub(super) struct AwsKmsProvider {
-    key: String,
-    clients: Clients,
+    pub(super) key: String,
+    pub(super) clients: Clients,
     /// `None` only while dropping.
     runtime: Option<Runtime>,
 }
@@ -92,59 +85,6 @@ impl Drop for AwsKmsProvider {
     }
 }
 
-impl Provider for AwsKmsProvider {
-    fn kind(&self) -> ProviderKind {
-        ProviderKind::AwsKms
-    }
-
-    fn is_remote(&self) -> bool {
-        true
-    }
-
-    fn generate_data_key(&self, context: &EncryptionContext) -> Result<(DataKey, WrappedKey), ProviderError> {
-        let call = Call { operation: "GenerateDataKey", key: &self.key };
-        let answer =
-            self.call(&call, async |client| -> Result<GenerateDataKeyOutput, SdkError<GenerateDataKeyError>> {
-                let request = client.generate_data_key().key_id(&self.key).key_spec(DataKeySpec::Aes256);
-                let context = context.pairs().map(|(name, value)| (name.to_owned(), value.to_owned()));
-                request.set_encryption_context(Some(context.collect())).send().await
-            })?;
-        let data_key = call.data_key(answer.plaintext)?;
-        let key_id = call.key_id(answer.key_id)?;
-        let bytes = answer.ciphertext_blob.map(Blob::into_inner).unwrap_or_default();
-        if bytes.is_empty() || bytes.len() > MAX_WRAPPED_LEN {
-            return Err(call.bad_answer(&format!("it holds a wrapped key of {} bytes", bytes.len())));
-        }
-        Ok((data_key, WrappedKey { key_id, bytes }))
-    }
-
-    fn unwrap(&self, key_id: &str, wrapped: &[u8], context: &EncryptionContext) -> Result<DataKey, ProviderError> {
-        check_key(key_id)?;
-        let call = Call { operation: "Decrypt", key: key_id };
-        if wrapped.is_empty() || wrapped.len() > MAX_WRAPPED_LEN {
-            let message = format!("no wrapped key has {} bytes", wrapped.len());
-            return Err(call.error(ProviderErrorKind::Tampered, &message));
-        }
-        let answer = self.call(&call, async |client| -> Result<DecryptOutput, SdkError<DecryptError>> {
-            let request = client.decrypt().key_id(key_id).ciphertext_blob(Blob::new(wrapped));
-            let context = context.pairs().map(|(name, value)| (name.to_owned(), value.to_owned()));
-            request.set_encryption_context(Some(context.collect())).send().await
-        })?;
-        let data_key = call.data_key(answer.plaintext)?;
-        call.key_id(answer.key_id)?;
-        Ok(data_key)
-    }
-
-    fn hang_up(&self) {
-        self.clients.hang_up();
-    }
-
-    fn describe(&self, key_id: &str) -> Result<KeyDescription, ProviderError> {
-        check_key(key_id)?;
-        aws_describe::describe(self, key_id)
-    }
-}
-
 /// An operation on a key, for messages and checks.
 pub(super) struct Call<'a> {
     pub(super) operation: &'static str,
@@ -152,17 +92,6 @@ pub(super) struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// The data key in an answer. Wipes the answer's copy.
-    fn data_key(&self, plaintext: Option<Blob>) -> Result<DataKey, ProviderError> {
-        let bytes = Zeroizing::new(plaintext.map(Blob::into_inner).unwrap_or_default());
-        let wrong = || self.bad_answer(&format!("it holds a data key of {} bytes, not 32", bytes.len()));
-        let key: &[u8; 32] = bytes.as_slice().try_into().map_err(|_| wrong())?;
-        Secret::fill_with(|secret| {
-            secret.copy_from_slice(key);
-            Ok(())
-        })
-    }
-
     /// The ARN of the key that an answer says was used, if that can be the key that was asked for.
     pub(super) fn key_id(&self, answered: Option<String>) -> Result<String, ProviderError> {
         match answered {
@@ -187,7 +116,7 @@ impl Call<'_> {
     }
 
     /// An error that says what failed, `why`, and what to do.
-    fn error(&self, kind: ProviderErrorKind, why: &str) -> ProviderError {
+    pub(super) fn error(&self, kind: ProviderErrorKind, why: &str) -> ProviderError {
         let message = format!("KMS {} with key {}: {why}: {}", self.operation, self.key, self.advice(kind));
         ProviderError::new(kind, message)
     }
@@ -195,7 +124,11 @@ impl Call<'_> {
     fn advice(&self, kind: ProviderErrorKind) -> String {
         match kind {
             ProviderErrorKind::Denied => {
-                format!("allow kms:{} in the key's policy or in the caller's", self.operation)
+                let permission = match self.operation {
+                    "ReEncrypt" => "ReEncryptFrom and kms:ReEncryptTo",
+                    operation => operation,
+                };
+                format!("allow kms:{permission} in the key's policy or in the caller's")
             }
             ProviderErrorKind::KeyUnusable => "enable the key or cancel its deletion, in the KMS console".to_owned(),
             ProviderErrorKind::KeyNotFound => "check the key's id, its account and its Region".to_owned(),
@@ -302,7 +235,7 @@ fn names_same_key(asked: &str, answered: &str) -> bool {
     }
 }
 
-fn check_key(key: &str) -> Result<(), ProviderError> {
+pub(super) fn check_key(key: &str) -> Result<(), ProviderError> {
     let fields: Vec<_> = key.split(':').collect();
     let is_resource = |name: &str| name.starts_with("key/") || name.starts_with("alias/");
     let is_arn = matches!(fields[..], ["arn", partition, "kms", region, account, resource]

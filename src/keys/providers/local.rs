@@ -108,12 +108,16 @@ impl Provider for LocalProvider {
     }
 
     fn generate_data_key(&self, context: &EncryptionContext) -> Result<(DataKey, WrappedKey), ProviderError> {
-        let key = self.enabled(&self.current)?;
+        let data_key = DataKey::random();
+        let wrapped = self.wrap(&self.current, &data_key, context)?;
+        Ok((data_key, wrapped))
+    }
+
+    fn wrap(&self, key_id: &str, data_key: &DataKey, context: &EncryptionContext) -> Result<WrappedKey, ProviderError> {
+        let key = self.enabled(key_id)?;
         let newest = key.versions.last();
         let newest = newest.ok_or_else(|| self.error(ProviderErrorKind::KeyUnusable, "the key has no version"))?;
-        let data_key = DataKey::random();
-        let bytes = newest.wrap(&key.id, &data_key, context);
-        Ok((data_key, WrappedKey { key_id: key.id.clone(), bytes }))
+        Ok(WrappedKey { key_id: key.id.clone(), bytes: newest.wrap(&key.id, data_key, context) })
     }
 
     fn unwrap(&self, key_id: &str, wrapped: &[u8], context: &EncryptionContext) -> Result<DataKey, ProviderError> {
@@ -427,6 +431,23 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap().replace("\"enabled\"", "\"disabled\"");
         std::fs::write(&path, text).unwrap();
         assert_eq!(kind_of(LocalProvider::open(&path, "", None)), ProviderErrorKind::KeyUnusable);
+    }
+
+    #[test]
+    fn a_data_key_is_brought_to_another_key() {
+        let (_directory, path, [a, b, disabled]) = three_keys();
+        let provider = LocalProvider::open(&path, &a, None).unwrap();
+        let (data_key, made) = provider.generate_data_key(&context()).unwrap();
+        let further = provider.wrap(&b, &data_key, &context()).unwrap();
+        let rewrapped = provider.rewrap(&a, &made.bytes, &b, &context()).unwrap();
+        for wrapped in [further, rewrapped] {
+            assert_eq!(wrapped.key_id, b);
+            assert_eq!(provider.unwrap(&b, &wrapped.bytes, &context()).unwrap().expose(), data_key.expose());
+        }
+        let unusable = kind_of(provider.rewrap(&a, &made.bytes, &disabled, &context()));
+        assert_eq!(unusable, ProviderErrorKind::KeyUnusable);
+        let unseen = provider.generate_wrapped_key(&context()).unwrap();
+        assert_ne!(provider.unwrap(&a, &unseen.bytes, &context()).unwrap().expose(), data_key.expose());
     }
 
     #[test]

@@ -10,6 +10,8 @@ mod aws_describe;
 #[cfg(feature = "aws-kms")]
 mod aws_kms;
 #[cfg(feature = "aws-kms")]
+mod aws_operations;
+#[cfg(feature = "aws-kms")]
 mod aws_transport;
 mod keyring;
 mod local;

@@ -27,8 +27,14 @@ pub enum Answer {
 pub struct Calls {
     /// Of [`Provider::generate_data_key`].
     pub generate: u64,
+    /// Of [`Provider::generate_wrapped_key`].
+    pub generate_wrapped: u64,
     /// Of [`Provider::unwrap`].
     pub unwrap: u64,
+    /// Of [`Provider::wrap`].
+    pub wrap: u64,
+    /// Of [`Provider::rewrap`].
+    pub rewrap: u64,
 }
 
 /// A provider whose answers are scripted.
@@ -98,7 +104,7 @@ impl ScriptedProvider {
 
     /// `data_key` as this provider wraps it; not a call.
     #[must_use]
-    pub fn wrap(&self, data_key: &DataKey, context: &EncryptionContext) -> WrappedKey {
+    pub fn wrap_here(&self, data_key: &DataKey, context: &EncryptionContext) -> WrappedKey {
         WrappedKey { key_id: self.key_id.clone(), bytes: self.key.wrap(&self.key_id, data_key, context) }
     }
 
@@ -115,6 +121,19 @@ impl ScriptedProvider {
             Answer::Fail(kind) => Err(ProviderError::new(kind, format!("scripted failure: {kind:?}"))),
             answer => Ok(answer),
         }
+    }
+
+    fn check_name(&self, key_id: &str) -> Result<(), ProviderError> {
+        if key_id == self.key_id {
+            return Ok(());
+        }
+        Err(ProviderError::new(ProviderErrorKind::KeyNotFound, format!("there is no key {key_id}")))
+    }
+
+    fn unwrap_here(&self, key_id: &str, wrapped: &[u8], context: &EncryptionContext) -> Result<DataKey, ProviderError> {
+        self.check_name(key_id)?;
+        let data_key = self.key.unwrap(key_id, wrapped, context);
+        data_key.ok_or_else(|| ProviderError::new(ProviderErrorKind::Tampered, "does not unwrap"))
     }
 
     fn script(&self) -> MutexGuard<'_, Script> {
@@ -134,18 +153,40 @@ impl Provider for ScriptedProvider {
     fn generate_data_key(&self, context: &EncryptionContext) -> Result<(DataKey, WrappedKey), ProviderError> {
         let answer = self.begin(|calls| calls.generate += 1)?;
         let data_key = DataKey::random();
-        let wrapped = self.wrap(&data_key, context);
+        let wrapped = self.wrap_here(&data_key, context);
         Ok((if answer == Answer::WrongKey { DataKey::random() } else { data_key }, wrapped))
+    }
+
+    fn generate_wrapped_key(&self, context: &EncryptionContext) -> Result<WrappedKey, ProviderError> {
+        self.begin(|calls| calls.generate_wrapped += 1)?;
+        Ok(self.wrap_here(&DataKey::random(), context))
     }
 
     fn unwrap(&self, key_id: &str, wrapped: &[u8], context: &EncryptionContext) -> Result<DataKey, ProviderError> {
         let answer = self.begin(|calls| calls.unwrap += 1)?;
-        if key_id != self.key_id {
-            return Err(ProviderError::new(ProviderErrorKind::KeyNotFound, format!("there is no key {key_id}")));
-        }
-        let data_key = self.key.unwrap(key_id, wrapped, context);
-        let data_key = data_key.ok_or_else(|| ProviderError::new(ProviderErrorKind::Tampered, "does not unwrap"))?;
+        let data_key = self.unwrap_here(key_id, wrapped, context)?;
         Ok(if answer == Answer::WrongKey { DataKey::random() } else { data_key })
+    }
+
+    fn wrap(&self, key_id: &str, data_key: &DataKey, context: &EncryptionContext) -> Result<WrappedKey, ProviderError> {
+        let answer = self.begin(|calls| calls.wrap += 1)?;
+        self.check_name(key_id)?;
+        let other = DataKey::random();
+        Ok(self.wrap_here(if answer == Answer::WrongKey { &other } else { data_key }, context))
+    }
+
+    fn rewrap(
+        &self,
+        from: &str,
+        wrapped: &[u8],
+        to: &str,
+        context: &EncryptionContext,
+    ) -> Result<WrappedKey, ProviderError> {
+        let answer = self.begin(|calls| calls.rewrap += 1)?;
+        let data_key = self.unwrap_here(from, wrapped, context)?;
+        self.check_name(to)?;
+        let other = DataKey::random();
+        Ok(self.wrap_here(if answer == Answer::WrongKey { &other } else { &data_key }, context))
     }
 
     /// Takes an answer like every call, but is not counted.
@@ -183,14 +224,14 @@ mod tests {
         assert!(unwrap().is_ok());
         provider.always(Answer::Fail(ProviderErrorKind::Unavailable));
         assert_eq!(unwrap().err().unwrap().kind, ProviderErrorKind::Unavailable);
-        assert_eq!(provider.calls(), Calls { generate: 1, unwrap: 5 });
+        assert_eq!(provider.calls(), Calls { generate: 1, unwrap: 5, ..Calls::default() });
         assert!(provider.is_remote());
     }
 
     #[test]
     fn refuses_what_a_true_provider_would() {
         let provider = ScriptedProvider::new("k", false);
-        let wrapped = provider.wrap(&DataKey::random(), &context());
+        let wrapped = provider.wrap_here(&DataKey::random(), &context());
         let kind = |id: &str, context| provider.unwrap(id, &wrapped.bytes, &context).err().unwrap().kind;
         assert_eq!(kind("other", context()), ProviderErrorKind::KeyNotFound);
         assert_eq!(kind("k", EncryptionContext::volume_key(&[2; 16])), ProviderErrorKind::Tampered);
