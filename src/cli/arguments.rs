@@ -2,7 +2,9 @@
 
 use clap::{Parser, Subcommand};
 
-use super::commands::{completions, doctor, estimate, forget, init, inspect, lock, man, mount, speed, status, umount};
+use super::commands::{
+    completions, doctor, estimate, forget, init, inspect, keys, lock, man, mount, speed, status, umount,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -49,6 +51,7 @@ pub(super) enum Command {
     Inspect(inspect::InspectArgs),
     Doctor(Box<doctor::DoctorArgs>),
     Estimate(estimate::EstimateArgs),
+    Keys(keys::KeysArgs),
     Forget(forget::ForgetArgs),
     Speed(speed::SpeedArgs),
     Completions(completions::CompletionsArgs),

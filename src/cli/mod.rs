@@ -62,6 +62,7 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Doctor(args) => commands::doctor::run(args),
         Command::Estimate(args) => commands::estimate::run(args),
+        Command::Keys(args) => commands::keys::run(args),
         Command::Forget(args) => commands::forget::run(args),
         Command::Speed(args) => commands::speed::run(args),
         Command::Completions(args) => commands::completions::run(args),

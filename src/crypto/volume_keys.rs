@@ -18,6 +18,8 @@ pub struct VolumeKeys {
     pub link: LinkKey,
     /// Encrypts extended attributes.
     pub xattr: XattrKey,
+    /// Authenticates provisioned keys.
+    pub provision: ProvisionKey,
     config: Secret<32>,
     fingerprint: Secret<16>,
 }
@@ -32,6 +34,7 @@ impl VolumeKeys {
             name: NameKey { name: kdf::derive(volume_key, volume_id, &[kdf::NAME]), directory: key(kdf::DIRECTORY) },
             link: LinkKey(SmallBoxKey::new(suite, &key(kdf::LINK))),
             xattr: XattrKey::derive(volume_key, volume_id, suite),
+            provision: ProvisionKey(key(kdf::PROVISION)),
             config: key(kdf::CONFIG),
             fingerprint: kdf::derive(volume_key, volume_id, &[kdf::FINGERPRINT]),
         }
@@ -101,6 +104,23 @@ impl HeaderKey {
     ) -> Result<VerifiedHeader, Unauthentic> {
         stack::wiped(|| hmac(&self.0, &[signed]).verify_slice(mac)).map_err(|_| Unauthentic)?;
         Ok(VerifiedHeader { suite, file_id, commitment })
+    }
+}
+
+/// Authenticates provisioned keys.
+pub struct ProvisionKey(Secret<32>);
+
+impl ProvisionKey {
+    /// The MAC over the bytes of a provisioned key.
+    #[must_use]
+    pub fn mac(&self, signed: &[u8]) -> [u8; 32] {
+        hmac(&self.0, &[signed]).finalize().into_bytes().into()
+    }
+
+    /// Whether `mac` is the MAC of `signed`.
+    #[must_use]
+    pub fn is_authentic(&self, signed: &[u8], mac: &[u8; 32]) -> bool {
+        hmac(&self.0, &[signed]).verify_slice(mac).is_ok()
     }
 }
 

@@ -1,7 +1,8 @@
 //! Bytes to types and back: no I/O, no cryptography, no policy.
 //!
 //! Implements the layouts of `docs/FORMAT.md`: [`geometry`] section 2 (sizes and offsets), [`page`] section 3,
-//! [`header`] section 4, [`name`] section 7, [`xattr`] section 7.6, [`config`] section 8. Every parser is strict (what it accepts re-encodes to
+//! [`header`] section 4, [`name`] section 7, [`xattr`] section 7.6, [`config`] and [`provisioned`] section 8. Every parser
+//! is strict (what it accepts re-encodes to
 //! the same bytes), bounded before it allocates, and never panics.
 
 pub mod config;
@@ -10,4 +11,5 @@ pub mod header;
 pub mod hex;
 pub mod name;
 pub mod page;
+pub mod provisioned;
 pub mod xattr;

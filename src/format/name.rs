@@ -4,10 +4,14 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
+use super::hex;
+
 /// The symlink in each directory whose target is the directory's id.
 pub const DIRECTORY_ID: &str = ".kmsfs.dir";
 /// The directory of the volume's own files, in the root.
 pub const VOLUME_DIR: &str = ".kmsfs";
+/// The directory of provisioned keys, in that one.
+pub const PROVISIONED_DIR: &str = "keys";
 /// The longest plain name in bytes.
 pub const NAME_MAX: usize = 255;
 /// The longest entry a backing filesystem takes.
@@ -50,6 +54,18 @@ impl Stored {
             Self::Short(entry) | Self::Long { entry, .. } => entry,
         }
     }
+}
+
+/// The entry of the provisioned key with this data key id.
+#[must_use]
+pub fn provisioned(data_key_id: &[u8; 16]) -> String {
+    hex::encode(data_key_id)
+}
+
+/// Whether an entry can be that of a provisioned key, by its name alone.
+#[must_use]
+pub fn is_provisioned(entry: &str) -> bool {
+    hex::decode::<16>(entry).is_some()
 }
 
 /// What an entry of a cipher directory is, by its name alone.

@@ -18,6 +18,7 @@ mod names;
 mod namespace;
 mod open;
 mod prefetch;
+mod provisioned;
 mod set_ids;
 mod settle;
 mod stats;
@@ -43,7 +44,7 @@ pub use crate::storage::{Access, FileSystemStat, NodeKind, RenameMode, SetTime, 
 
 use crate::content::{ContentError, Events, Rules};
 use crate::format::geometry::PAGE_SIZE;
-use crate::keys::Volume;
+use crate::keys::{ProvisionedUse, Volume};
 use crate::storage::{CipherDirectory, Node};
 
 use inode::{Inode, InodeTable};
@@ -68,12 +69,14 @@ pub struct Options {
     pub idle_lock: Option<Duration>,
     /// The keys of files that will probably be opened next are fetched ahead.
     pub prefetch: bool,
+    /// When new files use provisioned keys.
+    pub provisioned_keys: ProvisionedUse,
 }
 
 impl Default for Options {
-    /// Read-write, never locked for want of use, fetching keys ahead.
+    /// Read-write, never locked for want of use, fetching keys ahead, with provisioned keys if no others are to be had.
     fn default() -> Self {
-        Self { read_only: false, idle_lock: None, prefetch: true }
+        Self { read_only: false, idle_lock: None, prefetch: true, provisioned_keys: ProvisionedUse::Fallback }
     }
 }
 
@@ -118,6 +121,9 @@ impl Filesystem {
         let root = Node::of_directory(directory.root_fd())?;
         let stat = root.stat()?;
         let user = rustix::process::geteuid().as_raw();
+        if !options.read_only {
+            volume.ring.use_provisioned(Box::new(directory.key_stock()?), options.provisioned_keys);
+        }
         let fs = Arc::new(Self {
             rules: Rules { holes: volume.config.holes, end: volume.config.end },
             volume,

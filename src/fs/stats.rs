@@ -35,6 +35,8 @@ pub struct Stats {
     pub provider_calls: u64,
     /// Calls that failed.
     pub provider_failures: u64,
+    /// Provisioned keys in stock, good or not; nothing if this mount uses none.
+    pub provisioned_keys: Option<u64>,
     /// All keys were dropped by `kmsfs lock` or for want of use.
     pub locked: bool,
     /// Files with an open handle.
@@ -72,6 +74,7 @@ impl Filesystem {
             key_memory: keys.memory.name().to_owned(),
             provider_calls: keys.calls.total(),
             provider_failures: keys.failures,
+            provisioned_keys: self.volume.ring.provisioned_left(),
             locked: self.volume.ring.is_locked(),
             files_open: self.inodes.open_files(),
             inodes_known: self.inodes.len() as u64,

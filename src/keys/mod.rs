@@ -17,6 +17,7 @@ mod metered;
 mod pool;
 mod provider;
 pub mod providers;
+mod provisioned;
 mod refusals;
 mod ring;
 #[cfg(test)]
@@ -29,5 +30,6 @@ pub use describe::{KeyDescription, KeyState};
 pub use error::KeyError;
 pub use metered::CallsByOperation;
 pub use provider::{Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey};
+pub use provisioned::{ProvisionedKeys, ProvisionedUse};
 pub use ring::{AuthenticHeader, KeyStats, OpenedKeys, Ring};
 pub use volume::Volume;

@@ -11,16 +11,19 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::crypto::{DataKey, random_array};
+use crate::crypto::DataKey;
 use crate::format::header::Record;
 
-use super::{EncryptionContext, Provider, ProviderError, ProviderErrorKind};
+use super::provisioned::{Mint, Origin};
+use super::{ProviderError, ProviderErrorKind};
 
 /// The longest time in which new files share a data key.
 const MAX_SHARING: Duration = Duration::from_secs(3600);
 /// Data keys kept ready at most, and at first.
 const MAX_DEPTH: usize = 256;
 const FIRST_DEPTH: usize = 4;
+/// Provisioned keys kept ready at most.
+const MAX_THRIFTY_DEPTH: usize = 16;
 /// Provider calls under way at most.
 const MAX_CALLS: usize = 32;
 /// After so long without a taker, half of what is kept ready is enough.
@@ -36,6 +39,8 @@ pub(super) struct Minted {
     pub(super) records: Vec<Record>,
     /// When the provider gave it.
     pub(super) since: Instant,
+    /// The entry that it was taken from, if it was provisioned.
+    pub(super) origin: Option<Origin>,
 }
 
 pub(super) struct Pool {
@@ -43,8 +48,7 @@ pub(super) struct Pool {
 }
 
 struct Shared {
-    volume_id: [u8; 16],
-    provider: Arc<dyn Provider>,
+    mint: Arc<Mint>,
     files_per_data_key: u32,
     state: Mutex<State>,
     changed: Condvar,
@@ -66,7 +70,7 @@ struct State {
 }
 
 impl Pool {
-    pub(super) fn new(volume_id: [u8; 16], provider: Arc<dyn Provider>, files_per_data_key: u32) -> Self {
+    pub(super) fn new(mint: Arc<Mint>, files_per_data_key: u32) -> Self {
         let state = State {
             current: None,
             ready: VecDeque::new(),
@@ -78,7 +82,7 @@ impl Pool {
             epoch: 0,
         };
         let (state, changed) = (Mutex::new(state), Condvar::new());
-        Self { shared: Arc::new(Shared { volume_id, provider, files_per_data_key, state, changed }) }
+        Self { shared: Arc::new(Shared { mint, files_per_data_key, state, changed }) }
     }
 
     /// A data key for one new file. Waits for the provider if none is ready.
@@ -89,10 +93,10 @@ impl Pool {
         if let Some(minted) = self.take_ready() {
             return Ok(minted);
         }
-        if self.shared.provider.is_remote() {
+        if self.shared.mint.provider.is_remote() {
             return self.wait();
         }
-        let minted = self.shared.generate()?;
+        let minted = self.shared.mint.mint()?;
         Ok(self.shared.state().put_in_use(minted, self.shared.files_per_data_key))
     }
 
@@ -138,11 +142,12 @@ impl Pool {
 
     /// Starts as many calls as are missing.
     fn fill(&self) {
-        if !self.shared.provider.is_remote() {
+        if !self.shared.mint.provider.is_remote() {
             return;
         }
+        let most = self.shared.most_ready();
         let mut state = self.shared.state();
-        while state.wants_another() {
+        while state.wants_another(most) {
             state.calls += 1;
             let shared = Arc::clone(&self.shared);
             let started = std::thread::Builder::new().name("kmsfs-pool".to_owned()).spawn(move || shared.work());
@@ -156,12 +161,15 @@ impl Pool {
         }
     }
 
-    /// Wipes what is ready.
+    /// Wipes what is ready. Provisioned keys among it are put back.
     pub(super) fn clear(&self) {
         let mut state = self.shared.state();
         (state.current, state.depth) = (None, 0);
-        state.ready.clear();
+        let ready = std::mem::take(&mut state.ready);
         state.epoch += 1;
+        drop(state);
+        let origins: Vec<Origin> = ready.into_iter().filter_map(|minted| minted.origin).collect();
+        origins.iter().for_each(|origin| self.shared.mint.put_back(origin));
     }
 }
 
@@ -185,8 +193,8 @@ impl State {
         minted
     }
 
-    fn wants_another(&self) -> bool {
-        self.calls < MAX_CALLS && self.ready.len() + self.calls < self.depth + self.waiting
+    fn wants_another(&self, most: usize) -> bool {
+        self.calls < MAX_CALLS && self.ready.len() + self.calls < self.depth.min(most) + self.waiting
     }
 }
 
@@ -195,21 +203,26 @@ impl Shared {
     fn work(&self) {
         loop {
             let epoch = self.state().epoch;
-            let made = self.generate();
+            let made = self.mint.mint();
+            let most = self.most_ready();
             let mut state = self.state();
             let failed = made.is_err();
+            let mut unused = None;
             match made {
                 Ok(minted) if state.epoch == epoch => state.ready.push_back(minted),
-                Ok(_) => {}
+                Ok(minted) => unused = minted.origin,
                 Err(error) => state.failure = Some((error, Instant::now())),
             }
             if state.last_taken.elapsed() > IDLE {
                 state.depth /= 2;
             }
             state.calls -= 1;
-            let go_on = !failed && state.wants_another();
+            let go_on = !failed && state.wants_another(most);
             state.calls += usize::from(go_on);
             drop(state);
+            if let Some(origin) = unused {
+                self.mint.put_back(&origin);
+            }
             self.changed.notify_all();
             if !go_on {
                 return;
@@ -217,16 +230,9 @@ impl Shared {
         }
     }
 
-    fn generate(&self) -> Result<Minted, ProviderError> {
-        let data_key_id = random_array();
-        let context = EncryptionContext::data_key(&self.volume_id, &data_key_id);
-        let (data_key, wrapped) = self.provider.generate_data_key(&context)?;
-        let record = Record {
-            provider: self.provider.kind().tag(),
-            key_id: wrapped.key_id.into_bytes(),
-            wrapped: wrapped.bytes,
-        };
-        Ok(Minted { data_key: Arc::new(data_key), data_key_id, records: vec![record], since: Instant::now() })
+    /// How many keys may be ready. Provisioned ones are lost if this process dies.
+    fn most_ready(&self) -> usize {
+        if self.mint.is_thrifty() { MAX_THRIFTY_DEPTH } else { MAX_DEPTH }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -241,7 +247,8 @@ mod tests {
 
     fn pool(remote: bool, files_per_data_key: u32) -> (Arc<ScriptedProvider>, Pool) {
         let provider = Arc::new(ScriptedProvider::new("k", remote));
-        (provider.clone(), Pool::new([1; 16], provider, files_per_data_key))
+        let mint = Arc::new(Mint::for_tests(provider.clone()));
+        (provider, Pool::new(mint, files_per_data_key))
     }
 
     fn until(pool: &Pool, holds: impl Fn(&State) -> bool) {

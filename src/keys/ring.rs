@@ -1,10 +1,12 @@
 //! From a header to the keys of a file, and to new headers for new files.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use crate::crypto::{FileKeys, HeaderKey, KeyMemory, NameKey, Suite, VerifiedHeader, commitment, random_array};
+use crate::crypto::{
+    FileKeys, HeaderKey, KeyMemory, NameKey, ProvisionKey, Suite, VerifiedHeader, commitment, random_array,
+};
 use crate::format::geometry::PAGE_LEN;
 use crate::format::header::{self, Header, HeaderError, HeaderPage, Record, Slot};
 
@@ -12,6 +14,7 @@ use super::cache::{Cache, CacheKey, Unwrapped};
 use super::flight::Flight;
 use super::metered::{Budget, CallCounts, CallsByOperation, Metered};
 use super::pool::{Minted, Pool};
+use super::provisioned::{Mint, ProvisionedKeys, ProvisionedUse, Source};
 use super::refusals::Refusals;
 use super::{EncryptionContext, KeyError, KeyLimits, Provider, ProviderKind};
 
@@ -28,6 +31,7 @@ pub struct Ring {
     flight: Flight,
     refusals: Refusals,
     pool: Pool,
+    mint: Arc<Mint>,
     limits: KeyLimits,
     locked: AtomicBool,
     /// That keys may be swapped out was said.
@@ -87,6 +91,7 @@ pub(super) struct RingParts {
     pub(super) volume_id: [u8; 16],
     pub(super) suite: Suite,
     pub(super) header_key: HeaderKey,
+    pub(super) provision_key: ProvisionKey,
     pub(super) allowed: Vec<(u8, Vec<u8>)>,
     /// Wraps new data keys.
     pub(super) provider: Arc<dyn Provider>,
@@ -104,12 +109,20 @@ impl Ring {
             Arc::new(Metered { provider, counts: Arc::clone(&calls), budget: Arc::clone(&budget) })
         };
         let (first, others) = (metered(parts.provider), parts.others.into_iter().map(metered));
+        let mint = Arc::new(Mint {
+            volume_id: parts.volume_id,
+            key: parts.provision_key,
+            allowed: parts.allowed.clone(),
+            provider: Arc::clone(&first),
+            source: OnceLock::new(),
+        });
         Self {
             volume_id: parts.volume_id,
             suite: parts.suite,
             header_key: parts.header_key,
             allowed: parts.allowed,
-            pool: Pool::new(parts.volume_id, Arc::clone(&first), parts.files_per_data_key),
+            pool: Pool::new(Arc::clone(&mint), parts.files_per_data_key),
+            mint,
             providers: [first].into_iter().chain(others).collect(),
             cache: Cache::new(parts.limits),
             flight: Flight::default(),
@@ -325,6 +338,34 @@ impl Ring {
         header::put_slot(&mut page, 0, &signed, &self.header_key.mac(&signed));
         let keys = FileKeys::create(&minted.data_key, self.suite, &file_id);
         Ok((OpenedKeys { keys, since: minted.since }, page))
+    }
+
+    /// From now on new files may use the provisioned keys of `place`; only the first call counts.
+    pub fn use_provisioned(&self, place: Box<dyn ProvisionedKeys>, when: ProvisionedUse) {
+        if when != ProvisionedUse::Never {
+            // A second place is of no use, and nobody gives one.
+            let _ = self.mint.source.set(Source::new(place, when == ProvisionedUse::Only));
+        }
+    }
+
+    /// Makes a provisioned key: the name and the bytes of its entry. One call of the provider.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub fn provision(&self) -> Result<(String, Vec<u8>), KeyError> {
+        self.mint.provision()
+    }
+
+    /// Whether an entry is a provisioned key that this ring can use, by all that can be known without its provider.
+    #[must_use]
+    pub fn is_provisioned(&self, name: &str, bytes: &[u8]) -> bool {
+        self.mint.is_good(name, bytes)
+    }
+
+    /// How many provisioned keys are left, good or not; `None` if none are used.
+    #[must_use]
+    pub fn provisioned_left(&self) -> Option<u64> {
+        self.mint.count()
     }
 
     /// Whether a provider's call may take a network's time.

@@ -128,6 +128,7 @@ pub fn unlock(sealed: &SealedConfig, provider: Arc<dyn Provider>, limits: KeyLim
         volume_id: id,
         suite,
         header_key: keys.header,
+        provision_key: keys.provision,
         allowed: allowed.collect(),
         provider,
         others: Vec::new(),

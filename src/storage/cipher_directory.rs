@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use super::KeyStock;
+
 /// The volume's own directory in the root of the cipher directory.
 const VOLUME_DIRECTORY: &str = ".kmsfs";
 /// The symlink whose target is a directory's id.
@@ -200,6 +202,14 @@ impl CipherDirectory {
             Err(Errno::WOULDBLOCK) => Err(LockError::Held { pid: lock_holder(&volume) }),
             Err(error) => Err(LockError::Io(error.into())),
         }
+    }
+
+    /// The stock of provisioned keys.
+    ///
+    /// # Errors
+    /// Those of `open(2)`.
+    pub fn key_stock(&self) -> io::Result<KeyStock> {
+        open_directory(self.root.as_fd(), Path::new(VOLUME_DIRECTORY)).map(KeyStock::new)
     }
 
     /// The canonical path.

@@ -8,6 +8,7 @@
 pub mod cipher_directory;
 mod directory;
 mod file;
+mod key_stock;
 mod memory;
 mod node;
 mod xattr;
@@ -15,6 +16,7 @@ mod xattr;
 pub use cipher_directory::CipherDirectory;
 pub use directory::{DirEntry, DirStream};
 pub use file::{DiskFile, RawFile};
+pub use key_stock::{Candidate, KeyStock};
 pub use memory::{Change, MemoryFile};
 pub use node::{Access, FileSystemStat, Node, NodeKind, RenameMode, SetTime, Stat, Timestamp};
 pub use xattr::XattrMode;

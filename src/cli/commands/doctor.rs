@@ -19,6 +19,7 @@ use crate::format::config::SealedConfig;
 use crate::storage::CipherDirectory;
 
 use super::doctor_keys::Subject;
+use super::policy::Role;
 use super::{doctor_host, doctor_keys, policy};
 
 /// Check whether this host can read and create files in a volume, and say what to mend
@@ -30,12 +31,16 @@ pub(crate) struct DoctorArgs {
     /// The directory that holds the ciphertext
     #[arg(value_name = "CIPHERDIR")]
     cipher_directory: PathBuf,
-    /// Check only what a read-only mount needs
+    /// Check only what a read-only mount needs; with --policy, for a host that reads, or creates files with provisioned keys
+    /// only (kms:Decrypt alone)
     #[arg(long)]
     read_only: bool,
     /// Print a least-privilege key policy and IAM policy for the volume instead; needs no key and no network
     #[arg(long)]
     policy: bool,
+    /// With --policy: for whoever runs `kmsfs keys provision`
+    #[arg(long, requires = "policy", conflicts_with = "read_only")]
+    provision: bool,
     /// Whom the key policy allows
     #[arg(long, value_name = "ARN", requires = "policy")]
     principal: Option<String>,
@@ -138,7 +143,12 @@ struct Report<'a> {
 pub(crate) fn run(args: &DoctorArgs) -> Result<(), CliError> {
     let environment = Environment::of_process();
     if args.policy {
-        let request = policy::Request { principal: args.principal.as_deref(), read_only: args.read_only };
+        let role = match (args.read_only, args.provision) {
+            (true, _) => Role::Decrypt,
+            (_, true) => Role::Provision,
+            _ => Role::Full,
+        };
+        let request = policy::Request { principal: args.principal.as_deref(), role };
         return policy::print(&args.cipher_directory, &request, &environment);
     }
     let settings = Settings::load(&args.settings, &environment)?;
@@ -172,8 +182,10 @@ fn check_volume(args: &DoctorArgs, settings: &Settings, environment: &Environmen
         Ok(secret) => secret.map(passphrase::for_provider),
         Err(error) => return findings.fail("passphrase", error.code(), &error, None),
     };
+    let stock = directory.key_stock().ok();
     let subject = Subject {
         directory: directory.path(),
+        stock: stock.as_ref(),
         sealed: &sealed,
         pin: pin.as_ref(),
         providers: &settings.for_providers(secret),

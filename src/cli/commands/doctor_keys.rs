@@ -14,6 +14,8 @@ use crate::keys::{
     volume,
 };
 
+use crate::storage::KeyStock;
+
 use super::doctor::Findings;
 
 /// What an error says when the host's clock may be wrong.
@@ -26,6 +28,8 @@ const CLOCK_ADVICE: &str = "if the credentials are right, set the clock (compare
 pub(super) struct Subject<'a> {
     /// Its canonical path.
     pub(super) directory: &'a Path,
+    /// Its provisioned keys, if their directory can be had.
+    pub(super) stock: Option<&'a KeyStock>,
     pub(super) sealed: &'a SealedConfig,
     /// What is remembered of it.
     pub(super) pin: Option<&'a Pin>,
@@ -197,10 +201,33 @@ fn check_creating(subject: &Subject<'_>, unlocked: &Unlocked, findings: &mut Fin
             findings.fail(CHECK, Exit::KeyRefused as u8, what, None);
         }
         Err(error) if error.kind == ProviderErrorKind::Denied => {
-            let code = CliError::from(error.clone()).code();
-            findings.fail(CHECK, code, &error, Some("if this host is only to read: `kmsfs doctor --read-only`"));
+            denied_to_create(subject, unlocked, &error, findings);
         }
         Err(error) => failed(CHECK, &error, findings),
+    }
+}
+
+/// Without the right to make data keys, files can be created for as long as provisioned ones last.
+fn denied_to_create(subject: &Subject<'_>, unlocked: &Unlocked, error: &ProviderError, findings: &mut Findings) {
+    const CHECK: &str = "create";
+    let ring = &unlocked.volume.ring;
+    let is_good =
+        |stock: &KeyStock, name: &str| stock.read(name).is_some_and(|bytes| ring.is_provisioned(name, &bytes));
+    let good = subject.stock.and_then(|stock| {
+        let names = stock.names().ok()?;
+        Some(names.iter().filter(|name| is_good(stock, name)).count())
+    });
+    match good {
+        Some(good @ 1..) => findings.warn(
+            CHECK,
+            format!("data keys are not made for this host; {good} provisioned ones are in stock: {error}"),
+            "fill the stock before it is used up: `kmsfs keys provision`, on a host that may",
+        ),
+        _ => {
+            let mend = "if this host is only to read: `kmsfs doctor --read-only`; if it is to create files with \
+                        kms:Decrypt alone: `kmsfs keys provision`, on a host that may";
+            findings.fail(CHECK, CliError::from(error.clone()).code(), error, Some(mend));
+        }
     }
 }
 

@@ -66,16 +66,16 @@ struct Estimate {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-struct Cost {
+pub(super) struct Cost {
     calls: u64,
-    dollars: f64,
-    hours: f64,
+    pub(super) dollars: f64,
+    pub(super) hours: f64,
 }
 
 impl Cost {
     // Counts of files are far below 2^52.
     #[allow(clippy::cast_precision_loss)]
-    fn of(calls: u64, rate: u32) -> Self {
+    pub(super) fn of(calls: u64, rate: u32) -> Self {
         let dollars = calls as f64 * DOLLARS_PER_10_000_CALLS / 10_000.0;
         Self { calls, dollars, hours: calls as f64 / f64::from(rate) / 3600.0 }
     }

@@ -4,14 +4,14 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::cli::error::CliError;
 use crate::cli::key_spec::KeySpec;
 use crate::cli::mount_options::MountFlags;
 use crate::cli::settings::SettingsArgs;
 use crate::format::hex;
-use crate::keys::KeyLimits;
+use crate::keys::{KeyLimits, ProvisionedUse};
 
 use super::init::NewVolumeArgs;
 
@@ -74,12 +74,34 @@ pub(super) struct KeyLimitArgs {
     /// Do not fetch the keys of files that will probably be opened next
     #[arg(long)]
     pub(super) no_prefetch: bool,
+    /// When new files use the keys that `kmsfs keys provision` made
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    provisioned_keys: ProvisionedChoice,
     /// Drop all keys, as `kmsfs lock` does, after so many seconds without use
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     idle_lock: Option<u32>,
 }
 
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum ProvisionedChoice {
+    /// If the provider refuses to make a data key
+    #[default]
+    Fallback,
+    /// Always
+    Only,
+    /// Not at all
+    Never,
+}
+
 impl KeyLimitArgs {
+    pub(super) fn provisioned_keys(&self) -> ProvisionedUse {
+        match self.provisioned_keys {
+            ProvisionedChoice::Fallback => ProvisionedUse::Fallback,
+            ProvisionedChoice::Only => ProvisionedUse::Only,
+            ProvisionedChoice::Never => ProvisionedUse::Never,
+        }
+    }
+
     pub(super) fn limits(&self) -> KeyLimits {
         let entries = usize::try_from(self.key_cache).ok().and_then(NonZeroUsize::new);
         KeyLimits {

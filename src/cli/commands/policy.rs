@@ -22,8 +22,19 @@ const CONTEXT_NAMES: [&str; 3] = ["kmsfs:volume", "kmsfs:data-key", "kmsfs:purpo
 pub(super) struct Request<'a> {
     /// Whom the key policy allows; a placeholder if none.
     pub(super) principal: Option<&'a str>,
-    /// Whether no files are to be created.
-    pub(super) read_only: bool,
+    /// What the role does.
+    pub(super) role: Role,
+}
+
+/// What a role does with a volume.
+#[derive(Clone, Copy)]
+pub(super) enum Role {
+    /// Reads, and creates files.
+    Full,
+    /// Reads, and creates files with provisioned keys only.
+    Decrypt,
+    /// Makes provisioned keys.
+    Provision,
 }
 
 /// Prints the policies as JSON, or that there are none.
@@ -61,7 +72,11 @@ fn policies(config: &VolumeConfig, request: &Request<'_>) -> Result<Option<Value
 }
 
 fn use_statement(config: &VolumeConfig, request: &Request<'_>, resource: Value) -> Value {
-    let actions: &[&str] = if request.read_only { &["kms:Decrypt"] } else { &["kms:GenerateDataKey", "kms:Decrypt"] };
+    let actions: &[&str] = match request.role {
+        Role::Full => &["kms:GenerateDataKey", "kms:Decrypt"],
+        Role::Decrypt => &["kms:Decrypt"],
+        Role::Provision => &["kms:GenerateDataKeyWithoutPlaintext", "kms:Decrypt"],
+    };
     json!({
         "Sid": "KmsfsVolume",
         "Effect": "Allow",
@@ -124,7 +139,7 @@ mod tests {
     }
 
     fn request() -> Request<'static> {
-        Request { principal: None, read_only: false }
+        Request { principal: None, role: Role::Full }
     }
 
     #[test]
@@ -161,10 +176,18 @@ mod tests {
 
     #[test]
     fn a_reader_may_not_create_and_a_principal_is_named() {
-        let request = Request { principal: Some("arn:aws:iam::1:role/r"), read_only: true };
+        let request = Request { principal: Some("arn:aws:iam::1:role/r"), role: Role::Decrypt };
         let policies = policies(&config(&[("aws-kms", ARN)]), &request).unwrap().unwrap();
         assert!(!policies.to_string().contains("GenerateDataKey"));
         assert_eq!(policies["KeyPolicyStatements"][1]["Principal"]["AWS"], "arn:aws:iam::1:role/r");
+    }
+
+    #[test]
+    fn who_provisions_sees_no_new_data_key() {
+        let request = Request { principal: None, role: Role::Provision };
+        let policies = policies(&config(&[("aws-kms", ARN)]), &request).unwrap().unwrap();
+        let actions = &policies["IamPolicy"]["Statement"][0]["Action"];
+        assert_eq!(*actions, json!(["kms:GenerateDataKeyWithoutPlaintext", "kms:Decrypt"]));
     }
 
     #[test]

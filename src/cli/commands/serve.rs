@@ -228,6 +228,7 @@ impl Job<'_> {
             read_only: self.flags.read_only,
             idle_lock: self.args.keys.idle_lock(),
             prefetch: !self.args.keys.no_prefetch,
+            provisioned_keys: self.args.keys.provisioned_keys(),
         }
     }
 

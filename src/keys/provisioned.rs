@@ -1,0 +1,318 @@
+//! Provisioned keys: wrapped data keys that were made ahead, so that a host which may only unwrap can create files.
+//!
+//! Invariants:
+//! * a provider is asked only about a key whose MAC was checked, whose wrapping key is on the volume's list, and which
+//!   this process alone has claimed;
+//! * a key that was claimed and is not used goes back, as far as the place where it lies lets it.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::crypto::{ProvisionKey, random_array};
+use crate::format::header::Record;
+use crate::format::name;
+use crate::format::provisioned::{self, ProvisionedKey};
+
+use super::pool::Minted;
+use super::{EncryptionContext, KeyError, Provider, ProviderError, ProviderErrorKind};
+
+/// After a refusal to make data keys the provider is not asked to make one for so long, while provisioned ones last.
+const REFUSAL: Duration = Duration::from_secs(60);
+/// With fewer than this an operator is told.
+const LOW: usize = 32;
+/// Entries that are of no use are logged one by one up to so many.
+const LOGGED: u64 = 20;
+/// Entries that one call looks at.
+const LOOKED_AT: u32 = 10_000;
+
+/// The place where provisioned keys lie. Each is a small file with a name; who claims it first has it.
+pub trait ProvisionedKeys: Send + Sync {
+    /// An entry that may be claimed, if there is one: its name, its bytes, and how many more are known of.
+    ///
+    /// # Errors
+    /// Those of the place.
+    fn next(&self) -> io::Result<Option<(String, Vec<u8>, usize)>>;
+
+    /// Takes an entry away, durably; false if another was first.
+    ///
+    /// # Errors
+    /// Those of the place.
+    fn claim(&self, name: &str) -> io::Result<bool>;
+
+    /// Puts an entry back that was claimed and not used.
+    ///
+    /// # Errors
+    /// Those of the place.
+    fn put_back(&self, name: &str, bytes: &[u8]) -> io::Result<()>;
+
+    /// Never offers this entry again.
+    fn reject(&self, name: &str);
+
+    /// How many entries there are, good or not.
+    ///
+    /// # Errors
+    /// Those of the place.
+    fn count(&self) -> io::Result<u64>;
+}
+
+/// When new files use provisioned keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ProvisionedUse {
+    /// If the provider refuses to make a data key.
+    #[default]
+    Fallback,
+    /// Always: the provider is never asked to make one.
+    Only,
+    /// Not at all.
+    Never,
+}
+
+/// An entry that was taken, so that it can be put back.
+pub(super) type Origin = Arc<(String, Vec<u8>)>;
+
+/// Makes data keys for new files: has the provider do it, or takes them from where provisioned ones lie.
+pub(super) struct Mint {
+    pub(super) volume_id: [u8; 16],
+    pub(super) key: ProvisionKey,
+    /// Tags and ids of the keys that may wrap data keys of this volume.
+    pub(super) allowed: Vec<(u8, Vec<u8>)>,
+    pub(super) provider: Arc<dyn Provider>,
+    pub(super) source: OnceLock<Source>,
+}
+
+/// Where provisioned keys come from.
+pub(super) struct Source {
+    place: Box<dyn ProvisionedKeys>,
+    only: bool,
+    /// When the provider last refused to make a data key.
+    refused: Mutex<Option<Instant>>,
+    told_low: AtomicBool,
+    told_empty: AtomicBool,
+    rejections: AtomicU64,
+}
+
+impl Source {
+    pub(super) fn new(place: Box<dyn ProvisionedKeys>, only: bool) -> Self {
+        Self {
+            place,
+            only,
+            refused: Mutex::default(),
+            told_low: AtomicBool::new(false),
+            told_empty: AtomicBool::new(false),
+            rejections: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether keys are taken from here now.
+    fn is_first(&self) -> bool {
+        let refused = *self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        self.only || refused.is_some_and(|at| at.elapsed() < REFUSAL)
+    }
+
+    fn set_refused(&self, refused: bool) {
+        let before = {
+            let mut last = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *last, refused.then(Instant::now))
+        };
+        if refused && before.is_none() {
+            tracing::info!("the provider makes no data keys for this host: new files use provisioned ones");
+        }
+    }
+
+    fn reject(&self, name: &str, why: &str) {
+        self.place.reject(name);
+        let number = self.rejections.fetch_add(1, Ordering::Relaxed);
+        if number < LOGGED {
+            tracing::warn!("the provisioned key {name} is left alone: {why}");
+        } else if number == LOGGED {
+            tracing::warn!("more provisioned keys are of no use; they are not named");
+        }
+    }
+
+    fn tell(&self, left: Option<usize>) {
+        match left {
+            None if !self.told_empty.swap(true, Ordering::Relaxed) => {
+                tracing::warn!("no provisioned key is left: make more with `kmsfs keys provision`");
+            }
+            Some(left) if left < LOW && !self.told_low.swap(true, Ordering::Relaxed) => {
+                tracing::warn!("only {left} provisioned keys are left: make more with `kmsfs keys provision`");
+            }
+            Some(left) => {
+                self.told_empty.store(false, Ordering::Relaxed);
+                if left >= 2 * LOW {
+                    self.told_low.store(false, Ordering::Relaxed);
+                }
+            }
+            None => {}
+        }
+    }
+}
+
+impl Mint {
+    /// A data key for new files.
+    pub(super) fn mint(&self) -> Result<Minted, ProviderError> {
+        let Some(source) = self.source.get() else { return self.generate() };
+        if source.is_first()
+            && let Some(minted) = self.take(source)?
+        {
+            return Ok(minted);
+        }
+        if source.only {
+            let message = "no provisioned key is left: make more with `kmsfs keys provision`";
+            return Err(ProviderError::new(ProviderErrorKind::KeyNotFound, message));
+        }
+        match self.generate() {
+            Err(error) if error.kind == ProviderErrorKind::Denied => {
+                source.set_refused(true);
+                let none = || {
+                    let message =
+                        format!("{error}; or make keys ahead with `kmsfs keys provision`: no provisioned key is left");
+                    ProviderError::new(error.kind, message)
+                };
+                self.take(source)?.ok_or_else(none)
+            }
+            Err(error) => Err(error),
+            Ok(minted) => {
+                source.set_refused(false);
+                Ok(minted)
+            }
+        }
+    }
+
+    /// Whether a key that is made ahead is taken from the provisioned ones.
+    pub(super) fn is_thrifty(&self) -> bool {
+        self.source.get().is_some_and(Source::is_first)
+    }
+
+    fn generate(&self) -> Result<Minted, ProviderError> {
+        let data_key_id = random_array();
+        let context = EncryptionContext::data_key(&self.volume_id, &data_key_id);
+        let (data_key, wrapped) = self.provider.generate_data_key(&context)?;
+        let record = Record {
+            provider: self.provider.kind().tag(),
+            key_id: wrapped.key_id.into_bytes(),
+            wrapped: wrapped.bytes,
+        };
+        let (data_key, since) = (Arc::new(data_key), Instant::now());
+        Ok(Minted { data_key, data_key_id, records: vec![record], since, origin: None })
+    }
+
+    /// The next provisioned key, if there is one.
+    fn take(&self, source: &Source) -> Result<Option<Minted>, ProviderError> {
+        let failed = |error: io::Error| {
+            ProviderError::new(ProviderErrorKind::Misconfigured, format!("the provisioned keys: {error}"))
+        };
+        for _ in 0..LOOKED_AT {
+            let Some((name, bytes, more)) = source.place.next().map_err(failed)? else { break };
+            let key = match self.check(&name, &bytes) {
+                Ok(key) => key,
+                Err(why) => {
+                    source.reject(&name, why);
+                    continue;
+                }
+            };
+            if !source.place.claim(&name).map_err(failed)? {
+                continue;
+            }
+            let minted = self.unwrap(key, Arc::new((name, bytes)));
+            if minted.is_ok() {
+                source.tell(Some(more));
+            }
+            return minted.map(Some);
+        }
+        source.tell(None);
+        Ok(None)
+    }
+
+    fn unwrap(&self, key: ProvisionedKey, origin: Origin) -> Result<Minted, ProviderError> {
+        let ProvisionedKey { data_key_id, record, .. } = key;
+        let context = EncryptionContext::data_key(&self.volume_id, &data_key_id);
+        let key_id = String::from_utf8_lossy(&record.key_id);
+        match self.provider.unwrap(&key_id, &record.wrapped, &context) {
+            Ok(data_key) => {
+                let (data_key, since) = (Arc::new(data_key), Instant::now());
+                Ok(Minted { data_key, data_key_id, records: vec![record], since, origin: Some(origin) })
+            }
+            Err(error) => {
+                self.put_back(&origin);
+                if let (ProviderErrorKind::Tampered, Some(source)) = (error.kind, self.source.get()) {
+                    source.reject(&origin.0, &error.message);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts a key back that no file used.
+    pub(super) fn put_back(&self, origin: &Origin) {
+        let Some(source) = self.source.get() else { return };
+        if let Err(error) = source.place.put_back(&origin.0, &origin.1) {
+            tracing::warn!("the provisioned key {} is lost unused: {error}", origin.0);
+        }
+    }
+
+    /// The key in an entry, if it is one of this volume that this process can use.
+    fn check(&self, name: &str, bytes: &[u8]) -> Result<ProvisionedKey, &'static str> {
+        let parsed = provisioned::parse(bytes).ok_or("it is not the file of a provisioned key")?;
+        if !self.key.is_authentic(parsed.signed, &parsed.mac) || parsed.key.volume_id != self.volume_id {
+            return Err("it does not authenticate: it was changed, or is of another volume");
+        }
+        if name::provisioned(&parsed.key.data_key_id) != name {
+            return Err("it is a copy under another name");
+        }
+        let record = &parsed.key.record;
+        if !self.is_allowed(record) {
+            return Err("its wrapping key is not a key of this volume any more");
+        }
+        if record.provider != self.provider.kind().tag() {
+            return Err("its provider is not the one that this process uses");
+        }
+        Ok(parsed.key)
+    }
+
+    /// Whether an entry is good.
+    pub(super) fn is_good(&self, name: &str, bytes: &[u8]) -> bool {
+        self.check(name, bytes).is_ok()
+    }
+
+    fn is_allowed(&self, record: &Record) -> bool {
+        self.allowed.iter().any(|(tag, key_id)| *tag == record.provider && *key_id == record.key_id)
+    }
+
+    /// A new provisioned key: the name and the bytes of its entry.
+    pub(super) fn provision(&self) -> Result<(String, Vec<u8>), KeyError> {
+        let data_key_id = random_array();
+        let context = EncryptionContext::data_key(&self.volume_id, &data_key_id);
+        let wrapped = self.provider.generate_wrapped_key(&context)?;
+        let record = Record {
+            provider: self.provider.kind().tag(),
+            key_id: wrapped.key_id.clone().into_bytes(),
+            wrapped: wrapped.bytes,
+        };
+        if !self.is_allowed(&record) {
+            return Err(KeyError::NoUsableRecord(format!("{}:{}", self.provider.kind(), wrapped.key_id)));
+        }
+        let key = ProvisionedKey { volume_id: self.volume_id, data_key_id, record };
+        let signed = key.signed_bytes().ok_or_else(|| {
+            ProviderError::new(ProviderErrorKind::BadAnswer, "the wrapped key is too long for any file's header")
+        })?;
+        let mac = self.key.mac(&signed);
+        Ok((name::provisioned(&data_key_id), provisioned::seal(signed, &mac)))
+    }
+
+    #[cfg(test)]
+    pub(super) fn for_tests(provider: Arc<dyn Provider>) -> Self {
+        use crate::crypto::{DataKey, Suite, VolumeKeys};
+        let volume_id = [1; 16];
+        let key = VolumeKeys::derive(&DataKey::random(), &volume_id, Suite::Xaes256Gcm).provision;
+        let allowed = vec![(provider.kind().tag(), b"k".to_vec())];
+        Self { volume_id, key, allowed, provider, source: OnceLock::new() }
+    }
+
+    /// How many entries there are, good or not; none if they are not used.
+    pub(super) fn count(&self) -> Option<u64> {
+        self.source.get().map(|source| source.place.count().unwrap_or(0))
+    }
+}
