@@ -13,7 +13,7 @@ use crate::content::Content;
 use crate::format::config::End;
 use crate::format::geometry::{ImpossibleSize, PAGE_LEN};
 use crate::format::header::HeaderPage;
-use crate::keys::{AuthenticHeader, OpenedKeys};
+use crate::keys::{AuthenticHeader, OpenedKeys, ProvisionedUse};
 use crate::storage::{Access, DiskFile, NodeKind, RawFile};
 
 use super::inode::{Inode, OpenFile};
@@ -239,7 +239,8 @@ impl Filesystem {
             }
         };
         let strict = self.rules.end == End::Strict;
-        if access == Access::ReadWrite && (strict || self.volume.ring.is_remote()) {
+        let may_be_refused = self.volume.ring.is_remote() || self.options.provisioned_keys == ProvisionedUse::Only;
+        if access == Access::ReadWrite && (strict || may_be_refused) {
             self.ensure_keys(&open)?;
             if strict {
                 open.content.ensure_header()?;

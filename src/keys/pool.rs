@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::crypto::DataKey;
 use crate::format::header::Record;
 
-use super::provisioned::{Mint, Origin};
+use super::provisioned::{Mint, MintError, Origin};
 use super::{ProviderError, ProviderErrorKind};
 
 /// The longest time in which new files share a data key.
@@ -96,7 +96,7 @@ impl Pool {
         if self.shared.mint.provider.is_remote() {
             return self.wait();
         }
-        let minted = self.shared.mint.mint()?;
+        let minted = self.shared.mint.mint().map_err(|failure| failure.error)?;
         Ok(self.shared.state().put_in_use(minted, self.shared.files_per_data_key))
     }
 
@@ -207,11 +207,13 @@ impl Shared {
             let most = self.most_ready();
             let mut state = self.state();
             let failed = made.is_err();
-            let mut unused = None;
+            let (mut unused, mut quiet) = (None, false);
             match made {
                 Ok(minted) if state.epoch == epoch => state.ready.push_back(minted),
                 Ok(minted) => unused = minted.origin,
-                Err(error) => state.failure = Some((error, Instant::now())),
+                // What was taken a moment ago may be enough for all who wait; the last of them tells if not.
+                Err(MintError { used_up: true, .. }) if state.calls > 1 => quiet = true,
+                Err(MintError { error, .. }) => state.failure = Some((error, Instant::now())),
             }
             if state.last_taken.elapsed() > IDLE {
                 state.depth /= 2;
@@ -223,7 +225,9 @@ impl Shared {
             if let Some(origin) = unused {
                 self.mint.put_back(&origin);
             }
-            self.changed.notify_all();
+            if !quiet {
+                self.changed.notify_all();
+            }
             if !go_on {
                 return;
             }

@@ -139,21 +139,32 @@ impl Source {
             Some(left) if left < LOW && !self.told_low.swap(true, Ordering::Relaxed) => {
                 tracing::warn!("only {left} provisioned keys are left: make more with `kmsfs keys provision`");
             }
-            Some(left) => {
+            Some(left) if left >= 2 * LOW => {
                 self.told_empty.store(false, Ordering::Relaxed);
-                if left >= 2 * LOW {
-                    self.told_low.store(false, Ordering::Relaxed);
-                }
+                self.told_low.store(false, Ordering::Relaxed);
             }
-            None => {}
+            _ => {}
         }
+    }
+}
+
+/// Why there is no data key for new files.
+pub(super) struct MintError {
+    pub(super) error: ProviderError,
+    /// There is no provisioned key to be had; others may have been taken a moment ago.
+    pub(super) used_up: bool,
+}
+
+impl From<ProviderError> for MintError {
+    fn from(error: ProviderError) -> Self {
+        Self { error, used_up: false }
     }
 }
 
 impl Mint {
     /// A data key for new files.
-    pub(super) fn mint(&self) -> Result<Minted, ProviderError> {
-        let Some(source) = self.source.get() else { return self.generate() };
+    pub(super) fn mint(&self) -> Result<Minted, MintError> {
+        let Some(source) = self.source.get() else { return Ok(self.generate()?) };
         if source.is_first()
             && let Some(minted) = self.take(source)?
         {
@@ -161,19 +172,20 @@ impl Mint {
         }
         if source.only {
             let message = "no provisioned key is left: make more with `kmsfs keys provision`";
-            return Err(ProviderError::new(ProviderErrorKind::KeyNotFound, message));
+            let error = ProviderError::new(ProviderErrorKind::KeyNotFound, message);
+            return Err(MintError { error, used_up: true });
         }
         match self.generate() {
             Err(error) if error.kind == ProviderErrorKind::Denied => {
                 source.set_refused(true);
-                let none = || {
-                    let message =
-                        format!("{error}; or make keys ahead with `kmsfs keys provision`: no provisioned key is left");
-                    ProviderError::new(error.kind, message)
+                let used_up = || {
+                    let none = "or make keys ahead with `kmsfs keys provision`: no provisioned key is left";
+                    let error = ProviderError::new(error.kind, format!("{error}; {none}"));
+                    MintError { error, used_up: true }
                 };
-                self.take(source)?.ok_or_else(none)
+                self.take(source)?.ok_or_else(used_up)
             }
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
             Ok(minted) => {
                 source.set_refused(false);
                 Ok(minted)

@@ -144,6 +144,12 @@ impl KmsServer {
         locked(&self.service.denied).remove(operation);
     }
 
+    /// From now on it knows this access key too, whose owner may not use the `denied` operations.
+    pub(crate) fn set_user(&self, access_key: &str, secret: &str, denied: &[&str]) {
+        let denied = denied.iter().map(|operation| (*operation).to_owned()).collect();
+        locked(&self.service.users).insert(access_key.to_owned(), User { secret: secret.to_owned(), denied });
+    }
+
     /// How many calls of `operation` it has got, refused ones included.
     pub(crate) fn calls(&self, operation: &str) -> u64 {
         self.service.calls.iter().find(|(name, _)| *name == operation).map_or(0, |(_, n)| n.load(Ordering::SeqCst))
@@ -222,6 +228,12 @@ const OPERATIONS: [&str; 15] = [
     "GetKeyRotationStatus",
 ];
 
+/// Another user than the one that every server knows.
+struct User {
+    secret: String,
+    denied: BTreeSet<String>,
+}
+
 /// From a request to its answer.
 struct Service {
     vault: RwLock<vault::Vault>,
@@ -229,6 +241,8 @@ struct Service {
     latency: AtomicU64,
     bucket: Mutex<Option<Bucket>>,
     denied: Mutex<BTreeSet<String>>,
+    /// By access key.
+    users: Mutex<BTreeMap<String, User>>,
     calls: [(&'static str, AtomicU64); OPERATIONS.len()],
     failures: Mutex<BTreeMap<&'static str, u64>>,
     requests: AtomicU64,
@@ -241,6 +255,7 @@ impl Service {
             latency: AtomicU64::new(nanoseconds(options.latency)),
             bucket: Mutex::new(options.rate.map(Bucket::full)),
             denied: Mutex::default(),
+            users: Mutex::default(),
             calls: OPERATIONS.map(|operation| (operation, AtomicU64::new(0))),
             failures: Mutex::default(),
             requests: AtomicU64::new(0),
@@ -286,19 +301,29 @@ impl Service {
             return Err(failure("UnknownOperationException", ""));
         };
         count.fetch_add(1, Ordering::SeqCst);
-        let region = sigv4::verify(request)?;
+        let (region, access_key) = sigv4::verify(request, |access_key| self.secret_of(access_key))?;
         if locked(&self.bucket).as_mut().is_some_and(|bucket| !bucket.take()) {
             let message = "You have exceeded the rate at which you may call KMS. Reduce the frequency of your calls.";
             return Err(failure("ThrottlingException", message));
         }
-        if locked(&self.denied).contains(operation) {
+        let users = locked(&self.users);
+        let denied = users.get(&access_key).is_some_and(|user| user.denied.contains(operation));
+        drop(users);
+        if denied || locked(&self.denied).contains(operation) {
             let message =
-                format!("User: arn:aws:iam::{ACCOUNT}:user/test is not authorized to perform: kms:{operation}");
+                format!("User: arn:aws:iam::{ACCOUNT}:user/{access_key} is not authorized to perform: kms:{operation}");
             return Err(failure("AccessDeniedException", message));
         }
         let input = serde_json::from_slice(&request.body);
         let input = input.map_err(|error| failure("SerializationException", error.to_string()))?;
         self.perform(operation, &region, &input)
+    }
+
+    fn secret_of(&self, access_key: &str) -> Option<String> {
+        if access_key == ACCESS_KEY {
+            return Some(SECRET.to_owned());
+        }
+        locked(&self.users).get(access_key).map(|user| user.secret.clone())
     }
 
     fn perform(&self, operation: &str, region: &str, input: &Value) -> Outcome {
@@ -611,7 +636,7 @@ pub(crate) mod sigv4 {
     use aws_lc_rs::{constant_time, hmac};
 
     use super::wire::Request;
-    use super::{ACCESS_KEY, Failure, SECRET, failure, hex, now, sha256};
+    use super::{ACCESS_KEY, Failure, failure, hex, now, sha256};
 
     const ALGORITHM: &str = "AWS4-HMAC-SHA256";
     /// How far the clocks may differ, in seconds.
@@ -619,8 +644,11 @@ pub(crate) mod sigv4 {
     /// What a signature must cover, or a request could be used for another operation, host or time.
     const REQUIRED: [&str; 3] = ["host", "x-amz-date", "x-amz-target"];
 
-    /// Checks a request's signature and returns the Region it was made for.
-    pub(super) fn verify(request: &Request) -> Result<String, Failure> {
+    /// Checks a request's signature, and returns the Region it was made for and the access key.
+    pub(super) fn verify(
+        request: &Request,
+        secret_of: impl Fn(&str) -> Option<String>,
+    ) -> Result<(String, String), Failure> {
         let missing = || failure("MissingAuthenticationTokenException", "Missing Authentication Token");
         let authorization = request.header("authorization").ok_or_else(missing)?;
         let incomplete = || failure("IncompleteSignatureException", "Authorization header is incomplete");
@@ -631,10 +659,9 @@ pub(crate) mod sigv4 {
             return Err(incomplete());
         };
         let (access_key, scope) = credential.split_once('/').ok_or_else(incomplete)?;
-        if access_key != ACCESS_KEY {
-            let message = "The security token included in the request is invalid.";
-            return Err(failure("UnrecognizedClientException", message));
-        }
+        let unknown =
+            || failure("UnrecognizedClientException", "The security token included in the request is invalid.");
+        let secret = secret_of(access_key).ok_or_else(unknown)?;
         let invalid = |message: &str| failure("InvalidSignatureException", message);
         let [day, region, "kms", "aws4_request"] = scope.split('/').collect::<Vec<_>>()[..] else {
             return Err(invalid("Credential should be scoped to correct service: 'kms'."));
@@ -647,11 +674,11 @@ pub(crate) mod sigv4 {
         if date < &*timestamp(now() - MAX_SKEW) || date > &*timestamp(now() + MAX_SKEW) || !date.starts_with(day) {
             return Err(invalid(&format!("Signature expired: {date} is not near {}", timestamp(now()))));
         }
-        let expected = signature_of(request, scope, &signed, SECRET);
+        let expected = signature_of(request, scope, &signed, &secret);
         if constant_time::verify_slices_are_equal(expected.as_bytes(), signature.as_bytes()).is_err() {
             return Err(invalid("The request signature we calculated does not match the signature you provided."));
         }
-        Ok(region.to_owned())
+        Ok((region.to_owned(), access_key.to_owned()))
     }
 
     /// A signed request for an operation of KMS.
