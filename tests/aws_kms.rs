@@ -81,7 +81,7 @@ fn unwrap_error(provider: &dyn Provider, key: &str) -> ProviderError {
 
 /// Of every operation that makes a wrapped key, or takes one.
 fn all_errors(provider: &dyn Provider) -> [(&'static str, ProviderError); 5] {
-    let error = |answer: Result<WrappedKey, ProviderError>| answer.err().expect("an error");
+    let error = |answer: Result<WrappedKey, ProviderError>| answer.expect_err("an error");
     [
         ("GenerateDataKey", generate_error(provider)),
         ("Decrypt", unwrap_error(provider, ARN)),

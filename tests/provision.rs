@@ -159,12 +159,11 @@ fn what_was_tampered_with_is_left_alone_and_costs_no_call() {
     let scene = Scene::provisioned(&[], 4);
     let other = Scene::provisioned(&[], 1);
     let keys = scene.home.path("cipher/.kmsfs/keys");
-    for path in &scene.stock()[..2] {
-        flip(path, 100);
-    }
+    let stock = scene.stock();
+    stock[..2].iter().for_each(|path| flip(path, 100));
     let foreign = &other.stock()[0];
     fs::copy(foreign, keys.join(foreign.file_name().unwrap())).unwrap();
-    fs::copy(&scene.stock()[3], keys.join("0".repeat(32))).unwrap();
+    fs::copy(&stock[3], keys.join("0".repeat(32))).unwrap();
     let plain = scene.mount(&["--provisioned-keys", "only"]);
     let before = scene.server.calls("Decrypt");
     // Of the two keys that are good.

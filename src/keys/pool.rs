@@ -149,8 +149,8 @@ impl Pool {
         let mut state = self.shared.state();
         while state.wants_another(most) {
             state.calls += 1;
-            let shared = Arc::clone(&self.shared);
-            let started = std::thread::Builder::new().name("kmsfs-pool".to_owned()).spawn(move || shared.work());
+            let (shared, epoch) = (Arc::clone(&self.shared), state.epoch);
+            let started = std::thread::Builder::new().name("kmsfs-pool".to_owned()).spawn(move || shared.work(epoch));
             if let Err(error) = started {
                 state.calls -= 1;
                 let error =
@@ -199,10 +199,9 @@ impl State {
 }
 
 impl Shared {
-    /// Makes data keys for as long as some are missing.
-    fn work(&self) {
+    /// Makes data keys for as long as some are missing; the first one was asked for in `epoch`.
+    fn work(&self, mut epoch: u64) {
         loop {
-            let epoch = self.state().epoch;
             let made = self.mint.mint();
             let most = self.most_ready();
             let mut state = self.state();
@@ -221,6 +220,7 @@ impl Shared {
             state.calls -= 1;
             let go_on = !failed && state.wants_another(most);
             state.calls += usize::from(go_on);
+            epoch = state.epoch;
             drop(state);
             if let Some(origin) = unused {
                 self.mint.put_back(&origin);

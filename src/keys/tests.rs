@@ -156,17 +156,23 @@ fn a_changed_config_is_refused() {
 
 /// A place for provisioned keys in memory.
 #[derive(Clone, Default)]
-struct Place(Arc<Mutex<(BTreeMap<String, Vec<u8>>, Vec<String>)>>);
+struct Place(Arc<Mutex<Stock>>);
+
+#[derive(Default)]
+struct Stock {
+    entries: BTreeMap<String, Vec<u8>>,
+    rejected: Vec<String>,
+}
 
 impl Place {
     /// With keys that this volume makes.
     fn of(volume: &Volume, count: usize) -> Self {
         let place = Self::default();
-        (0..count).for_each(|_| _ = place.lock().0.extend([volume.ring.provision().unwrap()]));
+        place.lock().entries.extend((0..count).map(|_| volume.ring.provision().unwrap()));
         place
     }
 
-    fn lock(&self) -> MutexGuard<'_, (BTreeMap<String, Vec<u8>>, Vec<String>)> {
+    fn lock(&self) -> MutexGuard<'_, Stock> {
         self.0.lock().unwrap()
     }
 }
@@ -174,26 +180,26 @@ impl Place {
 impl ProvisionedKeys for Place {
     fn next(&self) -> io::Result<Option<(String, Vec<u8>, usize)>> {
         let state = self.lock();
-        let good = |name: &&String| !state.1.contains(name);
-        let name = state.0.keys().find(good);
-        Ok(name.map(|name| (name.clone(), state.0[name].clone(), state.0.len() - 1)))
+        let good = |name: &&String| !state.rejected.contains(name);
+        let name = state.entries.keys().find(good);
+        Ok(name.map(|name| (name.clone(), state.entries[name].clone(), state.entries.len() - 1)))
     }
 
     fn claim(&self, name: &str) -> io::Result<bool> {
-        Ok(self.lock().0.remove(name).is_some())
+        Ok(self.lock().entries.remove(name).is_some())
     }
 
     fn put_back(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        self.lock().0.insert(name.to_owned(), bytes.to_owned());
+        self.lock().entries.insert(name.to_owned(), bytes.to_owned());
         Ok(())
     }
 
     fn reject(&self, name: &str) {
-        self.lock().1.push(name.to_owned());
+        self.lock().rejected.push(name.to_owned());
     }
 
     fn count(&self) -> io::Result<u64> {
-        Ok(self.lock().0.len() as u64)
+        Ok(self.lock().entries.len() as u64)
     }
 }
 
@@ -208,13 +214,13 @@ fn provisioned_keys_are_used_once_each_and_open_again() {
     let before = provider.calls();
     assert_eq!((before.generate_wrapped, before.generate), (3, 1));
     volume.ring.use_provisioned(Box::new(place.clone()), ProvisionedUse::Only);
-    let mut names: Vec<String> = place.lock().0.keys().cloned().collect();
+    let mut names: Vec<String> = place.lock().entries.keys().cloned().collect();
     for left in (0..3).rev() {
         let (_, page) = volume.ring.new_file().unwrap();
         open(&volume, &page).unwrap();
         let used = crate::format::name::provisioned(&data_key_id(&volume, &page));
         names.retain(|name| *name != used);
-        let there = place.lock().0.len();
+        let there = place.lock().entries.len();
         assert_eq!((names.len(), there, volume.ring.provisioned_left()), (left, left, Some(left as u64)));
     }
     let error = volume.ring.new_file().err().unwrap();
@@ -228,13 +234,13 @@ fn a_refused_provider_is_not_asked_again_while_provisioned_keys_last() {
     let place = Place::of(&volume, 3);
     volume.ring.use_provisioned(Box::new(place.clone()), ProvisionedUse::Fallback);
     assert!(volume.ring.new_file().is_ok());
-    assert_eq!(place.lock().0.len(), 3, "none is used while the provider makes keys");
+    assert_eq!(place.lock().entries.len(), 3, "none is used while the provider makes keys");
     let before = provider.calls();
     provider.then(Answer::Fail(ProviderErrorKind::Denied));
     for _ in 0..3 {
         volume.ring.new_file().unwrap();
     }
-    assert_eq!((place.lock().0.len(), provider.calls().generate - before.generate), (0, 1));
+    assert_eq!((place.lock().entries.len(), provider.calls().generate - before.generate), (0, 1));
     // The stock is empty, so the provider is asked; it agrees again.
     assert!(volume.ring.new_file().is_ok());
     provider.then(Answer::Fail(ProviderErrorKind::Denied));
@@ -252,7 +258,7 @@ fn only_a_refusal_leads_to_the_provisioned_keys() {
         provider.then(Answer::Fail(kind));
         assert_eq!(volume.ring.new_file().err().unwrap().provider_kind(), Some(kind));
     }
-    assert_eq!(place.lock().0.len(), 1);
+    assert_eq!(place.lock().entries.len(), 1);
 }
 
 #[test]
@@ -263,10 +269,10 @@ fn what_cannot_be_used_costs_no_call_and_stays() {
     let foreign = stranger.ring.provision().unwrap();
     let (good, bad) = {
         let mut state = place.lock();
-        let names: Vec<String> = state.0.keys().cloned().collect();
-        let good = state.0[&names[1]].clone();
-        state.0.get_mut(&names[0]).unwrap()[60] ^= 1;
-        state.0.extend([foreign, ("f".repeat(32), good), ("e".repeat(32), b"junk".to_vec())]);
+        let names: Vec<String> = state.entries.keys().cloned().collect();
+        let good = state.entries[&names[1]].clone();
+        state.entries.get_mut(&names[0]).unwrap()[60] ^= 1;
+        state.entries.extend([foreign, ("f".repeat(32), good), ("e".repeat(32), b"junk".to_vec())]);
         (names[1].clone(), 4)
     };
     volume.ring.use_provisioned(Box::new(place.clone()), ProvisionedUse::Only);
@@ -275,7 +281,7 @@ fn what_cannot_be_used_costs_no_call_and_stays() {
     assert!(volume.ring.new_file().is_err());
     assert_eq!(provider.calls().unwrap - before.unwrap, 1);
     let state = place.lock();
-    assert_eq!((state.0.len(), state.1.len(), state.0.contains_key(&good)), (bad, bad, false));
+    assert_eq!((state.entries.len(), state.rejected.len(), state.entries.contains_key(&good)), (bad, bad, false));
 }
 
 #[test]
@@ -286,7 +292,7 @@ fn a_key_that_could_not_be_unwrapped_goes_back() {
     for kind in [ProviderErrorKind::Unavailable, ProviderErrorKind::Denied, ProviderErrorKind::KeyUnusable] {
         provider.then(Answer::Fail(kind));
         assert_eq!(volume.ring.new_file().err().unwrap().provider_kind(), Some(kind));
-        assert_eq!(place.lock().0.len(), 1);
+        assert_eq!(place.lock().entries.len(), 1);
     }
     assert!(volume.ring.new_file().is_ok());
 }
@@ -300,7 +306,7 @@ fn keys_that_were_taken_ahead_and_not_used_go_back() {
     for _ in 0..10 {
         volume.ring.new_file().unwrap();
     }
-    let left = || place.lock().0.len();
+    let left = || place.lock().entries.len();
     // Few are taken ahead: they are lost if the process dies.
     assert!(left() >= 100 - 10 - 16 - 32, "{}", left());
     volume.ring.clear();
