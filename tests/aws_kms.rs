@@ -7,41 +7,23 @@
 
 #[path = "support/fake_kms.rs"]
 mod fake_kms;
+#[path = "support/isolated.rs"]
+mod isolated;
 #[path = "support/moto.rs"]
 mod moto;
 
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fake_kms::FakeKms;
+use isolated::isolated_in;
 use kmsfs::crypto::DataKey;
 use kmsfs::keys::providers::{AwsSettings, ProviderSettings, open};
 use kmsfs::keys::{EncryptionContext, Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey};
 use moto::Moto;
 
-const ISOLATED: &str = "KMSFS_TEST_ISOLATED";
 const ARN: &str = "arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// Runs `body` in a new process that executes only the test `name`, in the given environment and without the rest of
-/// what configures the SDK.
-fn isolated_in(environment: &[(&str, &str)], name: &str, body: impl FnOnce()) {
-    if std::env::var_os(ISOLATED).is_some() {
-        return body();
-    }
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", name, "--nocapture"]);
-    for (variable, _) in std::env::vars_os() {
-        let name = variable.to_string_lossy().to_ascii_uppercase();
-        if name.starts_with("AWS_") || name.ends_with("_PROXY") {
-            command.env_remove(variable);
-        }
-    }
-    let output = command.env(ISOLATED, "1").envs(environment.iter().copied()).output().unwrap();
-    let [stdout, stderr] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
-    assert!(output.status.success() && stdout.contains("1 passed"), "{name}: {stdout}\n{stderr}");
-}
 
 fn isolated(name: &str, body: impl FnOnce()) {
     isolated_in(&moto::environment(), name, body);
