@@ -48,9 +48,9 @@ impl Filesystem {
             return answer(read.map(|len| &plain[..len]));
         }
         let (fs, len) = (Arc::clone(self), plain.len());
-        self.lane.run(Box::new(move || {
+        self.lane.run(Box::new(move |turn| {
             let mut plain = vec![0; len];
-            let read = fs.read(id, offset, &mut plain);
+            let read = turn.and_then(|()| fs.read(id, offset, &mut plain));
             answer(read.map(|len| &plain[..len]));
         }));
     }
@@ -65,7 +65,7 @@ impl Filesystem {
             return answer(self.write(id, offset, bytes));
         }
         let (fs, bytes) = (Arc::clone(self), bytes.to_vec());
-        self.lane.run(Box::new(move || answer(fs.write(id, offset, &bytes))));
+        self.lane.run(Box::new(move |turn| answer(turn.and_then(|()| fs.write(id, offset, &bytes)))));
     }
 
     /// Whether an operation on the content would wait for a provider that is far away.

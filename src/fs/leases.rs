@@ -118,7 +118,7 @@ impl Filesystem {
             } else if age >= limits.max_age * 3 / 4 && !term.renewing && !open.content.needs_keys() {
                 open.lease.term().renewing = true;
                 let fs = Arc::clone(self);
-                self.lane.run(Box::new(move || fs.renew(&inode, &open)));
+                self.renewals.run(Box::new(move |_| fs.renew(&inode, &open)));
             }
         }
     }

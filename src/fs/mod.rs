@@ -44,7 +44,7 @@ pub use crate::storage::{Access, FileSystemStat, NodeKind, RenameMode, SetTime, 
 
 use crate::content::{ContentError, Events, Rules};
 use crate::format::geometry::PAGE_SIZE;
-use crate::keys::{ProvisionedUse, Volume};
+use crate::keys::{ProviderErrorKind, ProvisionedUse, Volume};
 use crate::storage::{CipherDirectory, Node};
 
 use inode::{Inode, InodeTable};
@@ -57,6 +57,11 @@ use trim::{ForgetEntry, Trimmer};
 
 /// Threads for operations that wait for a provider.
 const KEY_THREADS: usize = 16;
+/// Threads that ask again for the keys of open files.
+const RENEWAL_THREADS: usize = 8;
+/// What a warning is about.
+type Cause = (&'static str, Option<ProviderErrorKind>);
+
 /// The same alarm is logged at most this often.
 const ALARM_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -98,6 +103,8 @@ pub struct Filesystem {
     last_use: AtomicU64,
     options: Options,
     lane: Lane,
+    /// Apart from the lane: the keys of open files are renewed although many wait to be opened.
+    renewals: Lane,
     prefetch: Prefetch,
     rules: Rules,
     read_only: bool,
@@ -109,7 +116,7 @@ pub struct Filesystem {
     user: u32,
     events: Arc<Events>,
     undecryptable_names: AtomicU64,
-    alarms: Mutex<HashMap<&'static str, Instant>>,
+    alarms: Mutex<HashMap<Cause, Instant>>,
 }
 
 impl Filesystem {
@@ -138,7 +145,8 @@ impl Filesystem {
             start: Instant::now(),
             last_use: AtomicU64::new(0),
             options,
-            lane: Lane::new(KEY_THREADS),
+            lane: Lane::new("kmsfs-keys", KEY_THREADS),
+            renewals: Lane::new("kmsfs-renewals", RENEWAL_THREADS),
             prefetch: Prefetch::new(),
             read_only: options.read_only,
             kernel_sets_mtime: AtomicBool::new(false),
@@ -195,17 +203,25 @@ impl Filesystem {
     /// Logs what an operator should hear of, with the place of the file.
     fn report(&self, inode: &Inode, error: &Error) {
         if error.is_alarming() {
-            self.alarm("file", || format!("{}: {error}", inode.node.describe()));
+            let cause = match error {
+                Error::Key(error) => ("key", error.provider_kind()),
+                _ => ("file", None),
+            };
+            self.warn(cause, || format!("{}: {error}", inode.node.describe()));
         }
     }
 
     /// Logs a warning, unless one of the same kind was logged a moment ago.
     fn alarm(&self, kind: &'static str, message: impl FnOnce() -> String) {
+        self.warn((kind, None), message);
+    }
+
+    fn warn(&self, cause: Cause, message: impl FnOnce() -> String) {
         let now = Instant::now();
         let mut alarms = self.alarms.lock().unwrap_or_else(PoisonError::into_inner);
-        let recent = alarms.get(kind).is_some_and(|last| now.duration_since(*last) < ALARM_INTERVAL);
+        let recent = alarms.get(&cause).is_some_and(|last| now.duration_since(*last) < ALARM_INTERVAL);
         if !recent {
-            alarms.insert(kind, now);
+            alarms.insert(cause, now);
             drop(alarms);
             tracing::warn!("{}", message());
         }

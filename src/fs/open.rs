@@ -163,8 +163,8 @@ impl Filesystem {
             Err(error) => answer(Err(error)),
             Ok(None) => {
                 let fs = Arc::clone(self);
-                let later = move || {
-                    let opened = fs.open_now(&inode, access);
+                let later = move |turn: Result<(), Error>| {
+                    let opened = turn.and_then(|()| fs.open_now(&inode, access));
                     answer(opened.and_then(|open| work(&fs, &inode, open)));
                 };
                 self.lane.run(Box::new(later));
@@ -197,9 +197,10 @@ impl Filesystem {
         }
         self.volume.ring.check_unlocked()?;
         let file = self.open_backing(inode, access)?;
-        let keys = match self.find_header(inode, &file)? {
+        let report = |error: &Error| self.report(inode, error);
+        let keys = match self.find_header(inode, &file).inspect_err(report)? {
             Found::Header(header) => match self.volume.ring.cached(&header) {
-                Some(keys) => Some(keys?),
+                Some(keys) => Some(keys.map_err(Error::from).inspect_err(report)?),
                 None => return Ok(None),
             },
             Found::None if access == Access::ReadWrite => return self.open_new_at_once(inode, file),

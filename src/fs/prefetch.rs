@@ -54,7 +54,7 @@ pub(super) struct Prefetch {
 
 impl Prefetch {
     pub(super) fn new() -> Self {
-        Self { lane: Lane::new(THREADS), listings: Mutex::default() }
+        Self { lane: Lane::new("kmsfs-prefetch", THREADS), listings: Mutex::default() }
     }
 
     fn remember(&self, listing: Remembered) {
@@ -96,9 +96,9 @@ impl Filesystem {
         let begin = listing.next.fetch_max(end, Ordering::Relaxed).max(place + 1);
         for place in begin..end {
             let (fs, listing) = (Arc::clone(self), Arc::clone(&listing));
-            self.prefetch.lane.run(Box::new(move || {
+            self.prefetch.lane.run(Box::new(move |turn| {
                 // Whatever is wrong with the file, its opening will say.
-                let _ = fs.fetch_key(&listing.directory, &listing.files[place].1);
+                let _ = turn.and_then(|()| fs.fetch_key(&listing.directory, &listing.files[place].1));
             }));
         }
     }

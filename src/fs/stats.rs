@@ -37,6 +37,8 @@ pub struct Stats {
     pub provider_failures: u64,
     /// Provisioned keys in stock, good or not; nothing if this mount uses none.
     pub provisioned_keys: Option<u64>,
+    /// Operations that wait for a provider.
+    pub operations_waiting: u64,
     /// All keys were dropped by `kmsfs lock` or for want of use.
     pub locked: bool,
     /// Files with an open handle.
@@ -75,6 +77,7 @@ impl Filesystem {
             provider_calls: keys.calls.total(),
             provider_failures: keys.failures,
             provisioned_keys: self.volume.ring.provisioned_left(),
+            operations_waiting: self.lane.unfinished() as u64,
             locked: self.volume.ring.is_locked(),
             files_open: self.inodes.open_files(),
             inodes_known: self.inodes.len() as u64,

@@ -9,6 +9,7 @@ use crate::crypto::{
 };
 use crate::format::geometry::PAGE_LEN;
 use crate::format::header::{self, Header, HeaderError, HeaderPage, Record, Slot};
+use crate::format::hex;
 
 use super::cache::{Cache, CacheKey, Unwrapped};
 use super::flight::Flight;
@@ -16,7 +17,7 @@ use super::metered::{Budget, CallCounts, CallsByOperation, Metered};
 use super::pool::{Minted, Pool};
 use super::provisioned::{Mint, ProvisionedKeys, ProvisionedUse, Source};
 use super::refusals::Refusals;
-use super::{EncryptionContext, KeyError, KeyLimits, Provider, ProviderKind};
+use super::{EncryptionContext, KeyError, KeyLimits, Provider, ProviderError, ProviderKind};
 
 /// Opens headers and makes new ones, for one volume.
 pub struct Ring {
@@ -106,7 +107,7 @@ impl Ring {
         let calls: Arc<CallCounts> = Arc::default();
         let budget = Arc::new(Budget::new(parts.limits.calls_per_second));
         let metered = |provider| -> Arc<dyn Provider> {
-            Arc::new(Metered { provider, counts: Arc::clone(&calls), budget: Arc::clone(&budget) })
+            Arc::new(Metered::new(provider, Arc::clone(&calls), Arc::clone(&budget)))
         };
         let (first, others) = (metered(parts.provider), parts.others.into_iter().map(metered));
         let mint = Arc::new(Mint {
@@ -236,7 +237,13 @@ impl Ring {
                 Err(error) => failure = failure.or(Some(error)),
             }
         }
-        Err(failure.map_or_else(|| KeyError::NoUsableRecord(describe(&header.header.records)), KeyError::from))
+        Err(failure.map_or_else(
+            || KeyError::NoUsableRecord(describe(&header.header.records)),
+            |error| {
+                let id = hex::encode_uuid(&header.header.data_key_id);
+                ProviderError::new(error.kind, format!("{} (data key {id})", error.message)).into()
+            },
+        ))
     }
 
     /// A key that arrives after everything was locked is not kept.

@@ -40,7 +40,7 @@ use serde_json::{Value, json};
 
 pub(crate) use self::acceptor::Acceptor;
 pub(crate) use self::isolated::isolated_in;
-use self::service::{Bucket, Service};
+use self::service::{Bucket, Service, User};
 
 /// The Region that [`KmsServer::create_key`] makes keys in.
 pub(crate) const REGION: &str = "us-east-1";
