@@ -18,6 +18,8 @@ const MAX_WAIT: Duration = Duration::from_secs(5);
 const SLOWEST: f64 = 1.0;
 /// Beyond this rate, in calls a second, there is none, unless the operator set one.
 const UNLIMITED: f64 = 20_000.0;
+/// A provider that throttles is believed to grant so many calls a second at least, until it throttles again.
+const LEAST_GRANTED: f64 = 20.0;
 /// After each second without throttling the rate grows by so much.
 const GROWTH: f64 = 1.25;
 
@@ -91,26 +93,42 @@ struct Bucket {
     rate: Option<f64>,
     /// When the next call may begin.
     next: Option<Instant>,
-    /// The last change of the rate, and the calls since the window's begin.
-    changed: Option<Instant>,
-    window: Option<(Instant, u32)>,
+    raised: Option<Instant>,
+    lowered: Option<Instant>,
+    window: Option<Window>,
+}
+
+/// Calls that succeeded in the second that began then, and in the one before.
+#[derive(Clone, Copy)]
+struct Window {
+    begin: Instant,
+    calls: u32,
+    before: u32,
+}
+
+impl Window {
+    fn count(window: Option<Self>, now: Instant) -> Self {
+        let Some(window) = window else { return Self { begin: now, calls: 1, before: 0 } };
+        match now.saturating_duration_since(window.begin).as_secs() {
+            0 => Self { calls: window.calls.saturating_add(1), ..window },
+            1 => Self { begin: now, calls: 1, before: window.calls },
+            _ => Self { begin: now, calls: 1, before: 0 },
+        }
+    }
 }
 
 impl Budget {
     pub(super) fn new(limit: Option<NonZeroU32>) -> Self {
         let limit = limit.map(|limit| f64::from(limit.get()));
-        Self { limit, bucket: Mutex::new(Bucket { rate: limit, next: None, changed: None, window: None }) }
+        Self {
+            limit,
+            bucket: Mutex::new(Bucket { rate: limit, next: None, raised: None, lowered: None, window: None }),
+        }
     }
 
     /// How long a call that is wanted at `now` must wait for its turn; `None` if that would be too long.
     fn reserve(&self, now: Instant) -> Option<Duration> {
         let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        bucket.window = match bucket.window {
-            Some((begin, calls)) if now.saturating_duration_since(begin) < Duration::from_secs(1) => {
-                Some((begin, calls.saturating_add(1)))
-            }
-            _ => Some((now, 1)),
-        };
         let Some(rate) = bucket.rate else { return Some(Duration::ZERO) };
         let earliest = now.checked_sub(Duration::from_secs_f64(BURST)).unwrap_or(now);
         let turn = bucket.next.unwrap_or(earliest).max(earliest);
@@ -122,54 +140,80 @@ impl Budget {
         Some(wait)
     }
 
-    /// Halves the rate, once a second at most.
+    /// Halves the rate, or what the provider granted of it, once a second at most.
     fn slow_down(&self, now: Instant) {
         let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        if bucket.changed.is_some_and(|changed| now.saturating_duration_since(changed) < Duration::from_secs(1)) {
+        if recent(bucket.lowered, now) {
             return;
         }
-        let measured = bucket.window.map_or(SLOWEST, |(_, calls)| f64::from(calls));
-        bucket.rate = Some((bucket.rate.unwrap_or(measured) / 2.0).max(SLOWEST));
-        bucket.changed = Some(now);
+        let granted = bucket.window.map_or(0.0, |window| f64::from(window.calls.max(window.before)));
+        let granted = granted.max(LEAST_GRANTED);
+        let rate = bucket.rate.map_or(granted, |rate| rate.min(granted));
+        bucket.rate = Some((rate / 2.0).max(SLOWEST));
+        bucket.lowered = Some(now);
     }
 
-    /// Lets the rate grow back.
+    /// Counts a call that succeeded, and lets the rate grow back.
     fn speed_up(&self, now: Instant) {
         let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        let (Some(rate), Some(changed)) = (bucket.rate, bucket.changed) else { return };
-        if now.saturating_duration_since(changed) < Duration::from_secs(1) {
+        bucket.window = Some(Window::count(bucket.window, now));
+        let (Some(rate), Some(_)) = (bucket.rate, bucket.lowered) else { return };
+        if recent(bucket.lowered, now) || recent(bucket.raised, now) {
             return;
         }
+        bucket.raised = Some(now);
         let faster = rate * GROWTH;
-        (bucket.rate, bucket.changed) = match self.limit {
+        (bucket.rate, bucket.lowered) = match self.limit {
             Some(limit) if faster >= limit => (Some(limit), None),
             None if faster >= UNLIMITED => (None, None),
-            _ => (Some(faster), Some(now)),
+            _ => (Some(faster), bucket.lowered),
         };
     }
 }
 
-/// See the module.
+/// Whether it was less than a second ago.
+fn recent(then: Option<Instant>, now: Instant) -> bool {
+    then.is_some_and(|then| now.saturating_duration_since(then) < Duration::from_secs(1))
+}
+
+/// See the module. A throttled call is tried again here and nowhere else, so that every attempt is counted and paced.
 pub(super) struct Metered {
-    pub(super) provider: Arc<dyn Provider>,
-    pub(super) counts: Arc<CallCounts>,
-    pub(super) budget: Arc<Budget>,
+    provider: Arc<dyn Provider>,
+    counts: Arc<CallCounts>,
+    budget: Arc<Budget>,
 }
 
 impl Metered {
+    pub(super) fn new(provider: Arc<dyn Provider>, counts: Arc<CallCounts>, budget: Arc<Budget>) -> Self {
+        provider.leave_pace_to_caller();
+        Self { provider, counts, budget }
+    }
+
+    /// Waits for a turn and makes the call; a call that is throttled waits for another turn, as long as it may wait at all.
     fn call<T>(
         &self,
         operation: Operation,
-        call: impl FnOnce() -> Result<T, ProviderError>,
+        call: impl Fn() -> Result<T, ProviderError>,
     ) -> Result<T, ProviderError> {
-        if self.provider.is_remote() {
-            let wait = self.budget.reserve(Instant::now()).ok_or_else(|| {
-                let message = "too many calls wait for their turn (--kms-rate, or the provider throttles)";
-                ProviderError::new(ProviderErrorKind::Throttled, message)
-            })?;
-            std::thread::sleep(wait);
+        if !self.provider.is_remote() {
+            return self.counted(operation, call());
         }
-        let answer = call();
+        let (start, mut refusal) = (Instant::now(), None);
+        while start.elapsed() < MAX_WAIT {
+            let Some(wait) = self.budget.reserve(Instant::now()) else { break };
+            std::thread::sleep(wait);
+            match self.counted(operation, call()) {
+                Err(error) if error.kind == ProviderErrorKind::Throttled => refusal = Some(error),
+                answer => return answer,
+            }
+        }
+        Err(refusal.unwrap_or_else(|| {
+            let message = "too many calls wait for their turn (--kms-rate, or the provider throttles)";
+            ProviderError::new(ProviderErrorKind::Throttled, message)
+        }))
+    }
+
+    fn counted<T>(&self, operation: Operation, answer: Result<T, ProviderError>) -> Result<T, ProviderError> {
         self.counts.by_operation[operation as usize].fetch_add(1, Ordering::Relaxed);
         match &answer {
             Ok(_) => self.budget.speed_up(Instant::now()),
@@ -231,6 +275,7 @@ impl Provider for Metered {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::providers::scripted::{Answer, ScriptedProvider};
 
     fn after(start: Instant, millis: u64) -> Instant {
         start + Duration::from_millis(millis)
@@ -251,7 +296,7 @@ mod tests {
         use crate::keys::providers::scripted::{Answer, ScriptedProvider};
         let provider = Arc::new(ScriptedProvider::new("k", true));
         let (counts, budget) = (Arc::<CallCounts>::default(), Arc::new(Budget::new(NonZeroU32::new(1))));
-        let metered = Metered { provider: provider.clone(), counts: Arc::clone(&counts), budget: Arc::clone(&budget) };
+        let metered = Metered::new(provider.clone(), Arc::clone(&counts), Arc::clone(&budget));
         let context = EncryptionContext::volume_key(&[1; 16]);
         let data_key = DataKey::random();
         let wrapped = provider.wrap_here(&data_key, &context).bytes;
@@ -281,6 +326,24 @@ mod tests {
     }
 
     #[test]
+    fn a_throttled_call_waits_for_another_turn_and_other_failures_do_not() {
+        let provider = Arc::new(ScriptedProvider::new("k", true));
+        let counts: Arc<CallCounts> = Arc::default();
+        let metered = Metered::new(provider.clone(), Arc::clone(&counts), Arc::new(Budget::new(NonZeroU32::new(1000))));
+        let context = EncryptionContext::data_key(&[1; 16], &[2; 16]);
+        let call = || metered.generate_data_key(&context).err().map(|error| error.kind);
+        let made = || counts.calls().total();
+        provider.then(Answer::Fail(ProviderErrorKind::Throttled));
+        assert_eq!((call(), made()), (None, 2));
+        provider.then(Answer::Fail(ProviderErrorKind::Unavailable));
+        assert_eq!((call(), made()), (Some(ProviderErrorKind::Unavailable), 3));
+        provider.always(Answer::Fail(ProviderErrorKind::Throttled));
+        let start = Instant::now();
+        assert_eq!(call(), Some(ProviderErrorKind::Throttled));
+        assert!(start.elapsed() < 3 * MAX_WAIT, "{:?}", start.elapsed());
+    }
+
+    #[test]
     fn without_a_limit_nobody_waits() {
         let (budget, start) = (Budget::new(None), Instant::now());
         assert!((0..1000).all(|_| budget.reserve(start) == Some(Duration::ZERO)));
@@ -290,7 +353,7 @@ mod tests {
     fn throttling_halves_the_rate_and_time_gives_it_back() {
         let (budget, start) = (Budget::new(None), Instant::now());
         for _ in 0..100 {
-            budget.reserve(start);
+            budget.speed_up(start);
         }
         let rate = || budget.bucket.lock().unwrap().rate;
         budget.slow_down(start);

@@ -73,6 +73,9 @@ pub trait Provider: Send + Sync {
     /// Whether calls cross a network, so that a thread that serves the kernel must not make them.
     fn is_remote(&self) -> bool;
 
+    /// From now on the caller waits and tries again when calls are throttled: every attempt is to be one call of his.
+    fn leave_pace_to_caller(&self) {}
+
     /// A new data key, bound to `context`, under the provider's own wrapping key.
     ///
     /// # Errors

@@ -21,6 +21,7 @@ use aws_smithy_runtime_api::client::result::ConnectorError;
 
 use super::super::{ProviderError, ProviderErrorKind};
 use super::AwsSettings;
+use super::aws_pace::Paced;
 use super::aws_transport::{self, CA_BUNDLE};
 
 /// The longest wait for a connection and its TLS handshake.
@@ -42,6 +43,7 @@ const RETRY_TOKENS_EACH_SECOND: f32 = 50.0;
 pub(super) struct Clients {
     settings: AwsSettings,
     retries: RetryPartition,
+    paced: Paced,
     /// The one of the Region that the SDK finds by itself, under `None`.
     by_region: Mutex<BTreeMap<Option<String>, Arc<Client>>>,
 }
@@ -56,7 +58,12 @@ impl Clients {
             .map_err(|why| ProviderError::new(ProviderErrorKind::Misconfigured, format!("AWS KMS: {why}")))?;
         let tokens = TokenBucket::builder().capacity(RETRY_TOKENS).refill_rate(RETRY_TOKENS_EACH_SECOND).build();
         let retries = RetryPartition::custom("kmsfs").token_bucket(tokens).build();
-        Ok(Self { settings: settings.clone(), retries, by_region: Mutex::default() })
+        Ok(Self { settings: settings.clone(), retries, paced: Paced::default(), by_region: Mutex::default() })
+    }
+
+    /// From now on throttled calls are tried again by whoever makes them.
+    pub(super) fn leave_pace_to_caller(&self) {
+        self.paced.set();
     }
 
     /// The longest wait for a call, with everything that it takes.
@@ -103,7 +110,8 @@ impl Clients {
         }
         let mut kms = aws_sdk_kms::config::Builder::from(&config)
             .http_client(aws_transport::guarded(http, aws_transport::is_own))
-            .retry_partition(self.retries.clone());
+            .retry_partition(self.retries.clone())
+            .retry_classifier(self.paced.clone());
         if let Some(endpoint) = &self.settings.endpoint {
             kms.set_endpoint_url(Some(endpoint.clone()));
         }

@@ -104,6 +104,10 @@ impl Provider for AwsKmsProvider {
         destination.wrapped_key(answer.key_id, answer.ciphertext_blob)
     }
 
+    fn leave_pace_to_caller(&self) {
+        self.clients.leave_pace_to_caller();
+    }
+
     fn hang_up(&self) {
         self.clients.hang_up();
     }

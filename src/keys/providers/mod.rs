@@ -12,6 +12,8 @@ mod aws_kms;
 #[cfg(feature = "aws-kms")]
 mod aws_operations;
 #[cfg(feature = "aws-kms")]
+mod aws_pace;
+#[cfg(feature = "aws-kms")]
 mod aws_transport;
 mod keyring;
 mod local;
