@@ -190,11 +190,7 @@ impl Metered {
     }
 
     /// Waits for a turn and makes the call; a call that is throttled waits for another turn, as long as it may wait at all.
-    fn call<T>(
-        &self,
-        operation: Operation,
-        call: impl Fn() -> Result<T, ProviderError>,
-    ) -> Result<T, ProviderError> {
+    fn call<T>(&self, operation: Operation, call: impl Fn() -> Result<T, ProviderError>) -> Result<T, ProviderError> {
         if !self.provider.is_remote() {
             return self.counted(operation, call());
         }

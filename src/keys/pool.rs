@@ -26,6 +26,8 @@ const FIRST_DEPTH: usize = 4;
 const MAX_THRIFTY_DEPTH: usize = 16;
 /// Provider calls under way at most.
 const MAX_CALLS: usize = 32;
+/// A thread without work waits so long for more before it ends.
+const LINGER: Duration = Duration::from_secs(1);
 /// After so long without a taker, half of what is kept ready is enough.
 const IDLE: Duration = Duration::from_secs(60);
 /// The longest wait for a key that is being made; a provider's own deadline is shorter.
@@ -52,6 +54,8 @@ struct Shared {
     files_per_data_key: u32,
     state: Mutex<State>,
     changed: Condvar,
+    /// Threads are wanted again.
+    work: Condvar,
 }
 
 struct State {
@@ -62,6 +66,9 @@ struct State {
     depth: usize,
     calls: usize,
     waiting: usize,
+    /// Threads that wait for work, and the epochs of calls that were given to them.
+    idle: usize,
+    given: Vec<u64>,
     last_taken: Instant,
     /// The last failed call.
     failure: Option<(ProviderError, Instant)>,
@@ -77,12 +84,14 @@ impl Pool {
             depth: 0,
             calls: 0,
             waiting: 0,
+            idle: 0,
+            given: Vec::new(),
             last_taken: Instant::now(),
             failure: None,
             epoch: 0,
         };
-        let (state, changed) = (Mutex::new(state), Condvar::new());
-        Self { shared: Arc::new(Shared { mint, files_per_data_key, state, changed }) }
+        let (state, changed, work) = (Mutex::new(state), Condvar::new(), Condvar::new());
+        Self { shared: Arc::new(Shared { mint, files_per_data_key, state, changed, work }) }
     }
 
     /// A data key for one new file. Waits for the provider if none is ready.
@@ -149,7 +158,13 @@ impl Pool {
         let mut state = self.shared.state();
         while state.wants_another(most) {
             state.calls += 1;
-            let (shared, epoch) = (Arc::clone(&self.shared), state.epoch);
+            let epoch = state.epoch;
+            if state.idle > state.given.len() {
+                state.given.push(epoch);
+                self.shared.work.notify_one();
+                continue;
+            }
+            let shared = Arc::clone(&self.shared);
             let started = std::thread::Builder::new().name("kmsfs-pool".to_owned()).spawn(move || shared.work(epoch));
             if let Err(error) = started {
                 state.calls -= 1;
@@ -170,6 +185,13 @@ impl Pool {
         drop(state);
         let origins: Vec<Origin> = ready.into_iter().filter_map(|minted| minted.origin).collect();
         origins.iter().for_each(|origin| self.shared.mint.put_back(origin));
+    }
+}
+
+impl Drop for Pool {
+    /// A thread that still waits for work keeps no key.
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
@@ -229,9 +251,22 @@ impl Shared {
                 self.changed.notify_all();
             }
             if !go_on {
-                return;
+                match self.linger() {
+                    Some(given) => epoch = given,
+                    None => return,
+                }
             }
         }
+    }
+
+    /// Waits a while for more work, which saves a thread for every call; returns the epoch it was given in.
+    fn linger(&self) -> Option<u64> {
+        let mut state = self.state();
+        state.idle += 1;
+        let waited = self.work.wait_timeout_while(state, LINGER, |state| state.given.is_empty());
+        state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        state.idle -= 1;
+        state.given.pop()
     }
 
     /// How many keys may be ready. Provisioned ones are lost if this process dies.
@@ -298,6 +333,17 @@ mod tests {
             assert!(waiting.join().unwrap());
         });
         until(&pool, |state| state.ready.len() == 2 * FIRST_DEPTH && state.calls == 0);
+    }
+
+    #[test]
+    fn a_thread_that_has_made_a_key_makes_the_next_one_too() {
+        let (_, pool) = pool(true, 1);
+        for _ in 0..20 {
+            pool.take().unwrap();
+            until(&pool, |state| state.ready.len() >= FIRST_DEPTH && state.calls == 0);
+        }
+        let state = pool.shared.state();
+        assert!(state.idle <= FIRST_DEPTH + 2 && state.given.is_empty(), "{} idle", state.idle);
     }
 
     #[test]
