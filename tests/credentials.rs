@@ -321,17 +321,18 @@ fn a_source_that_is_away_is_not_a_refusal() {
 /// Mounts a volume, writes a file, and reads it in another process of the mount.
 fn mounted(home: Home, key: &str) -> Volume {
     let volume = Volume::in_home(home, &["--key", &format!("aws-kms:{key}")], &[]);
-    fs::write(volume.path("file"), "content").unwrap();
+    FILES.iter().for_each(|file| fs::write(volume.path(file), "content").unwrap());
     volume.remount();
-    assert_eq!(fs::read_to_string(volume.path("file")).unwrap(), "content");
+    read_another(&volume, 0);
     volume
 }
 
-/// Drops the keys of a mount, so that reading calls KMS.
-fn read_again(volume: &Volume) {
-    volume.home.ok(&[&"lock", &volume.plain]);
-    volume.home.ok(&[&"unlock", &volume.plain]);
-    assert_eq!(fs::read_to_string(volume.path("file")).unwrap(), "content");
+/// Each has a data key of its own.
+const FILES: [&str; 3] = ["first", "second", "third"];
+
+/// Reads a file whose key is not in memory, so that KMS is called.
+fn read_another(volume: &Volume, file: usize) {
+    assert_eq!(fs::read_to_string(volume.path(FILES[file])).unwrap(), "content");
 }
 
 #[test]
@@ -360,12 +361,12 @@ fn a_web_identity_is_taken_anew_when_its_credentials_expire() {
 
     fs::write(volume.home.path("AWS_WEB_IDENTITY_TOKEN_FILE"), "identity-2").unwrap();
     account.expire(&old);
-    read_again(&volume);
+    read_another(&volume, 1);
     assert_eq!(asked().len(), earlier + 1);
     assert_eq!(asked().pop().unwrap().token, "identity-2");
     let new = account.seen_of("Decrypt").pop().unwrap().access_key;
     assert!(new != old && new.starts_with("ASIA"), "{new}");
-    read_again(&volume);
+    read_another(&volume, 2);
     assert_eq!(asked().len(), earlier + 1, "they are kept");
     volume.unmount();
 }
@@ -381,7 +382,7 @@ fn a_container_is_asked_anew_when_its_credentials_expire() {
     assert_eq!(account.seen_of("GET /container").len(), 3);
     assert_eq!(account.seen_of("Decrypt").pop().unwrap().access_key, "container-3");
     account.expire("container-3");
-    read_again(&volume);
+    read_another(&volume, 1);
     assert_eq!(account.seen_of("GET /container").len(), 4);
     assert_eq!(account.seen_of("Decrypt").pop().unwrap().access_key, "container-4");
     volume.unmount();

@@ -730,3 +730,43 @@ fn keys_are_fetched_ahead_once_a_listed_file_is_opened() {
         assert_eq!(mounted.provider.calls().unwrap - before, if prefetch { 0 } else { 19 });
     }
 }
+
+/// Near the end of a directory, the files of those that come after it are wanted next, although nobody has listed them.
+#[test]
+fn keys_of_the_next_directories_are_fetched_ahead_too() {
+    let mut mounted = Mounted::new(true, Holes::Allow, End::Lenient);
+    let directories = ["a", "b", "b/inner", "c"];
+    for directory in directories {
+        let (parent, name) = mounted.parent(directory).unwrap();
+        mounted.fs.mkdir(parent, name, 0o700, ME).unwrap();
+        for n in 0..15 {
+            mounted.create(&format!("{directory}/f{n}"), 0o600).unwrap();
+            mounted.write(&format!("{directory}/f{n}"), 0, b"x").unwrap();
+        }
+    }
+    mounted.remount();
+    let before = mounted.provider.calls().unwrap;
+    // The walk begins in whichever directory the backing filesystem lists first.
+    let root = mounted.fs.open_directory(ROOT).unwrap();
+    let mut first = None;
+    let see = |entry: &kmsfs::fs::Listed<'_>| {
+        if directories.iter().any(|directory| directory.as_bytes() == entry.name) {
+            first.get_or_insert(String::from_utf8(entry.name.to_vec()).unwrap());
+        }
+        true
+    };
+    mounted.fs.list(root, 0, true, see).unwrap();
+    mounted.fs.close_directory(root);
+    let first = first.unwrap();
+    let names = mounted.list(&first).unwrap();
+    assert_eq!(mounted.provider.calls().unwrap, before);
+    let file = names.into_iter().find(|name| name.starts_with('f')).unwrap();
+    mounted.read(&format!("{first}/{file}")).unwrap();
+    // Three files share a data key, and there are 60 files.
+    until("all fetched", || mounted.fs.stats().key_cache_entries == 20);
+    let before = mounted.provider.calls().unwrap;
+    for directory in directories {
+        (0..15).for_each(|n| drop(mounted.read(&format!("{directory}/f{n}")).unwrap()));
+    }
+    assert_eq!(mounted.provider.calls().unwrap, before);
+}

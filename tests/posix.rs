@@ -135,7 +135,7 @@ except FileNotFoundError:
     check("create in it", True)
 print(done)
 "#;
-    assert_eq!(python(script, &[&volume.plain], &volume.plain), "53\n");
+    assert_eq!(python(script, &[&volume.plain], &volume.plain), "51\n");
     support::eventually("nothing stays open", || volume.status()["files_open"] == 0);
 }
 
@@ -186,7 +186,11 @@ fn acls_are_inherited_and_enforced() {
     let (uid, _) = nobody();
     let directory = volume.path("team");
     fs::create_dir(&directory).unwrap();
-    run("setfacl", &[&"-m", &format!("u:{uid}:rwx"), &"-m", &format!("d:u:{uid}:rw"), &directory], &volume.plain);
+    run(
+        "setfacl",
+        &[&"-m", &format!("u:{uid}:rwx"), &"-m", &format!("d:u:{uid}:rw,d:g::-,d:o::-"), &directory],
+        &volume.plain,
+    );
     // The default ACL takes the umask's place.
     run("sh", &[&"-c", &"umask 077; echo shared > team/file; mkdir team/below"], &volume.plain);
     let as_nobody = |script: &str| {

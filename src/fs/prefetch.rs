@@ -1,14 +1,16 @@
 //! Unwrapping keys before they are asked for: when a program lists a directory and begins to open its files, the keys of
 //! the files that come next in the listing are fetched in the background, so that reading a tree runs at the provider's
-//! throughput and not at its latency.
+//! throughput and not at its latency. Near the end of a listing the files of the directory that comes next in the parent's
+//! listing follow, before anybody has listed them.
 //!
 //! Listing alone fetches nothing: `ls -l` costs no call. Only for providers that are far away, and bounded: so many calls
 //! at a time, so many files ahead, so many listings remembered.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::format::name::{self, Entry};
 use crate::storage::{Access, NodeKind};
 
 use super::inode::Inode;
@@ -20,31 +22,43 @@ use super::{Error, Filesystem, InodeId};
 const THREADS: usize = 32;
 /// How far ahead of the file that is opened.
 const AHEAD: usize = 128;
+/// Directories that are looked into before a program lists them.
+const DIRECTORIES_AHEAD: usize = 16;
 /// Listings remembered, and entries of each.
-const LISTINGS: usize = 16;
+const LISTINGS: usize = 64;
 const ENTRIES: usize = 65536;
 
-/// The files of a directory in the order in which they were listed.
+/// What a directory holds that is of interest, in the order in which it was listed.
 #[derive(Default)]
 pub(super) struct Listing {
     files: Vec<(u64, String)>,
+    directories: Vec<(u64, String)>,
 }
 
 impl Listing {
     /// Notes an entry that was delivered.
     pub(super) fn note(&mut self, ino: u64, kind: Option<NodeKind>, entry: &str) {
-        if self.files.len() < ENTRIES && kind.is_none_or(|kind| kind == NodeKind::File) {
-            self.files.push((ino, entry.to_owned()));
+        let list = match kind {
+            None | Some(NodeKind::File) => &mut self.files,
+            Some(NodeKind::Directory) => &mut self.directories,
+            Some(_) => return,
+        };
+        if list.len() < ENTRIES {
+            list.push((ino, entry.to_owned()));
         }
     }
 }
 
 struct Remembered {
     directory: Arc<Inode>,
-    files: Vec<(u64, String)>,
+    listing: Listing,
     places: HashMap<u64, usize>,
     /// Files before this one have been dealt with.
     next: AtomicUsize,
+    /// The directory that comes next was seen to.
+    went_on: AtomicBool,
+    /// No program has listed it yet.
+    unasked: AtomicBool,
 }
 
 pub(super) struct Prefetch {
@@ -57,17 +71,47 @@ impl Prefetch {
         Self { lane: Lane::new("kmsfs-prefetch", THREADS), listings: Mutex::default() }
     }
 
-    fn remember(&self, listing: Remembered) {
+    /// A directory that was looked into ahead of the program keeps what is known of it when the program comes: its files
+    /// have been dealt with.
+    fn remember(&self, listing: Remembered) -> Arc<Remembered> {
         let mut listings = self.listings.lock().unwrap_or_else(PoisonError::into_inner);
-        listings.retain(|known| known.directory.id != listing.directory.id);
-        listings.push_front(Arc::new(listing));
+        let same = |known: &Arc<Remembered>| {
+            known.directory.id == listing.directory.id
+                && known.listing.files == listing.listing.files
+                && known.unasked.swap(false, Ordering::Relaxed)
+        };
+        let place = listings.iter().position(same);
+        let known = place.and_then(|place| listings.remove(place)).unwrap_or_else(|| Arc::new(listing));
+        listings.retain(|other| other.directory.id != known.directory.id);
+        listings.push_front(Arc::clone(&known));
         listings.truncate(LISTINGS);
+        known
     }
 
     /// The listing that has the file, and where.
     fn find(&self, id: InodeId) -> Option<(Arc<Remembered>, usize)> {
         let listings = self.listings.lock().unwrap_or_else(PoisonError::into_inner);
         listings.iter().find_map(|listing| Some((Arc::clone(listing), *listing.places.get(&id.0)?)))
+    }
+
+    /// The directory that a walk comes to after that of `listing`, as far as listings are known: its first child, or what
+    /// comes after it or after one that it lies in.
+    fn directory_after(&self, listing: &Remembered) -> Option<(Arc<Inode>, String)> {
+        if let Some((_, child)) = listing.listing.directories.first() {
+            return Some((Arc::clone(&listing.directory), child.clone()));
+        }
+        let listings = self.listings.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ino = listing.directory.id.0;
+        loop {
+            let (parent, place) = listings.iter().find_map(|parent| {
+                let place = parent.listing.directories.iter().position(|(other, _)| *other == ino)?;
+                Some((parent, place))
+            })?;
+            if let Some((_, next)) = parent.listing.directories.get(place + 1) {
+                return Some((Arc::clone(&parent.directory), next.clone()));
+            }
+            ino = parent.directory.id.0;
+        }
     }
 }
 
@@ -78,29 +122,83 @@ impl Filesystem {
 
     /// Remembers what was listed of a directory.
     pub(super) fn remember_listing(&self, directory: &Arc<Inode>, listing: Listing) {
-        if listing.files.len() < 2 {
-            return;
+        if listing.files.len() > 1 || !listing.directories.is_empty() {
+            self.remember(directory, listing, false);
         }
-        let places = listing.files.iter().enumerate().map(|(place, (ino, _))| (*ino, place)).collect();
-        let (directory, files, next) = (Arc::clone(directory), listing.files, AtomicUsize::new(0));
-        self.prefetch.remember(Remembered { directory, files, places, next });
     }
 
-    /// Somebody opens this file: the ones after it in its directory's listing will be wanted next.
+    fn remember(&self, directory: &Arc<Inode>, listing: Listing, unasked: bool) -> Arc<Remembered> {
+        let places = listing.files.iter().enumerate().map(|(place, (ino, _))| (*ino, place)).collect();
+        self.prefetch.remember(Remembered {
+            directory: Arc::clone(directory),
+            listing,
+            places,
+            next: AtomicUsize::new(0),
+            went_on: AtomicBool::new(false),
+            unasked: AtomicBool::new(unasked),
+        })
+    }
+
+    /// Somebody opens this file: the ones after it in its directory's listing will be wanted next, and then those of the
+    /// directories that come after.
     pub(super) fn prefetch_after(self: &Arc<Self>, id: InodeId) {
         if !self.prefetches() {
             return;
         }
         let Some((listing, place)) = self.prefetch.find(id) else { return };
-        let end = (place + 1 + AHEAD).min(listing.files.len());
-        let begin = listing.next.fetch_max(end, Ordering::Relaxed).max(place + 1);
+        let left = self.fetch_from(&listing, place + 1, AHEAD);
+        self.go_on_after(listing, left, DIRECTORIES_AHEAD);
+    }
+
+    /// Fetches the keys of up to `ahead` files from `place` on; returns how many more could be fetched after the last.
+    fn fetch_from(self: &Arc<Self>, listing: &Arc<Remembered>, place: usize, ahead: usize) -> usize {
+        let files = &listing.listing.files;
+        let end = (place + ahead).min(files.len());
+        let begin = listing.next.fetch_max(end, Ordering::Relaxed).max(place);
         for place in begin..end {
-            let (fs, listing) = (Arc::clone(self), Arc::clone(&listing));
+            let (fs, listing) = (Arc::clone(self), Arc::clone(listing));
             self.prefetch.lane.run(Box::new(move |turn| {
                 // Whatever is wrong with the file, its opening will say.
-                let _ = turn.and_then(|()| fs.fetch_key(&listing.directory, &listing.files[place].1));
+                let _ = turn.and_then(|()| fs.fetch_key(&listing.directory, &listing.listing.files[place].1));
             }));
         }
+        (place + ahead).saturating_sub(files.len())
+    }
+
+    /// Goes on with the directories after that of `listing`, once for each.
+    fn go_on_after(self: &Arc<Self>, listing: Arc<Remembered>, ahead: usize, directories: usize) {
+        if ahead == 0 || directories == 0 || listing.went_on.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let Some((parent, entry)) = self.prefetch.directory_after(&listing) else { return };
+        let fs = Arc::clone(self);
+        self.prefetch.lane.run(Box::new(move |turn| {
+            if let Ok(next) = turn.and_then(|()| fs.look_into(&parent, &entry)) {
+                let left = fs.fetch_from(&next, 0, ahead);
+                fs.go_on_after(next, left, directories - 1);
+            }
+        }));
+    }
+
+    /// Lists a directory that nobody has listed yet.
+    fn look_into(&self, parent: &Inode, entry: &str) -> Result<Arc<Remembered>, Error> {
+        let (directory, _) = self.learn(parent.node.lookup(entry)?)?;
+        let listed = self.list_quietly(&directory).map(|listing| self.remember(&directory, listing, true));
+        self.forget(directory.id, 1);
+        listed
+    }
+
+    fn list_quietly(&self, directory: &Inode) -> Result<Listing, Error> {
+        let mut stream = directory.node.open_directory()?;
+        let (mut listing, mut position) = (Listing::default(), 0);
+        while let Some(entry) = stream.entry_at(position)? {
+            if matches!(name::classify(&entry.name), Entry::Short(_) | Entry::Long(_)) {
+                listing.note(entry.ino, entry.kind, &entry.name);
+            }
+            position = entry.next_position;
+            stream.advance();
+        }
+        Ok(listing)
     }
 
     fn fetch_key(&self, directory: &Inode, entry: &str) -> Result<(), Error> {
