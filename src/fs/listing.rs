@@ -98,7 +98,7 @@ impl Filesystem {
         }
         // Each entry with attributes makes an inode known. The kernel can forget others only between two requests.
         let mut room =
-            if with_attributes && self.trimmer.is_tight(self.inodes.len()) { ENTRIES_WHEN_TIGHT } else { usize::MAX };
+            if with_attributes && self.trimmer.is_tight(self.descriptors()) { ENTRIES_WHEN_TIGHT } else { usize::MAX };
         let (mut position, mut delivered) = (position, false);
         while room > 0 || !delivered {
             room = room.saturating_sub(1);

@@ -88,6 +88,7 @@ impl Filesystem {
         inode.slot().handles += 1;
         if access == Access::ReadWrite || (open.file.is_writable() && open.content.unsettled().is_some()) {
             self.settler.watch(&self.inodes, inode);
+            self.trimmer.note(self.descriptors());
         }
     }
 

@@ -30,7 +30,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub(super) type ForgetEntry = Box<dyn Fn(InodeId, &[u8]) + Send + Sync>;
 
 pub(super) struct Trimmer {
-    /// With more inodes than this some are given up.
+    /// With more descriptors in use than this some are given up.
     high: usize,
     state: Mutex<State>,
     changed: Condvar,
@@ -49,9 +49,9 @@ impl Trimmer {
         Self { high, state: Mutex::default(), changed: Condvar::new() }
     }
 
-    /// Wakes the trimmer if there are too many inodes.
-    pub(super) fn note(&self, inodes: usize) {
-        if inodes > self.high {
+    /// Wakes the trimmer if too many descriptors are in use.
+    pub(super) fn note(&self, descriptors: usize) {
+        if descriptors > self.high {
             self.wake();
         }
     }
@@ -65,8 +65,8 @@ impl Trimmer {
     }
 
     /// Whether nothing should become known that nobody has asked for.
-    pub(super) fn is_tight(&self, inodes: usize) -> bool {
-        inodes > self.high
+    pub(super) fn is_tight(&self, descriptors: usize) -> bool {
+        descriptors > self.high
     }
 
     /// Runs `find`; if there is no descriptor left for it, waits a little for some to become free and runs it again.
@@ -120,10 +120,18 @@ impl Filesystem {
         let _ = self.forget_entry.set(Box::new(forget));
     }
 
+    /// How many descriptors are in use, about: one for each inode, and another for the content of each file that is not
+    /// settled.
+    pub(super) fn descriptors(&self) -> usize {
+        self.inodes.len() + self.settler.len()
+    }
+
     /// Asks for so many files to be forgotten that `keep` inodes are left.
     fn trim(&self, keep: usize) {
         let Some(forget) = self.forget_entry.get() else { return };
-        if self.settler.len() > keep / 2 {
+        if self.settler.len() > keep / 4 {
+            // The first round settles, the second one closes what is settled.
+            self.settle_rested(true);
             self.settle_rested(true);
         }
         let inodes = self.inodes.all();
