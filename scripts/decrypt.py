@@ -161,7 +161,8 @@ def parse_config(file):
 
 
 class Volume:
-    def __init__(self, config_file, keyring):
+    def __init__(self, config_file, keyring, directory=None):
+        self.directory = directory
         self.config, body, seal = parse_config(config_file)
         self.keyring, self.suite, self.uuid = keyring, SUITES[self.config["suite"]], self.config["volume-id"]
         self.id = uuid.UUID(self.uuid).bytes
@@ -305,6 +306,14 @@ def decrypt_name(text, directory, volume):
 
 
 def decrypt_link(text, volume):
+    if text.startswith("~"):
+        reference = unbase64(text[1:], "link")
+        with open(f"{volume.directory}/.kmsfs/links/{reference[:16].hex()}", "rb") as file:
+            sealed = file.read(8192)
+        target = unseal(volume.suite, volume.link_key, sealed[:24], sealed[24:], reference[:16], "link")
+        if len(target) != int.from_bytes(reference[16:], "little"):
+            raise Bad("link", "has another length than its symlink says")
+        return target
     sealed = unbase64(text, "link")
     return unseal(volume.suite, volume.link_key, sealed[:24], sealed[24:], b"", "link")
 
@@ -375,7 +384,7 @@ def main():
             raise Bad("keyring", f"{path} is not a regular file that only its owner may touch")
         keyring = Keyring(read(path), passphrase)
         root, out = arguments.cipherdir, os.fsencode(arguments.outdir)
-        problems = list(decrypt_entry(root, out, os.stat(root), Volume(config_file, keyring)))
+        problems = list(decrypt_entry(root, out, os.stat(root), Volume(config_file, keyring, root)))
     except (Bad, OSError, ValueError, KeyError) as error:
         sys.exit(f"decrypt.py: {error}")
     for problem in problems:

@@ -62,6 +62,7 @@ fn fill(root: &Path, sparse: bool) {
     fs::write(deep.join("\u{1f600} \n"), "odd").unwrap();
     symlink("up/../and away", deep.join("link")).unwrap();
     symlink("t".repeat(3000), root.join("l".repeat(255))).unwrap();
+    symlink("t".repeat(4000), root.join("far")).unwrap();
     fs::hard_link(root.join("4096"), deep.join("hard")).unwrap();
     let cut = File::create(root.join("cut")).unwrap();
     cut.write_all_at(&bytes(1, 3 * PAGE), 0).unwrap();

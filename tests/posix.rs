@@ -296,6 +296,39 @@ fn a_tree_may_have_more_files_than_there_are_descriptors() {
     assert!(known < 600, "{known}");
 }
 
+/// Longer than a symlink on disk can hold when sealed.
+#[test]
+fn symlinks_lead_as_far_as_paths_go() {
+    let volume = for_everybody();
+    let stored = || fs::read_dir(volume.cipher.join(".kmsfs/links")).map_or(0, Iterator::count);
+    let link = |name: &str, len: usize| std::os::unix::fs::symlink("t".repeat(len), volume.path(name));
+    link("short", 3031).unwrap();
+    assert_eq!(stored(), 0);
+    for (name, len) in [("a", 3032), ("b", 4095), ("c", 4000)] {
+        link(name, len).unwrap();
+    }
+    assert_eq!(support::errno(link("d", 4096)), Some(libc::ENAMETOOLONG));
+    assert_eq!(support::errno(link("a", 4000)), Some(libc::EEXIST));
+    assert_eq!(stored(), 3);
+    fs::hard_link(volume.path("a"), volume.path("hard")).unwrap();
+    fs::remove_file(volume.path("a")).unwrap();
+    fs::rename(volume.path("b"), volume.path("short")).unwrap();
+    fs::rename(volume.path("short"), volume.path("c")).unwrap();
+    volume.remount();
+    for (name, len) in [("hard", 3032), ("c", 4095)] {
+        assert_eq!(fs::symlink_metadata(volume.path(name)).unwrap().len(), len as u64);
+        assert_eq!(fs::read_link(volume.path(name)).unwrap(), Path::new(&"t".repeat(len)));
+    }
+    assert_eq!(stored(), 2);
+    let sealed = fs::read_dir(volume.cipher.join(".kmsfs/links")).unwrap().next().unwrap().unwrap().path();
+    support::flip(&sealed, 100);
+    volume.remount();
+    let read = ["hard", "c"].map(|name| support::errno(fs::read_link(volume.path(name))));
+    assert!(read.contains(&Some(libc::EIO)) && read.contains(&None), "{read:?}");
+    ["hard", "c"].iter().for_each(|name| fs::remove_file(volume.path(name)).unwrap());
+    assert_eq!(stored(), 0);
+}
+
 #[test]
 fn a_mount_becomes_read_only_and_writable_again() {
     let volume = for_everybody();

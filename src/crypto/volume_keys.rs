@@ -193,6 +193,26 @@ impl LinkKey {
     pub fn open(&self, sealed: &[u8]) -> Result<Vec<u8>, Unauthentic> {
         self.0.open(&[], sealed)
     }
+
+    /// Names a new file for a target.
+    #[must_use]
+    pub fn new_id() -> [u8; 16] {
+        random_array()
+    }
+
+    /// The same for a target that is kept in the file `id`, to which it is bound.
+    #[must_use]
+    pub fn seal_long(&self, id: &[u8; 16], target: &[u8]) -> Vec<u8> {
+        self.0.seal(id, target)
+    }
+
+    /// The target behind `sealed`, which is in the file `id`.
+    ///
+    /// # Errors
+    /// [`Unauthentic`].
+    pub fn open_long(&self, id: &[u8; 16], sealed: &[u8]) -> Result<Vec<u8>, Unauthentic> {
+        self.0.open(id, sealed)
+    }
 }
 
 #[allow(clippy::expect_used)] // one associated header never exceeds the 126 that SIV takes
@@ -250,6 +270,9 @@ mod tests {
         sealed[30] ^= 1;
         assert_eq!(keys.link.open(&sealed), Err(Unauthentic));
         assert_eq!(keys.link.open(&[0; 39]), Err(Unauthentic));
+        let long = keys.link.seal_long(&[1; 16], b"far away");
+        assert_eq!(keys.link.open_long(&[1; 16], &long).unwrap(), b"far away");
+        assert_eq!((keys.link.open_long(&[2; 16], &long), keys.link.open(&long)), (Err(Unauthentic), Err(Unauthentic)));
     }
 
     #[test]

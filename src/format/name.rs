@@ -16,8 +16,41 @@ pub const PROVISIONED_DIR: &str = "keys";
 pub const NAME_MAX: usize = 255;
 /// The longest entry a backing filesystem takes.
 const ENTRY_MAX: usize = 255;
-/// The longest plain symlink target, in bytes, whose sealed form any backing filesystem takes.
+/// The longest plain symlink target, in bytes, whose sealed form any backing symlink takes.
 pub const LINK_TARGET_MAX: usize = 4095 * 3 / 4 - 40;
+
+/// The directory of long symlink targets, in the volume's own.
+pub const LONG_TARGETS_DIR: &str = "links";
+/// A path, and so a symlink target, is shorter than this.
+pub const PATH_MAX: usize = 4096;
+
+/// What a backing symlink says whose target is too long for it: where the sealed target is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LongTarget {
+    /// Names the file.
+    pub id: [u8; 16],
+    /// Bytes of the plain target.
+    pub len: u16,
+}
+
+impl LongTarget {
+    /// Length of the text; no sealed target is so short.
+    pub const TEXT_LEN: u64 = 25;
+
+    /// `~` and the base64 of id and length.
+    #[must_use]
+    pub fn text(&self) -> String {
+        format!("~{}", encode(&[&self.id[..], &self.len.to_le_bytes()].concat()))
+    }
+
+    /// What `text` names, if it names anything.
+    #[must_use]
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let bytes = decode(text.strip_prefix(b"~")?)?;
+        let (id, len) = bytes.split_first_chunk::<16>()?;
+        Some(Self { id: *id, len: u16::from_le_bytes(len.try_into().ok()?) })
+    }
+}
 
 /// How an encrypted name is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,6 +181,16 @@ mod tests {
         assert!(is_valid(b"...") && is_valid(&[b'a'; 255]));
         for bad in [&b""[..], b".", b"..", b"a/b", b"a\0b", &[b'a'; 256]] {
             assert!(!is_valid(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn long_targets_are_named_by_a_text_of_one_length() {
+        let long = LongTarget { id: [7; 16], len: 4095 };
+        assert_eq!(long.text().len() as u64, LongTarget::TEXT_LEN);
+        assert_eq!(LongTarget::parse(long.text().as_bytes()), Some(long));
+        for bad in [&b""[..], b"~", b"~AAAA", &long.text().as_bytes()[1..]] {
+            assert_eq!(LongTarget::parse(bad), None, "{bad:?}");
         }
     }
 

@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::crypto::LinkKey;
-use crate::format::geometry::{
-    DiskOffset, PAGE_LEN, PAYLOAD_LEN, PageIndex, SizeHint, plain_len_of_base64, size_hint, size_with_last_page,
-};
+use crate::format::geometry::{DiskOffset, PAGE_LEN, PAYLOAD_LEN, PageIndex, SizeHint, size_hint, size_with_last_page};
 use crate::format::page::{Trailer, part};
 use crate::storage::{Access, FileSystemStat, NodeKind, RawFile, SetTime, Stat, Timestamp};
 
@@ -139,7 +136,7 @@ impl Filesystem {
     fn plain_size(&self, inode: &Inode, stat: &Stat) -> u64 {
         match stat.kind {
             NodeKind::File => open_size(inode).unwrap_or_else(|| self.size_at_rest(inode, stat)),
-            NodeKind::Symlink => plain_len_of_base64(stat.size, LinkKey::OVERHEAD),
+            NodeKind::Symlink => self.target_len(inode, stat),
             _ => stat.size,
         }
     }

@@ -13,6 +13,7 @@ mod inode;
 mod io;
 mod lane;
 mod leases;
+mod link_targets;
 mod listing;
 mod names;
 mod namespace;
@@ -45,7 +46,7 @@ pub use crate::storage::{Access, FileSystemStat, NodeKind, RenameMode, SetTime, 
 use crate::content::{ContentError, Events, Rules};
 use crate::format::geometry::PAGE_SIZE;
 use crate::keys::{ProviderErrorKind, ProvisionedUse, Volume};
-use crate::storage::{CipherDirectory, Node};
+use crate::storage::{CipherDirectory, LongTargets, Node};
 
 use inode::{Inode, InodeTable};
 use lane::Lane;
@@ -89,6 +90,7 @@ impl Default for Options {
 pub struct Filesystem {
     volume: Volume,
     directory: CipherDirectory,
+    long_targets: LongTargets,
     inodes: InodeTable,
     directories: OpenDirectories,
     settler: Arc<Settler>,
@@ -134,6 +136,7 @@ impl Filesystem {
         let fs = Arc::new(Self {
             rules: Rules { holes: volume.config.holes, end: volume.config.end },
             volume,
+            long_targets: directory.long_targets()?,
             directory,
             inodes: InodeTable::new(root, &stat),
             directories: OpenDirectories::default(),

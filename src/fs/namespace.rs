@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::format::config::End;
-use crate::format::name::{self, LINK_TARGET_MAX, Stored};
+use crate::format::name::Stored;
 use crate::storage::{Access, Node, NodeKind, RenameMode};
 
 use super::inode::Inode;
@@ -121,36 +121,6 @@ impl Filesystem {
         self.learn(node)
     }
 
-    /// Makes a symlink; counts as a lookup.
-    ///
-    /// # Errors
-    /// [`Error::NameTooLong`] if the target is longer than what can be sealed.
-    pub fn symlink(&self, directory: InodeId, name: &[u8], target: &[u8], caller: Caller) -> Result<Attributes, Error> {
-        let directory = self.writable_directory(directory)?;
-        if target.len() > LINK_TARGET_MAX {
-            return Err(Error::NameTooLong);
-        }
-        let sealed = name::encode(&self.volume.links.seal(target));
-        let stored = self.stored_name(&directory, name)?;
-        let node = with_long_name_link(&directory.node, &stored, |entry| {
-            directory.node.symlink(&sealed, entry)?;
-            directory.node.lookup(entry)
-        })?;
-        self.own(&directory, &node, caller)?;
-        Ok(self.learn(node)?.1)
-    }
-
-    /// The target of a symlink.
-    ///
-    /// # Errors
-    /// [`Error::LinkTarget`] if it does not authenticate.
-    pub fn readlink(&self, id: InodeId) -> Result<Vec<u8>, Error> {
-        let inode = self.inodes.get(id)?;
-        let sealed = name::decode(&inode.node.readlink_self()?);
-        let target = sealed.and_then(|sealed| self.volume.links.open(&sealed).ok());
-        target.ok_or(Error::LinkTarget).inspect_err(|error| self.report(&inode, error))
-    }
-
     /// Gives an inode another name; counts as a lookup.
     ///
     /// # Errors
@@ -171,7 +141,9 @@ impl Filesystem {
     pub fn unlink(&self, directory: InodeId, name: &[u8]) -> Result<(), Error> {
         let directory = self.writable_directory(directory)?;
         let stored = self.stored_name(&directory, name)?;
+        let victim = self.long_target_victim(&directory.node, stored.entry());
         directory.node.unlink(stored.entry())?;
+        self.drop_long_target(victim.as_ref());
         remove_long_name_link(&directory.node, &stored);
         Ok(())
     }
@@ -203,9 +175,11 @@ impl Filesystem {
     ) -> Result<(), Error> {
         let (from, to) = (self.writable_directory(from)?, self.writable_directory(to)?);
         let (old, new) = (self.stored_name(&from, name)?, self.stored_name(&to, new_name)?);
+        let victim = self.long_target_victim(&to.node, new.entry());
         with_long_name_link(&to.node, &new, |entry| {
             rename_over_empty_directory(&from.node, &old, &to.node, entry, mode)
         })?;
+        self.drop_long_target(victim.as_ref());
         if mode != RenameMode::Exchange {
             remove_long_name_link(&from.node, &old);
         }
@@ -237,7 +211,7 @@ impl Filesystem {
 
     /// A privileged daemon makes files for others; one that is not makes all its files for itself. Returns whether the owner
     /// was changed.
-    fn own(&self, parent: &Inode, node: &Node, caller: Caller) -> Result<bool, Error> {
+    pub(super) fn own(&self, parent: &Inode, node: &Node, caller: Caller) -> Result<bool, Error> {
         if !self.privileged || (caller.uid, caller.gid) == (0, 0) {
             return Ok(false);
         }

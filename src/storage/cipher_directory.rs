@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::KeyStock;
+use super::{KeyStock, LongTargets};
 
 /// The volume's own directory in the root of the cipher directory.
 const VOLUME_DIRECTORY: &str = ".kmsfs";
@@ -210,6 +210,14 @@ impl CipherDirectory {
     /// Those of `open(2)`.
     pub fn key_stock(&self) -> io::Result<KeyStock> {
         open_directory(self.root.as_fd(), Path::new(VOLUME_DIRECTORY)).map(KeyStock::new)
+    }
+
+    /// The targets of symlinks that are too long for the backing filesystem's.
+    ///
+    /// # Errors
+    /// Those of `open(2)`.
+    pub fn long_targets(&self) -> io::Result<LongTargets> {
+        open_directory(self.root.as_fd(), Path::new(VOLUME_DIRECTORY)).and_then(LongTargets::new)
     }
 
     /// The canonical path.

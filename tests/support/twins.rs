@@ -113,7 +113,7 @@ impl Twins {
         let flags =
             self.pick(&[RenameFlags::empty(), RenameFlags::empty(), RenameFlags::NOREPLACE, RenameFlags::EXCHANGE]);
         let kind = self.pick(&[FileType::Fifo, FileType::Socket, FileType::CharacterDevice, FileType::RegularFile]);
-        let target_len = usize::try_from(self.pick(&[1, 30, 255, 3000])).unwrap();
+        let target_len = usize::try_from(self.pick(&[1, 30, 255, 3031, 3032, 4095])).unwrap();
         match self.below(10) {
             0..=2 => self.both(format!("mkdir {path:?} {mode:o}"), |_, root| {
                 told(fs::mkdir(root.join(&path), Mode::from_raw_mode(mode)))

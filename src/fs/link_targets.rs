@@ -1,0 +1,96 @@
+//! Targets of symlinks: sealed into the backing symlink, or, where they are too long for one, into a file that it names.
+//! `docs/FORMAT.md` section 7.4.
+
+use crate::crypto::LinkKey;
+use crate::format::geometry::plain_len_of_base64;
+use crate::format::hex;
+use crate::format::name::{self, LINK_TARGET_MAX, LongTarget, PATH_MAX};
+use crate::storage::{Node, NodeKind, Stat};
+
+use super::inode::Inode;
+use super::names::with_long_name_link;
+use super::{Attributes, Caller, Error, Filesystem, InodeId};
+
+impl Filesystem {
+    /// Makes a symlink; counts as a lookup.
+    ///
+    /// # Errors
+    /// [`Error::NameTooLong`] if the target is longer than any path.
+    pub fn symlink(&self, directory: InodeId, name: &[u8], target: &[u8], caller: Caller) -> Result<Attributes, Error> {
+        let directory = self.writable_directory(directory)?;
+        let stored = self.stored_name(&directory, name)?;
+        let (text, elsewhere) = self.seal_target(target)?;
+        let made = with_long_name_link(&directory.node, &stored, |entry| {
+            directory.node.symlink(&text, entry)?;
+            directory.node.lookup(entry)
+        });
+        let node = made.inspect_err(|_| {
+            if let Some(long) = elsewhere {
+                self.long_targets.remove(&hex::encode(&long.id));
+            }
+        })?;
+        self.own(&directory, &node, caller)?;
+        Ok(self.learn(node)?.1)
+    }
+
+    fn seal_target(&self, target: &[u8]) -> Result<(String, Option<LongTarget>), Error> {
+        if target.len() <= LINK_TARGET_MAX {
+            return Ok((name::encode(&self.volume.links.seal(target)), None));
+        }
+        let len = u16::try_from(target.len()).map_err(|_| Error::NameTooLong)?;
+        if target.len() >= PATH_MAX {
+            return Err(Error::NameTooLong);
+        }
+        let long = LongTarget { id: LinkKey::new_id(), len };
+        self.long_targets.add(&hex::encode(&long.id), &self.volume.links.seal_long(&long.id, target))?;
+        Ok((long.text(), Some(long)))
+    }
+
+    /// The target of a symlink.
+    ///
+    /// # Errors
+    /// [`Error::LinkTarget`] if it does not authenticate.
+    pub fn readlink(&self, id: InodeId) -> Result<Vec<u8>, Error> {
+        let inode = self.inodes.get(id)?;
+        let text = inode.node.readlink_self()?;
+        let target = match LongTarget::parse(&text) {
+            Some(long) => self.open_long_target(long),
+            None => name::decode(&text).and_then(|sealed| self.volume.links.open(&sealed).ok()),
+        };
+        target.ok_or(Error::LinkTarget).inspect_err(|error| self.report(&inode, error))
+    }
+
+    fn open_long_target(&self, long: LongTarget) -> Option<Vec<u8>> {
+        let sealed = self.long_targets.read(&hex::encode(&long.id)).ok()?;
+        let target = self.volume.links.open_long(&long.id, &sealed).ok()?;
+        (target.len() == usize::from(long.len)).then_some(target)
+    }
+
+    /// The length of a symlink's target, as far as possible without reading it, which would change its access time.
+    pub(super) fn target_len(&self, inode: &Inode, stat: &Stat) -> u64 {
+        let long = (stat.size == LongTarget::TEXT_LEN).then(|| inode.node.readlink_self().ok()).flatten();
+        match long.and_then(|text| LongTarget::parse(&text)) {
+            Some(long) => long.len.into(),
+            None => plain_len_of_base64(stat.size, LinkKey::OVERHEAD),
+        }
+    }
+
+    /// The node behind an entry that is to be removed, if it may be a symlink with a long target.
+    pub(super) fn long_target_victim(&self, directory: &Node, entry: &str) -> Option<Node> {
+        self.long_targets.in_use().then(|| directory.lookup(entry).ok()).flatten()
+    }
+
+    /// Removes the long target of a symlink that has lost its last name.
+    pub(super) fn drop_long_target(&self, victim: Option<&Node>) {
+        let gone = victim.filter(|node| {
+            let stat = node.stat();
+            stat.is_ok_and(|stat| {
+                stat.kind == NodeKind::Symlink && stat.size == LongTarget::TEXT_LEN && stat.nlink == 0
+            })
+        });
+        let text = gone.and_then(|node| node.readlink_self().ok());
+        if let Some(long) = text.and_then(|text| LongTarget::parse(&text)) {
+            self.long_targets.remove(&hex::encode(&long.id));
+        }
+    }
+}
