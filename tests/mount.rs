@@ -822,3 +822,24 @@ mod kms {
         assert_eq!(fs::metadata(volume.path("file")).unwrap().len(), 10_000);
     }
 }
+
+/// As `mount -t kmsfs` and an fstab line call it.
+#[test]
+fn mount_8_has_a_helper() {
+    let volume = Volume::new(&[]);
+    fs::write(volume.path("file"), "x").unwrap();
+    volume.unmount();
+    let helper = volume.home.path("mount.kmsfs");
+    symlink(volume.home.program(), &helper).unwrap();
+    let helper = |options: &str| {
+        let mut command = volume.home.command(&helper);
+        command.arg(&volume.cipher).arg(&volume.plain).args(["-o", options]).output().unwrap()
+    };
+    let output = helper("rw,_netdev,nofail,no_prefetch,key_max_age=60");
+    assert!(output.status.success(), "{}", support::text(&output.stderr));
+    assert_eq!(fs::read_to_string(volume.path("file")).unwrap(), "x");
+    volume.unmount();
+    let output = helper("rw,no_such_option=1");
+    assert_eq!(output.status.code(), Some(2), "{}", support::text(&output.stderr));
+    volume.mount();
+}

@@ -1,4 +1,4 @@
-//! This process: hardening, going to the background, logging, signals, and the socket on which a mount answers.
+//! This process: hardening, going to the background, logging, signals, what the service manager is told, and the socket on which a mount answers.
 //!
 //! Knows nothing of filesystems and keys: what a request or a signal does is a closure of the caller's.
 
@@ -6,6 +6,7 @@ pub mod control;
 pub mod detach;
 mod hardening;
 pub mod log;
+pub mod notify;
 pub mod signals;
 
 pub use hardening::{HardenError, harden, raise_limits, take_modes_as_given};

@@ -23,6 +23,7 @@ use crate::cli::unlock::{self, Expected};
 use crate::daemon::control::{self, Ask, Client, ControlError, ControlSocket, Ended};
 use crate::daemon::detach::{self, Background, Started};
 use crate::daemon::log::{self, Level, Target};
+use crate::daemon::notify::{Notifier, Watch};
 use crate::daemon::signals::{self, SignalWatch};
 use crate::daemon::{raise_limits, take_modes_as_given};
 use crate::fs::{self, Filesystem};
@@ -186,14 +187,20 @@ impl Job<'_> {
         let answers = answers_of(&filesystem, &place.mountpoint, &log.target);
         let socket = ControlSocket::bind(&place.sockets, &place.mountpoint, answers).map_err(control_failure)?;
         take_modes_as_given();
+        let notifier = Arc::new(self.notifier()?);
         let mut usable = Ok(None);
+        let mut watched = None;
         let served = mount::serve(Arc::clone(&filesystem), &self.mount_options(&place), || {
             usable = self.usable(&place, &pin, log, background);
-            if usable.is_err() {
+            if usable.is_ok() {
+                watched = announce(&notifier, &place.mountpoint);
+            } else {
                 // The error is the one to tell; without this the mount would stay, unknown to whoever asked for it.
                 let _ = mount::unmount(&place.mountpoint, true);
             }
         });
+        drop(watched);
+        notifier.stopping("making everything durable");
         filesystem.shutdown();
         drop(lock);
         let ended = Ended { error: served.as_ref().err().map(MountError::to_string) };
@@ -223,6 +230,13 @@ impl Job<'_> {
         Ok(watch)
     }
 
+    /// Only a process in the foreground is a service.
+    fn notifier(&self) -> Result<Notifier, CliError> {
+        let in_foreground = self.args.foreground;
+        Notifier::new(|name| env::var_os(name).filter(|_| in_foreground))
+            .map_err(|error| CliError::usage(format_args!("NOTIFY_SOCKET: {error}")))
+    }
+
     fn fs_options(&self) -> fs::Options {
         fs::Options {
             read_only: self.flags.read_only,
@@ -246,6 +260,15 @@ impl Job<'_> {
             threads: self.args.threads.into(),
         }
     }
+}
+
+/// Tells the service manager that the mount is live, and from now on that it still is: whoever asks for the space of the
+/// filesystem is answered by a thread that serves it.
+fn announce(notifier: &Arc<Notifier>, mountpoint: &Path) -> Option<Watch> {
+    notifier.ready(&format!("mounted at {}", mountpoint.display()));
+    let mountpoint = mountpoint.to_owned();
+    let watch = Arc::clone(notifier).watch(move || rustix::fs::statvfs(&mountpoint).is_ok());
+    watch.inspect_err(|error| tracing::error!("no watchdog: {error}")).ok().flatten()
 }
 
 /// Whether this user may use FUSE at all: without it nothing is made, and no provider asked.
