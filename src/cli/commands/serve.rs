@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::cli::environment::Environment;
 use crate::cli::error::{CliError, Exit};
+use crate::cli::mount_helper;
 use crate::cli::mount_options::MountFlags;
 use crate::cli::mount_point;
 use crate::cli::passphrase::{self, Secret};
@@ -61,7 +62,8 @@ pub(super) fn run(args: &MountArgs, background: bool) -> Result<(), CliError> {
 
 /// Starts the process that stays, and waits until its mount is usable.
 fn start_in_background(secret: Option<&Secret>) -> Result<(), CliError> {
-    let arguments: Vec<OsString> = ["--background".into()].into_iter().chain(env::args_os().skip(1)).collect();
+    let command = mount_helper::as_command(env::args_os().collect()).into_iter().skip(1);
+    let arguments: Vec<OsString> = ["--background".into()].into_iter().chain(command).collect();
     let secret = secret.map(|secret| secret.as_slice());
     let started = detach::start(&arguments, secret, &[PASSPHRASE_VARIABLE]);
     match started.map_err(|error| CliError::io("starting the background process", &error))? {
