@@ -82,6 +82,7 @@ impl Filesystem {
         if metadata {
             drop(inode.write_late_mtime()?);
         }
+        self.enforce_order()?;
         loop {
             let open = inode.slot().open.clone();
             let synced = match open {

@@ -8,7 +8,6 @@ use crate::format::name::{self, LINK_TARGET_MAX, LongTarget, PATH_MAX};
 use crate::storage::{Node, NodeKind, Stat};
 
 use super::inode::Inode;
-use super::names::with_long_name_link;
 use super::{Attributes, Caller, Error, Filesystem, InodeId};
 
 impl Filesystem {
@@ -20,7 +19,7 @@ impl Filesystem {
         let directory = self.writable_directory(directory)?;
         let stored = self.stored_name(&directory, name)?;
         let (text, elsewhere) = self.seal_target(target)?;
-        let made = with_long_name_link(&directory.node, &stored, |entry| {
+        let made = self.with_long_name_link(&directory.node, &stored, |entry| {
             directory.node.symlink(&text, entry)?;
             directory.node.lookup(entry)
         });

@@ -182,6 +182,7 @@ impl Filesystem {
     /// [`Error::Io`].
     pub fn sync_directory(&self, handle: DirectoryHandle) -> Result<(), Error> {
         let directory = self.directories.get(handle)?;
+        self.enforce_order()?;
         let stream = directory.stream.lock().unwrap_or_else(PoisonError::into_inner);
         match stream.sync() {
             // A filesystem that cannot sync directories keeps their order without.

@@ -18,6 +18,7 @@ mod listing;
 mod names;
 mod namespace;
 mod open;
+mod order;
 mod prefetch;
 mod provisioned;
 mod set_ids;
@@ -52,6 +53,7 @@ use inode::{Inode, InodeTable};
 use lane::Lane;
 use leases::Keeper;
 use listing::OpenDirectories;
+use order::NameOrder;
 use prefetch::Prefetch;
 use settle::Settler;
 use trim::{ForgetEntry, Trimmer};
@@ -93,6 +95,7 @@ pub struct Filesystem {
     long_targets: LongTargets,
     inodes: InodeTable,
     directories: OpenDirectories,
+    order: NameOrder,
     settler: Arc<Settler>,
     keeper: Arc<Keeper>,
     trimmer: Arc<Trimmer>,
@@ -138,6 +141,7 @@ impl Filesystem {
             volume,
             long_targets: directory.long_targets()?,
             directory,
+            order: NameOrder::new(&root)?,
             inodes: InodeTable::new(root, &stat),
             directories: OpenDirectories::default(),
             settler: Arc::default(),

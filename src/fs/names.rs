@@ -2,7 +2,7 @@
 //! long names. `docs/FORMAT.md` section 7.
 //!
 //! Order of steps: the symlink of a long name is made before its entry and removed after it, so that an entry's name can
-//! always be read. A symlink without its entry is harmless.
+//! always be read. A symlink without its entry is harmless. Where the disk may not keep that order, `order` does.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -12,7 +12,7 @@ use crate::format::name::{self, DIRECTORY_ID, Entry, NAME_MAX, Stored};
 use crate::storage::Node;
 
 use super::inode::Inode;
-use super::{Error, Filesystem};
+use super::{Error, Filesystem, ROOT};
 
 impl Filesystem {
     /// How `name` is stored in `directory`.
@@ -76,28 +76,36 @@ impl Filesystem {
     pub(super) fn give_directory_id(&self, directory: &Node) -> Result<[u8; 16], Error> {
         let (id, signed) = self.volume.names.new_directory_id();
         directory.symlink(&name::encode(&signed), DIRECTORY_ID)?;
+        self.order.note(directory);
         Ok(id)
     }
-}
 
-/// Runs `make` for the entry of `stored`, with the symlink of a long name in place before it. Removes the symlink again if
-/// `make` fails and nothing else needs it.
-pub(super) fn with_long_name_link<T>(
-    directory: &Node,
-    stored: &Stored,
-    make: impl FnOnce(&str) -> io::Result<T>,
-) -> io::Result<T> {
-    let Stored::Long { entry, link, target } = stored else { return make(stored.entry()) };
-    let added = match directory.symlink(target, link) {
-        Ok(()) => true,
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-        Err(error) => return Err(error),
-    };
-    let made = make(entry);
-    if made.is_err() && added {
-        remove_long_name_link(directory, stored);
+    /// Runs `make` for the entry of `stored`, with the symlink of a long name in place before it. Removes the symlink again if
+    /// `make` fails and nothing else needs it.
+    pub(super) fn with_long_name_link<T>(
+        &self,
+        directory: &Node,
+        stored: &Stored,
+        make: impl FnOnce(&str) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let Stored::Long { entry, link, target } = stored else { return make(stored.entry()) };
+        let added = match directory.symlink(target, link) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(error),
+        };
+        self.order.note(directory);
+        let made = make(entry);
+        if made.is_err() && added {
+            remove_long_name_link(directory, stored);
+        }
+        made
     }
-    made
+
+    /// Makes durable what no sync may overtake.
+    pub(super) fn enforce_order(&self) -> io::Result<()> {
+        self.inodes.get(ROOT).map_or(Ok(()), |root| self.order.enforce(&root.node))
+    }
 }
 
 /// Removes what is left of a long name once its entry is gone. A leftover is harmless, so a failure is too.

@@ -8,7 +8,7 @@ use crate::format::name::Stored;
 use crate::storage::{Access, Node, NodeKind, RenameMode};
 
 use super::inode::Inode;
-use super::names::{holds_nothing, remove_long_name_link, restore_directory_id, strip_directory, with_long_name_link};
+use super::names::{holds_nothing, remove_long_name_link, restore_directory_id, strip_directory};
 use super::{Attributes, Caller, Error, Filesystem, InodeId};
 
 /// Set-group-id: on a directory, new entries inherit its group.
@@ -48,7 +48,7 @@ impl Filesystem {
         let directory = self.writable_directory(directory)?;
         let stored = self.stored_name(&directory, name)?;
         let mode = mode_in(&directory, mode, caller);
-        let node = with_long_name_link(&directory.node, &stored, |entry| {
+        let node = self.with_long_name_link(&directory.node, &stored, |entry| {
             directory.node.mkdir(entry, mode | OWNER_ALL)?;
             directory.node.lookup(entry)
         })?;
@@ -96,7 +96,7 @@ impl Filesystem {
         }
         let stored = self.stored_name(&directory, name)?;
         let mode = mode_in(&directory, mode, caller);
-        let node = with_long_name_link(&directory.node, &stored, |entry| {
+        let node = self.with_long_name_link(&directory.node, &stored, |entry| {
             directory.node.mknod(entry, kind, mode, rdev)?;
             directory.node.lookup(entry)
         })?;
@@ -114,7 +114,7 @@ impl Filesystem {
     ) -> Result<(Arc<Inode>, Attributes), Error> {
         let stored = self.stored_name(directory, name)?;
         let mode = mode_in(directory, mode, caller);
-        let node = with_long_name_link(&directory.node, &stored, |entry| {
+        let node = self.with_long_name_link(&directory.node, &stored, |entry| {
             self.trimmer.with_patience(|| directory.node.create_file(entry, mode))
         })?;
         self.hand_over(directory, &node, mode, caller)?;
@@ -129,7 +129,7 @@ impl Filesystem {
         let directory = self.writable_directory(directory)?;
         let inode = self.inodes.get(id)?;
         let stored = self.stored_name(&directory, name)?;
-        with_long_name_link(&directory.node, &stored, |entry| inode.node.link_as(&directory.node, entry))?;
+        self.with_long_name_link(&directory.node, &stored, |entry| inode.node.link_as(&directory.node, entry))?;
         let inode = self.inodes.count_lookup(&inode);
         self.attributes_of(&inode, &inode.node.stat()?)
     }
@@ -156,7 +156,7 @@ impl Filesystem {
         let directory = self.writable_directory(directory)?;
         let stored = self.stored_name(&directory, name)?;
         let victim = directory.node.lookup(stored.entry())?;
-        with_emptied(&victim, || directory.node.rmdir(stored.entry()))?;
+        self.with_emptied(&victim, || directory.node.rmdir(stored.entry()))?;
         remove_long_name_link(&directory.node, &stored);
         Ok(())
     }
@@ -174,10 +174,14 @@ impl Filesystem {
         mode: RenameMode,
     ) -> Result<(), Error> {
         let (from, to) = (self.writable_directory(from)?, self.writable_directory(to)?);
+        if from.id != to.id {
+            // What is noted is in the order of the tree, and this may change the tree.
+            self.enforce_order()?;
+        }
         let (old, new) = (self.stored_name(&from, name)?, self.stored_name(&to, new_name)?);
         let victim = self.long_target_victim(&to.node, new.entry());
-        with_long_name_link(&to.node, &new, |entry| {
-            rename_over_empty_directory(&from.node, &old, &to.node, entry, mode)
+        self.with_long_name_link(&to.node, &new, |entry| {
+            self.rename_over_empty_directory(&from.node, &old, &to.node, entry, mode)
         })?;
         self.drop_long_target(victim.as_ref());
         if mode != RenameMode::Exchange {
@@ -219,37 +223,47 @@ impl Filesystem {
         node.set_owner(Some(caller.uid), (!inherits_group).then_some(caller.gid))?;
         Ok(true)
     }
+
+    /// A directory that looks empty still has its id, which keeps the backing filesystem from removing it: `remove` is run with
+    /// the id taken away, and the id put back if that fails.
+    fn with_emptied(&self, victim: &Node, remove: impl FnOnce() -> io::Result<()>) -> Result<(), Error> {
+        if victim.stat()?.kind != NodeKind::Directory {
+            return Ok(remove()?);
+        }
+        if !holds_nothing(victim)? {
+            return Err(Error::NotEmpty);
+        }
+        let id = strip_directory(victim)?;
+        remove().inspect_err(|_| {
+            restore_directory_id(victim, id.as_deref());
+            self.order.note(victim);
+        })?;
+        Ok(())
+    }
+
+    fn rename_over_empty_directory(
+        &self,
+        from: &Node,
+        old: &Stored,
+        to: &Node,
+        entry: &str,
+        mode: RenameMode,
+    ) -> io::Result<()> {
+        let rename = || from.rename(old.entry(), to, entry, mode);
+        match rename() {
+            Err(error) if mode == RenameMode::Replace && error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                self.with_emptied(&to.lookup(entry)?, rename).map_err(|failure| match failure {
+                    Error::Io(error) => error,
+                    _ => error,
+                })
+            }
+            result => result,
+        }
+    }
 }
 
 /// The mode that a new entry is made with: a default ACL of its directory, which the backing filesystem applies, stands in for
 /// the umask.
 fn mode_in(directory: &Inode, mode: u32, caller: Caller) -> u32 {
     if directory.default_acl.is_set(directory) { mode } else { mode & !caller.umask }
-}
-
-/// A directory that looks empty still has its id, which keeps the backing filesystem from removing it: `remove` is run with
-/// the id taken away, and the id put back if that fails.
-fn with_emptied(victim: &Node, remove: impl FnOnce() -> io::Result<()>) -> Result<(), Error> {
-    if victim.stat()?.kind != NodeKind::Directory {
-        return Ok(remove()?);
-    }
-    if !holds_nothing(victim)? {
-        return Err(Error::NotEmpty);
-    }
-    let id = strip_directory(victim)?;
-    remove().inspect_err(|_| restore_directory_id(victim, id.as_deref()))?;
-    Ok(())
-}
-
-fn rename_over_empty_directory(from: &Node, old: &Stored, to: &Node, entry: &str, mode: RenameMode) -> io::Result<()> {
-    let rename = || from.rename(old.entry(), to, entry, mode);
-    match rename() {
-        Err(error) if mode == RenameMode::Replace && error.kind() == io::ErrorKind::DirectoryNotEmpty => {
-            with_emptied(&to.lookup(entry)?, rename).map_err(|failure| match failure {
-                Error::Io(error) => error,
-                _ => error,
-            })
-        }
-        result => result,
-    }
 }

@@ -136,7 +136,7 @@ impl Filesystem {
         let synced = if batch.len() > SYNC_SINGLY {
             self.inodes.get(ROOT).is_ok_and(|root| root.node.sync_filesystem().is_ok())
         } else {
-            batch.iter().all(|(_, open, _)| open.file.sync(false).is_ok())
+            self.enforce_order().is_ok() && batch.iter().all(|(_, open, _)| open.file.sync(false).is_ok())
         };
         if !synced {
             tracing::warn!("the backing filesystem cannot be synced; {} files stay unsettled", batch.len());

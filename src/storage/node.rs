@@ -152,6 +152,8 @@ pub enum RenameMode {
     Exchange,
 }
 
+/// Filesystem types of ext2 to ext4, XFS, and tmpfs, which has nothing to lose. An ext4 without a journal promises nothing.
+const ONE_JOURNAL: [fs::FsWord; 3] = [0xEF53, 0x5846_5342, 0x0102_1994];
 /// Permission to read and write for the owner.
 const OWNER_READ_WRITE: u32 = 0o600;
 
@@ -402,6 +404,33 @@ impl Node {
             files: stat.f_files,
             files_free: stat.f_ffree,
         })
+    }
+
+    /// Makes this directory's entries durable.
+    ///
+    /// # Errors
+    /// Those of `open(2)` and `fsync(2)`.
+    pub fn sync_directory(&self) -> io::Result<()> {
+        match self.open_directory()?.sync() {
+            // A filesystem that cannot sync directories keeps their order without.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Whether the backing filesystem makes all changes of names durable in the order in which they were made, because they go
+    /// through one journal. Of those that are not known to, the answer is no.
+    ///
+    /// # Errors
+    /// Those of `fstatfs(2)`.
+    pub fn keeps_name_order(&self) -> io::Result<bool> {
+        Ok(ONE_JOURNAL.contains(&fs::fstatfs(&self.fd)?.f_type))
+    }
+
+    /// Whether both hold the same descriptor.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.fd, &other.fd)
     }
 
     /// Makes everything on the backing filesystem durable.
