@@ -1,0 +1,204 @@
+"""One rig: one filesystem and one peer, cut after cut. Each cut's files stay for the next one, which must leave them alone."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from . import workload
+from .actor import PAYLOAD
+from .model import LOST, UNOPENABLE, Check, Model
+from .stack import RigError, Stack, run, wait_for
+
+WORKLOAD = [sys.executable, "-B", workload.__file__]
+CUTS_PER_FILESYSTEM = 12
+SETTLES_AFTER = 11  # seconds that kmsfs leaves a file alone before its size settles, and some more
+
+
+class Rig:
+    def __init__(self, filesystem, peer, options):
+        self.filesystem, self.peer, self.options = filesystem, peer, options
+        self.work = Path(tempfile.mkdtemp(prefix=f"powercut-{filesystem}-{peer}-"))
+        self.stack = Stack(self.work, filesystem, peer, options.program)
+        if options.deaf_disk:
+            self.stack.disk.tell("flushing", False)
+        self.at_rest, self.zero_ends = {}, set()
+        self.down = True
+
+    def cuts(self):
+        """Yields a result for each cut: seed, kinds, description, faults, acknowledgements."""
+        end = time.monotonic() + 60 * self.options.minutes
+        try:
+            for number in range(self.options.cuts):
+                if time.monotonic() > end:
+                    break
+                seed = f"{self.options.seed}/{self.filesystem}/{number}"
+                if number % CUTS_PER_FILESYSTEM == 0:
+                    self.begin()
+                yield self.cut(number, seed)
+        finally:
+            self.stack.close()
+            if not self.options.keep:
+                shutil.rmtree(self.work, ignore_errors=True)
+
+    def begin(self):
+        if not self.down:
+            self.stack.leave()
+            self.stack.unmount_backing()
+            trouble = self.stack.check_backing()
+            if trouble:
+                raise RigError(f"the backing filesystem is damaged: {trouble}")
+        if self.options.deaf_disk:
+            self.stack.disk.tell("flushing", True)
+        self.stack.format()
+        self.stack.mount()
+        self.at_rest, self.down = {}, False
+
+    def cut(self, number, seed):
+        rng, stack = random.Random(seed), self.stack
+        kinds = self.options.kinds
+        kinds = rng.sample(kinds, min(len(kinds), rng.choice((1, 1, 2, 3, 4, len(kinds)))))
+        name = f"run-{number}"
+        for kind in kinds:
+            (stack.plain / name / kind).mkdir(parents=True)
+        run(["sync", "-f", stack.plain])
+        run(["sync", "-f", stack.backing])
+        if self.options.deaf_disk:
+            stack.disk.tell("flushing", False)
+        journal = self.work / f"journal-{number}"
+        cut_at, how = self.work_until_cut(rng, stack.plain / name, kinds, journal)
+        stack.kill()
+        stack.unmount_backing()
+        survived = stack.disk.ask("power on", seed, "on")
+        image = self.work / f"image-{number}"
+        if self.options.keep:
+            stack.disk.ask("save", str(image), "saved")
+        model = Model(kinds)
+        model.replay(journal, cut_at)
+        faults = self.check(rng, model, name, kinds)
+        if self.options.keep and not faults:
+            image.unlink()
+            journal.unlink()
+        elif not self.options.keep:
+            journal.unlink()
+        return {
+            "seed": seed, "kinds": kinds, "how": f"{how}; {survived}", "faults": faults, "acknowledged": model.acknowledgements,
+            "stopped": model.stopped, "zero ends": self.zero_ends,
+        }
+
+    def work_until_cut(self, rng, root, kinds, journal):
+        stack = self.stack
+        settings = {
+            "journal": str(journal), "root": str(root), "backing": str(stack.backing), "kinds": kinds, "seed": rng.random(),
+            "liar": self.options.liar, "disturb": rng.choice(("no", "no", "sync", "write", "both")), "pace": rng.choice((0, 0, 0.01, 0.05)),
+        }
+        before = stack.disk.ask("counts", None, "counts")
+        worker = subprocess.Popen([*WORKLOAD, json.dumps(settings)], stdin=subprocess.DEVNULL)
+        unmounting = None
+        try:
+            how = rng.choice(("work", "work", "work", "work", "work", "work", "unmount", "settle"))
+            wait_for("the workload", lambda: journal.exists() and journal.stat().st_size or worker.poll() is not None)
+            time.sleep(0.05 + rng.expovariate(2.5))
+            if how == "settle" and rng.random() < 0.3 or how == "unmount":
+                worker.kill()
+                worker.wait(30)
+            if how == "unmount" and self.peer != "native":
+                unmounting = stack.unmount_command()
+            if how == "settle" and self.peer == "kmsfs":
+                time.sleep(rng.uniform(4, SETTLES_AFTER))
+            stack.disk.tell("arm", rng.choice((0, 1, 2, 3, rng.randrange(10), rng.randrange(60))))
+            cut_at = stack.disk.expect("cut", 0.7)
+            if cut_at is None:
+                stack.disk.tell("cut")
+                cut_at = stack.disk.expect("cut", 30)
+        finally:
+            worker.kill()
+            worker.wait(30)
+            if unmounting is not None:
+                unmounting.wait(60)
+        writes, flushes, pending = (now - then for now, then in zip(stack.disk.ask("counts", None, "counts"), before))
+        return cut_at, f"cut in {how} after {writes} writes and {flushes} flushes"
+
+    def check(self, rng, model, name, kinds):
+        stack = self.stack
+        commit = ",commit=1" if self.filesystem != "xfs" and rng.random() < 0.4 else ""
+        try:
+            stack.mount_backing(f"noatime{commit}")
+        except RigError as error:
+            raise RigError(f"the backing filesystem does not mount after the cut: {error}") from error
+        try:
+            stack.mount()
+        except OSError as error:
+            self.begin_anew()
+            return [(kind, UNOPENABLE, "/", str(error)) for kind in kinds]
+        check = Check(model, stack.plain / name, PAYLOAD if self.peer == "kmsfs" else 1)
+        faults = check.run(kinds)
+        self.zero_ends = check.zero_ends
+        if self.peer == "kmsfs" and not faults:
+            faults = self.unreadable_names(kinds)
+        faults += self.rested()
+        run(["sync", "-f", stack.plain])
+        run(["sync", "-f", stack.backing])
+        if faults:
+            self.begin_anew()
+        else:
+            self.at_rest[name] = digest(stack.plain / name)
+        return faults
+
+    def begin_anew(self):
+        """What was damaged once is not counted again."""
+        self.stack.kill()
+        self.stack.unmount_backing()
+        self.down = True
+        self.begin()
+
+    def unreadable_names(self, kinds):
+        """Entries of the cipher directory that no name of the mount stands for."""
+        below = [path for _, path in walk(self.stack.cipher) if not path.name.startswith(".") and not path.name.endswith(".n")]
+        below = [path for path in below if ".kmsfs" not in path.parts]
+        above = [path for directory, below_it, files in os.walk(self.stack.plain) for path in below_it + files]
+        if len(below) == len(above):
+            return []
+        return [(kinds[0], UNOPENABLE, str(self.stack.cipher), f"{len(below)} entries below, {len(above)} above")]
+
+    def rested(self):
+        """Files that nobody has touched since an earlier cut are as they were; the oldest go."""
+        faults = []
+        for name, expected in self.at_rest.items():
+            try:
+                if digest(self.stack.plain / name) != expected:
+                    faults.append(("at rest", LOST, name, "changed"))
+            except OSError as error:
+                faults.append(("at rest", UNOPENABLE, name, str(error)))
+        while len(self.at_rest) > 1 and not faults:
+            oldest = next(iter(self.at_rest))
+            shutil.rmtree(self.stack.plain / oldest)
+            del self.at_rest[oldest]
+        return faults
+
+
+def walk(root):
+    """Everything below a directory, errors included."""
+    def fail(error):
+        raise error
+
+    for directory, directories, files in os.walk(root, onerror=fail):
+        for name in directories + files:
+            yield name, Path(directory) / name
+
+
+def digest(root):
+    total = hashlib.sha256()
+    for _, path in sorted(walk(root)):
+        total.update(str(path.relative_to(root)).encode())
+        if path.is_symlink():
+            total.update(os.readlink(path).encode())
+        elif path.is_file():
+            total.update(path.read_bytes())
+    return total.hexdigest()
