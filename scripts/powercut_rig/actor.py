@@ -142,6 +142,14 @@ class Actor:
             if thing.fd is None:
                 os.close(fd)
 
+    def sync_everything(self):
+        """For what is prepared, not for what is acknowledged."""
+        fd = os.open(self.root.path, os.O_RDONLY)
+        LIBC.syncfs(fd)
+        os.fsync(fd)
+        os.close(fd)
+        os.sync()
+
     def acknowledge(self, things=(), names=()):
         self.note("ack", [thing.id for thing in things], [list(name) for name in names])
 

@@ -154,6 +154,9 @@ class Model:
         self.commits[mode] = (number, acknowledged) if what == "begin" else (begun, number)
         self.acknowledgements += what == "ack"
 
+    def on_pid(self, _pid):
+        pass
+
     def on_stopped(self, kind, error):
         self.stopped.append((kind, error))
 
@@ -161,13 +164,16 @@ class Model:
 class Check:
     """Compares a mounted tree with a model. `faults` are (kind, class, place, text)."""
 
-    def __init__(self, model, root, unit):
+    def __init__(self, model, root, unit, recover):
+        self.recover = recover
         self.model, self.root, self.unit, self.faults, self.zero_ends = model, root, unit, [], set()
 
     def run(self, kinds):
         for kind in kinds:
             path = os.path.join(self.root, kind)
-            if kind == "sqlite":
+            if kind == "postgres":
+                self.faults += [(kind, *fault) for fault in self.recover(path, self.model.commits)]
+            elif kind == "sqlite":
                 self.faults += [(kind, *fault) for fault in self.databases(path)]
             else:
                 self.faults += [(kind, *fault) for fault in self.faults_of(kind, path)]

@@ -1,17 +1,19 @@
 """One rig: one filesystem and one peer, cut after cut. Each cut's files stay for the next one, which must leave them alone."""
 
+import contextlib
 import hashlib
 import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from . import workload
+from . import postgres, workload
 from .actor import PAYLOAD
 from .model import LOST, UNOPENABLE, Check, Model
 from .stack import RigError, Stack, run, wait_for
@@ -26,8 +28,9 @@ class Rig:
         self.filesystem, self.peer, self.options = filesystem, peer, options
         self.work = Path(tempfile.mkdtemp(prefix=f"powercut-{filesystem}-{peer}-"))
         self.stack = Stack(self.work, filesystem, peer, options.program)
-        if options.deaf_disk:
-            self.stack.disk.tell("flushing", False)
+        if "postgres" in options.kinds:
+            os.chmod(self.work, 0o711)
+            os.environ["POWERCUT_CLUSTER"] = str(postgres.template(self.work))
         self.at_rest, self.zero_ends = {}, set()
         self.down = True
 
@@ -100,10 +103,11 @@ class Rig:
         }
         before = stack.disk.ask("counts", None, "counts")
         worker = subprocess.Popen([*WORKLOAD, json.dumps(settings)], stdin=subprocess.DEVNULL)
+        ready = '"sql"' if "postgres" in kinds else "["
         unmounting = None
         try:
             how = rng.choice(("work", "work", "work", "work", "work", "work", "unmount", "settle"))
-            wait_for("the workload", lambda: journal.exists() and journal.stat().st_size or worker.poll() is not None)
+            wait_for("the workload", lambda: said(journal, ready) or worker.poll() is not None, 120)
             time.sleep(0.05 + rng.expovariate(2.5))
             if how == "settle" and rng.random() < 0.3 or how == "unmount":
                 worker.kill()
@@ -120,6 +124,7 @@ class Rig:
         finally:
             worker.kill()
             worker.wait(30)
+            end_server(journal)
             if unmounting is not None:
                 unmounting.wait(60)
         writes, flushes, pending = (now - then for now, then in zip(stack.disk.ask("counts", None, "counts"), before))
@@ -137,7 +142,7 @@ class Rig:
         except OSError as error:
             self.begin_anew()
             return [(kind, UNOPENABLE, "/", str(error)) for kind in kinds]
-        check = Check(model, stack.plain / name, PAYLOAD if self.peer == "kmsfs" else 1)
+        check = Check(model, stack.plain / name, PAYLOAD if self.peer == "kmsfs" else 1, postgres.faults)
         faults = check.run(kinds)
         self.zero_ends = check.zero_ends
         if self.peer == "kmsfs" and not faults:
@@ -149,6 +154,9 @@ class Rig:
             self.begin_anew()
         else:
             self.at_rest[name] = digest(stack.plain / name)
+        if "postgres" in kinds and not faults:  # a cluster that has run is not at rest
+            shutil.rmtree(stack.plain / name)
+            del self.at_rest[name]
         return faults
 
     def begin_anew(self):
@@ -181,6 +189,18 @@ class Rig:
             shutil.rmtree(self.stack.plain / oldest)
             del self.at_rest[oldest]
         return faults
+
+
+def said(journal, word):
+    return journal.exists() and word in journal.read_text(encoding="utf-8")
+
+
+def end_server(journal):
+    """Kills the server that the workload started; its children notice."""
+    if said(journal, '"pid"'):
+        with contextlib.suppress(ProcessLookupError):
+            lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+            os.kill(next(line[2] for line in lines if line[1] == "pid"), signal.SIGKILL)
 
 
 def walk(root):

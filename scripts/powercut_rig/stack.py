@@ -74,6 +74,7 @@ class Stack:
             run(["losetup", "-d", loop])
         self.mount_backing()
         self.cipher.mkdir()
+        os.chmod(self.backing, 0o755)
         if self.peer == "kmsfs":
             keyring = self.work / f"keyring-{time.monotonic_ns()}"
             run([self.program, "init", "--key", f"local:{keyring}", self.cipher], env=self.environment)
@@ -93,8 +94,8 @@ class Stack:
         if self.peer == "native":
             return
         command = {
-            "kmsfs": [self.program, "mount", "-f", self.cipher, self.plain],
-            "gocryptfs": ["gocryptfs", "-fg", "-q", "-passfile", self.work / "passphrase", self.cipher, self.plain],
+            "kmsfs": [self.program, "mount", "-f", "-o", "allow_other", self.cipher, self.plain],
+            "gocryptfs": ["gocryptfs", "-fg", "-q", "-allow_other", "-passfile", self.work / "passphrase", self.cipher, self.plain],
         }[self.peer]
         self.daemon = subprocess.Popen(
             [str(word) for word in command], env=self.environment, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log

@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from powercut_rig.actor import KEEP_SIZE, LIBC, PUNCH_HOLE, ZERO_RANGE, Actor, Journal, Thing, data_of  # noqa: E402
+from powercut_rig.postgres import postgres  # noqa: E402
 
 
 def overwrite(actor):
@@ -235,7 +236,8 @@ def sqlite(actor):
         yield
 
 
-KINDS = {f.__name__: f for f in (overwrite, append, create, rename, mkdir, truncate, longnames, xattrs, allocate, sqlite)}
+USUAL = (overwrite, append, create, rename, mkdir, truncate, longnames, xattrs, allocate, sqlite)
+KINDS = {kind.__name__: kind for kind in (*USUAL, postgres)}
 
 
 def disturb(backing, seed, how):
