@@ -133,6 +133,16 @@ class Keyring:
         bound = wrapped[:5] + struct.pack("<H", len(key_id)) + key_id.encode() + bound
         return unseal(XAES, key, wrapped[5:29], wrapped[29:], bound, "wrapped key")
 
+    def unwrap_any(self, copies, bound):
+        """The key in the first copy that opens; the error is that of the first."""
+        errors = []
+        for key_id, wrapped in copies:
+            try:
+                return self.unwrap(key_id, wrapped, bound)
+            except Bad as error:
+                errors += [error]
+        raise errors[0]
+
 
 # ---- 8: the volume ----
 
@@ -172,7 +182,8 @@ class Volume:
         if not wrapped:
             raise Bad("wrapped key", "no copy of the volume key is under a local keyring")
         bound = context(purpose="volume", volume=self.uuid)
-        key = keyring.unwrap(wrapped[0]["key"], unbase64(wrapped[0]["wrapped"], "malformed"), bound)
+        copies = [(copy["key"], unbase64(copy["wrapped"], "malformed")) for copy in wrapped]
+        key = keyring.unwrap_any(copies, bound)
         label = lambda name, length=32: hkdf(key, self.id, b"kmsfs v1 " + name, length)
         check_mac(label(b"config"), body, seal, "seal")
         self.header_key, self.directory_key, self.link_key = label(b"header"), label(b"directory"), label(b"link")
@@ -226,7 +237,7 @@ def file_key(header_page, volume):
     if not ours:
         raise Bad("no usable record", "none is under a key on the volume's list")
     bound = context(data_key=str(uuid.UUID(bytes=data_key_id)), volume=volume.uuid)
-    data_key = volume.keyring.unwrap(ours[0][0].decode(), ours[0][1], bound)
+    data_key = volume.keyring.unwrap_any([(key_id.decode(), wrapped) for key_id, wrapped in ours], bound)
     if not hmac.compare_digest(hkdf(data_key, file_id, b"kmsfs v1 commit"), commitment):
         raise Bad("commitment", "the unwrapped data key is not this file's")
     return suite, hkdf(data_key, file_id, b"kmsfs v1 content" + bytes([suite]))
@@ -363,6 +374,14 @@ def copy_file(fd, target, volume):
         print(f"{os.fsdecode(target)}: the end mark is missing: the file was cut off here", file=sys.stderr)
 
 
+def open_keyring(path, passphrase):
+    mode = os.lstat(path).st_mode
+    if not stat.S_ISREG(mode) or mode & 0o077:
+        raise Bad("keyring", f"{path} is not a regular file that only its owner may touch")
+    with open(path, "rb") as file:
+        return Keyring(file.read(1 << 18), passphrase)
+
+
 def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("cipherdir")
@@ -378,11 +397,11 @@ def main():
         passphrase = arguments.passphrase_file and read(arguments.passphrase_file).removesuffix(b"\n")
         if not (arguments.keyring or any(places)):
             raise Bad("keyring", "the volume names no local keyring: give --keyring")
-        path = arguments.keyring or next(filter(None, places))
-        mode = os.lstat(path).st_mode
-        if not stat.S_ISREG(mode) or mode & 0o077:
-            raise Bad("keyring", f"{path} is not a regular file that only its owner may touch")
-        keyring = Keyring(read(path), passphrase)
+        paths = [arguments.keyring] if arguments.keyring else list(filter(None, places))
+        there = [path for path in paths if os.path.lexists(path)] or paths[:1]
+        keyring = open_keyring(there[0], passphrase)
+        for path in there[1:]:
+            keyring.keys |= open_keyring(path, passphrase).keys
         root, out = arguments.cipherdir, os.fsencode(arguments.outdir)
         problems = list(decrypt_entry(root, out, os.stat(root), Volume(config_file, keyring, root)))
     except (Bad, OSError, ValueError, KeyError) as error:

@@ -3,7 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use super::commands::{
-    completions, doctor, estimate, forget, init, inspect, keys, lock, man, mount, speed, status, umount,
+    completions, doctor, estimate, forget, init, inspect, keys, lock, man, mount, recipients, rewrap, speed, status,
+    umount,
 };
 
 const EXIT_CODES: &str = "\
@@ -52,6 +53,8 @@ pub(super) enum Command {
     Doctor(Box<doctor::DoctorArgs>),
     Estimate(estimate::EstimateArgs),
     Keys(keys::KeysArgs),
+    Rewrap(Box<rewrap::RewrapArgs>),
+    Recipients(recipients::RecipientsArgs),
     Forget(forget::ForgetArgs),
     Speed(speed::SpeedArgs),
     Completions(completions::CompletionsArgs),

@@ -7,7 +7,8 @@ use std::path::Path;
 use crate::format::config::{self, SealedConfig, VolumeConfig};
 use crate::format::hex;
 use crate::keys::providers::{self, ProviderSettings};
-use crate::keys::{KeyLimits, ProviderKind, Volume, volume};
+use crate::keys::volume::{self, Unlocked};
+use crate::keys::{KeyError, KeyLimits, ProviderKind, Recipient, Volume};
 use crate::storage::CipherDirectory;
 
 use super::error::{CliError, Exit};
@@ -40,13 +41,39 @@ pub(crate) fn unlock(
     settings: &ProviderSettings,
     limits: KeyLimits,
 ) -> Result<Volume, CliError> {
+    let (unlocked, recipients) = unlock_to_change(directory, sealed, expected, pins, settings)?;
+    Ok(unlocked.volume(recipients, limits))
+}
+
+/// The same for those who change its config: with the volume key, and the providers of all keys on its list.
+pub(crate) fn unlock_to_change(
+    directory: &Path,
+    sealed: &SealedConfig,
+    expected: &Expected<'_>,
+    pins: Option<&Pins>,
+    settings: &ProviderSettings,
+) -> Result<(Unlocked, Vec<Recipient>), CliError> {
     let remembered = check_before_key(directory, &sealed.config, expected, pins)?;
-    let volume = unlock_with_any(sealed, settings, limits)?;
+    let recipients = recipients(&sealed.config, settings);
+    let unlocked = unlock_with_any(sealed, &recipients)?;
     if let Some(pin) = remembered {
-        let found = hex::encode(&volume.fingerprint);
+        let found = hex::encode(&unlocked.fingerprint());
         pins::check_remembered("key fingerprint", directory, &pin.fingerprint, &found)?;
     }
-    Ok(volume)
+    Ok((unlocked, recipients))
+}
+
+/// The keys on a config's list with their providers. No network is crossed; a provider that cannot be opened fails when it
+/// is asked.
+pub(crate) fn recipients(config: &VolumeConfig, settings: &ProviderSettings) -> Vec<Recipient> {
+    let known = config.wrapping_keys.iter().filter_map(|key| Some((ProviderKind::from_name(&key.provider)?, key)));
+    let recipient = known.map(|(kind, key)| Recipient {
+        kind,
+        key: key.key.clone(),
+        wraps_new: volume::wraps_new(config, key),
+        provider: providers::open_or_absent(kind, &key.key, key.location.as_deref().map(Path::new), settings),
+    });
+    recipient.collect()
 }
 
 /// The checks that need no key; returns the remembered pin, whose fingerprint is still to be checked.
@@ -81,17 +108,21 @@ fn check_keys(directory: &Path, config: &VolumeConfig, expected: &[KeySpec]) -> 
 }
 
 /// Tries each key that can unlock the volume and whose provider is known, local ones first.
-fn unlock_with_any(sealed: &SealedConfig, settings: &ProviderSettings, limits: KeyLimits) -> Result<Volume, CliError> {
-    let mut keys = volume::keys_that_can_unlock(&sealed.config);
-    keys.sort_by_key(|(kind, ..)| *kind != ProviderKind::Local);
+fn unlock_with_any(sealed: &SealedConfig, recipients: &[Recipient]) -> Result<Unlocked, CliError> {
+    let mut keys: Vec<_> = recipients.iter().filter(|recipient| recipient.wraps_new).collect();
+    keys.sort_by_key(|recipient| recipient.kind != ProviderKind::Local);
     let mut failures: Vec<CliError> = Vec::new();
-    for (kind, key) in keys {
-        let tried = providers::open(kind, &key.key, key.location.as_deref().map(Path::new), settings)
-            .map_err(CliError::from)
-            .and_then(|provider| volume::unlock(sealed, provider, limits).map_err(CliError::from));
-        match tried {
-            Ok(volume) => return Ok(volume),
-            Err(error) => failures.push(error),
+    for Recipient { key, provider, .. } in keys {
+        match Unlocked::open(sealed, provider.as_ref(), Some(key)) {
+            Ok(unlocked) => {
+                for failure in failures {
+                    tracing::warn!("a recipient cannot be used: {failure}");
+                }
+                return Ok(unlocked);
+            }
+            // It was unlocked: no other key can make its seal right.
+            Err(error @ KeyError::BrokenSeal) => return Err(error.into()),
+            Err(error) => failures.push(error.into()),
         }
     }
     Err(combine(failures))

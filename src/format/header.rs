@@ -32,6 +32,12 @@ pub struct Record {
 }
 
 impl Record {
+    /// A record of these parts.
+    #[must_use]
+    pub fn of(provider: u8, key_id: String, wrapped: Vec<u8>) -> Self {
+        Self { provider, key_id: key_id.into_bytes(), wrapped }
+    }
+
     fn encoded_len(&self) -> usize {
         1 + 2 + self.key_id.len() + 2 + self.wrapped.len()
     }

@@ -18,7 +18,9 @@ mod pool;
 mod provider;
 pub mod providers;
 mod provisioned;
+mod recipients;
 mod refusals;
+mod rewrap;
 mod ring;
 #[cfg(test)]
 mod tests;
@@ -31,5 +33,7 @@ pub use error::KeyError;
 pub use metered::CallsByOperation;
 pub use provider::{Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey};
 pub use provisioned::{ProvisionedKeys, ProvisionedUse};
+pub use recipients::Recipient;
+pub use rewrap::{Missing, Wanted};
 pub use ring::{AuthenticHeader, KeyStats, OpenedKeys, Ring};
 pub use volume::Volume;

@@ -102,7 +102,7 @@ impl Pool {
         if let Some(minted) = self.take_ready() {
             return Ok(minted);
         }
-        if self.shared.mint.provider.is_remote() {
+        if self.shared.mint.recipients.is_remote() {
             return self.wait();
         }
         let minted = self.shared.mint.mint().map_err(|failure| failure.error)?;
@@ -151,7 +151,7 @@ impl Pool {
 
     /// Starts as many calls as are missing.
     fn fill(&self) {
-        if !self.shared.mint.provider.is_remote() {
+        if !self.shared.mint.recipients.is_remote() {
             return;
         }
         let most = self.shared.most_ready();

@@ -16,7 +16,8 @@ use crate::format::name;
 use crate::format::provisioned::{self, ProvisionedKey};
 
 use super::pool::Minted;
-use super::{EncryptionContext, KeyError, Provider, ProviderError, ProviderErrorKind};
+use super::recipients::{Recipients, Watched};
+use super::{EncryptionContext, KeyError, ProviderError, ProviderErrorKind, ProviderKind};
 
 /// After a refusal to make data keys the provider is not asked to make one for so long, while provisioned ones last.
 const REFUSAL: Duration = Duration::from_secs(60);
@@ -72,13 +73,20 @@ pub enum ProvisionedUse {
 /// An entry that was taken, so that it can be put back.
 pub(super) type Origin = Arc<(String, Vec<u8>)>;
 
+fn no_recipient() -> ProviderError {
+    ProviderError::new(
+        ProviderErrorKind::Misconfigured,
+        "no wrapping key of the volume is one that this program can use",
+    )
+}
+
 /// Makes data keys for new files: has the provider do it, or takes them from where provisioned ones lie.
 pub(super) struct Mint {
     pub(super) volume_id: [u8; 16],
     pub(super) key: ProvisionKey,
     /// Tags and ids of the keys that may wrap data keys of this volume.
     pub(super) allowed: Vec<(u8, Vec<u8>)>,
-    pub(super) provider: Arc<dyn Provider>,
+    pub(super) recipients: Arc<Recipients>,
     pub(super) source: OnceLock<Source>,
 }
 
@@ -198,17 +206,25 @@ impl Mint {
         self.source.get().is_some_and(Source::is_first)
     }
 
+    /// A new data key under the first recipient that makes one, and the others' records of it.
     fn generate(&self) -> Result<Minted, ProviderError> {
         let data_key_id = random_array();
         let context = EncryptionContext::data_key(&self.volume_id, &data_key_id);
-        let (data_key, wrapped) = self.provider.generate_data_key(&context)?;
-        let record = Record {
-            provider: self.provider.kind().tag(),
-            key_id: wrapped.key_id.into_bytes(),
-            wrapped: wrapped.bytes,
-        };
-        let (data_key, since) = (Arc::new(data_key), Instant::now());
-        Ok(Minted { data_key, data_key_id, records: vec![record], since, origin: None })
+        let mut failure = None;
+        for watched in self.recipients.to_generate() {
+            let answer = watched.provider().generate_data_key(&context);
+            watched.note(&answer);
+            match answer {
+                Ok((data_key, wrapped)) => {
+                    let record = Record::of(watched.recipient().kind.tag(), wrapped.key_id, wrapped.bytes);
+                    let records = self.recipients.with_others(record, &data_key, &context);
+                    let (data_key, since) = (Arc::new(data_key), Instant::now());
+                    return Ok(Minted { data_key, data_key_id, records, since, origin: None });
+                }
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        Err(failure.unwrap_or_else(no_recipient))
     }
 
     /// The next provisioned key, if there is one.
@@ -242,10 +258,15 @@ impl Mint {
         let ProvisionedKey { data_key_id, record, .. } = key;
         let context = EncryptionContext::data_key(&self.volume_id, &data_key_id);
         let key_id = String::from_utf8_lossy(&record.key_id);
-        match self.provider.unwrap(&key_id, &record.wrapped, &context) {
+        let answer = match self.recipients.of(&record) {
+            Some(watched) => watched.provider().unwrap(&key_id, &record.wrapped, &context),
+            None => Err(no_recipient()),
+        };
+        match answer {
             Ok(data_key) => {
+                let records = self.recipients.with_others(record, &data_key, &context);
                 let (data_key, since) = (Arc::new(data_key), Instant::now());
-                Ok(Minted { data_key, data_key_id, records: vec![record], since, origin: Some(origin) })
+                Ok(Minted { data_key, data_key_id, records, since, origin: Some(origin) })
             }
             Err(error) => {
                 self.put_back(&origin);
@@ -266,7 +287,7 @@ impl Mint {
     }
 
     /// The key in an entry, if it is one of this volume that this process can use.
-    fn check(&self, name: &str, bytes: &[u8]) -> Result<ProvisionedKey, &'static str> {
+    pub(super) fn check(&self, name: &str, bytes: &[u8]) -> Result<ProvisionedKey, &'static str> {
         let parsed = provisioned::parse(bytes).ok_or("it is not the file of a provisioned key")?;
         if !self.key.is_authentic(parsed.signed, &parsed.mac) || parsed.key.volume_id != self.volume_id {
             return Err("it does not authenticate: it was changed, or is of another volume");
@@ -278,8 +299,8 @@ impl Mint {
         if !self.is_allowed(record) {
             return Err("its wrapping key is not a key of this volume any more");
         }
-        if record.provider != self.provider.kind().tag() {
-            return Err("its provider is not the one that this process uses");
+        if self.recipients.of(record).is_none() {
+            return Err("its provider is not one that this process uses");
         }
         Ok(parsed.key)
     }
@@ -297,30 +318,40 @@ impl Mint {
     pub(super) fn provision(&self) -> Result<(String, Vec<u8>), KeyError> {
         let data_key_id = random_array();
         let context = EncryptionContext::data_key(&self.volume_id, &data_key_id);
-        let wrapped = self.provider.generate_wrapped_key(&context)?;
-        let record = Record {
-            provider: self.provider.kind().tag(),
-            key_id: wrapped.key_id.clone().into_bytes(),
-            wrapped: wrapped.bytes,
-        };
+        let first: &Watched = self.recipients.to_generate().into_iter().next().ok_or_else(no_recipient)?;
+        let wrapped = first.provider().generate_wrapped_key(&context)?;
+        let kind: ProviderKind = first.recipient().kind;
+        let record = Record::of(kind.tag(), wrapped.key_id.clone(), wrapped.bytes);
         if !self.is_allowed(&record) {
-            return Err(KeyError::NoUsableRecord(format!("{}:{}", self.provider.kind(), wrapped.key_id)));
+            return Err(KeyError::NoUsableRecord(format!("{kind}:{}", wrapped.key_id)));
         }
-        let key = ProvisionedKey { volume_id: self.volume_id, data_key_id, record };
+        self.seal(ProvisionedKey { volume_id: self.volume_id, data_key_id, record })
+    }
+
+    /// The name and the bytes of the entry of a provisioned key.
+    pub(super) fn seal(&self, key: ProvisionedKey) -> Result<(String, Vec<u8>), KeyError> {
         let signed = key.signed_bytes().ok_or_else(|| {
             ProviderError::new(ProviderErrorKind::BadAnswer, "the wrapped key is too long for any file's header")
         })?;
         let mac = self.key.mac(&signed);
-        Ok((name::provisioned(&data_key_id), provisioned::seal(signed, &mac)))
+        Ok((name::provisioned(&key.data_key_id), provisioned::seal(signed, &mac)))
     }
 
     #[cfg(test)]
-    pub(super) fn for_tests(provider: Arc<dyn Provider>) -> Self {
+    pub(super) fn for_tests(provider: Arc<dyn super::Provider>) -> Self {
+        use super::Recipient;
         use crate::crypto::{DataKey, Suite, VolumeKeys};
         let volume_id = [1; 16];
         let key = VolumeKeys::derive(&DataKey::random(), &volume_id, Suite::Xaes256Gcm).provision;
         let allowed = vec![(provider.kind().tag(), b"k".to_vec())];
-        Self { volume_id, key, allowed, provider, source: OnceLock::new() }
+        let recipient = Recipient { kind: provider.kind(), key: "k".to_owned(), wraps_new: true, provider };
+        Self {
+            volume_id,
+            key,
+            allowed,
+            recipients: Arc::new(Recipients::new(vec![recipient])),
+            source: OnceLock::new(),
+        }
     }
 
     /// How many entries there are, good or not; none if they are not used.

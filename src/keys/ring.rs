@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use crate::crypto::{
-    FileKeys, HeaderKey, KeyMemory, NameKey, ProvisionKey, Suite, VerifiedHeader, commitment, random_array,
+    DataKey, FileKeys, HeaderKey, KeyMemory, NameKey, ProvisionKey, Suite, VerifiedHeader, commitment, random_array,
 };
 use crate::format::geometry::PAGE_LEN;
 use crate::format::header::{self, Header, HeaderError, HeaderPage, Record, Slot};
@@ -16,23 +16,24 @@ use super::flight::Flight;
 use super::metered::{Budget, CallCounts, CallsByOperation, Metered};
 use super::pool::{Minted, Pool};
 use super::provisioned::{Mint, ProvisionedKeys, ProvisionedUse, Source};
+use super::recipients::{Recipient, Recipients, Watched};
 use super::refusals::Refusals;
 use super::{EncryptionContext, KeyError, KeyLimits, Provider, ProviderError, ProviderKind};
 
 /// Opens headers and makes new ones, for one volume.
 pub struct Ring {
-    volume_id: [u8; 16],
+    pub(super) volume_id: [u8; 16],
     suite: Suite,
-    header_key: HeaderKey,
+    pub(super) header_key: HeaderKey,
     /// Tags and ids of the keys that may wrap data keys of this volume.
     allowed: Vec<(u8, Vec<u8>)>,
-    /// The first one wraps new data keys. There is at least one.
-    providers: Vec<Arc<dyn Provider>>,
+    /// There is at least one.
+    pub(super) recipients: Arc<Recipients>,
     cache: Cache,
     flight: Flight,
     refusals: Refusals,
     pool: Pool,
-    mint: Arc<Mint>,
+    pub(super) mint: Arc<Mint>,
     limits: KeyLimits,
     locked: AtomicBool,
     /// That keys may be swapped out was said.
@@ -74,8 +75,10 @@ pub struct OpenedKeys {
 
 /// A header whose MAC was checked.
 pub struct AuthenticHeader {
-    header: Header,
-    verified: VerifiedHeader,
+    pub(super) header: Header,
+    pub(super) verified: VerifiedHeader,
+    /// Which of the two slots it is in.
+    pub(super) slot: usize,
     cache_key: CacheKey,
 }
 
@@ -94,10 +97,7 @@ pub(super) struct RingParts {
     pub(super) header_key: HeaderKey,
     pub(super) provision_key: ProvisionKey,
     pub(super) allowed: Vec<(u8, Vec<u8>)>,
-    /// Wraps new data keys.
-    pub(super) provider: Arc<dyn Provider>,
-    /// Unwrap old ones.
-    pub(super) others: Vec<Arc<dyn Provider>>,
+    pub(super) recipients: Vec<Recipient>,
     pub(super) files_per_data_key: u32,
     pub(super) limits: KeyLimits,
 }
@@ -109,12 +109,15 @@ impl Ring {
         let metered = |provider| -> Arc<dyn Provider> {
             Arc::new(Metered::new(provider, Arc::clone(&calls), Arc::clone(&budget)))
         };
-        let (first, others) = (metered(parts.provider), parts.others.into_iter().map(metered));
+        let recipients = parts.recipients.into_iter();
+        let recipients =
+            recipients.map(|recipient| Recipient { provider: metered(recipient.provider), ..recipient }).collect();
+        let recipients = Arc::new(Recipients::new(recipients));
         let mint = Arc::new(Mint {
             volume_id: parts.volume_id,
             key: parts.provision_key,
             allowed: parts.allowed.clone(),
-            provider: Arc::clone(&first),
+            recipients: Arc::clone(&recipients),
             source: OnceLock::new(),
         });
         Self {
@@ -124,7 +127,7 @@ impl Ring {
             allowed: parts.allowed,
             pool: Pool::new(Arc::clone(&mint), parts.files_per_data_key),
             mint,
-            providers: [first].into_iter().chain(others).collect(),
+            recipients,
             cache: Cache::new(parts.limits),
             flight: Flight::default(),
             refusals: Refusals::new(parts.limits),
@@ -142,7 +145,9 @@ impl Ring {
     /// # Errors
     /// [`KeyError::Header`], [`KeyError::UnauthenticHeader`] or [`KeyError::UnknownSuite`] if no slot is valid.
     pub fn authenticate(&self, page: &HeaderPage) -> Result<Option<AuthenticHeader>, KeyError> {
-        let [a, b] = header::parse_page(page).map(|slot| slot.map_err(KeyError::from).and_then(|s| self.verify(s)));
+        let [a, b] = header::parse_page(page);
+        let [a, b] =
+            [(a, 0), (b, 1)].map(|(slot, at)| slot.map_err(KeyError::from).and_then(|slot| self.verify(slot, at)));
         match (a, b) {
             (Ok(a), Ok(b)) => Ok(Some(if b.header.generation > a.header.generation { b } else { a })),
             (Ok(valid), Err(_)) | (Err(_), Ok(valid)) => Ok(Some(valid)),
@@ -151,7 +156,7 @@ impl Ring {
         }
     }
 
-    fn verify(&self, slot: Slot<'_>) -> Result<AuthenticHeader, KeyError> {
+    fn verify(&self, slot: Slot<'_>, at: usize) -> Result<AuthenticHeader, KeyError> {
         let header = slot.header;
         if header.volume_id != self.volume_id {
             return Err(KeyError::UnauthenticHeader);
@@ -162,7 +167,7 @@ impl Ring {
             .verify(slot.signed, &slot.mac, suite, header.file_id, header.commitment)
             .map_err(|_| KeyError::UnauthenticHeader)?;
         let cache_key = CacheKey { data_key_id: header.data_key_id, records: digest(&header.records) };
-        Ok(AuthenticHeader { header, verified, cache_key })
+        Ok(AuthenticHeader { header, verified, slot: at, cache_key })
     }
 
     /// The keys of the file, if its data key is in memory.
@@ -221,29 +226,45 @@ impl Ring {
         })
     }
 
-    /// Tries the records in their order; keeps the key only if it matches the header's commitment.
+    /// Tries the records that it can; keeps the key only if it matches the header's commitment.
     fn unwrap(&self, header: &AuthenticHeader) -> Result<Unwrapped, KeyError> {
+        let (data_key, _) = self.unwrap_records(header)?;
+        let unwrapped = Unwrapped { key: Arc::new(data_key), since: Instant::now() };
+        self.keep(header, &unwrapped)?;
+        Ok(unwrapped)
+    }
+
+    /// The data key of a header, checked against its commitment, and the record that it was in.
+    pub(super) fn unwrap_records<'h>(&self, header: &'h AuthenticHeader) -> Result<(DataKey, &'h Record), KeyError> {
         let context = EncryptionContext::data_key(&self.volume_id, &header.header.data_key_id);
-        let mut failure = None;
-        for (record, provider) in header.header.records.iter().filter_map(|record| self.usable(record)) {
+        let mut failures = Vec::new();
+        for (record, watched) in self.to_unwrap(&header.header.records) {
             let key_id = String::from_utf8_lossy(&record.key_id);
-            match provider.unwrap(&key_id, &record.wrapped, &context) {
-                Ok(data_key) => {
-                    FileKeys::open(&header.verified, &data_key)?;
-                    let unwrapped = Unwrapped { key: Arc::new(data_key), since: Instant::now() };
-                    self.keep(header, &unwrapped)?;
-                    return Ok(unwrapped);
-                }
-                Err(error) => failure = failure.or(Some(error)),
+            let answer = watched.provider().unwrap(&key_id, &record.wrapped, &context);
+            watched.note(&answer);
+            match answer.map_err(KeyError::from) {
+                Ok(data_key) => match FileKeys::open(&header.verified, &data_key) {
+                    Ok(_) => return Ok((data_key, record)),
+                    Err(mismatch) => failures.push(mismatch.into()),
+                },
+                Err(error) => failures.push(error),
             }
         }
-        Err(failure.map_or_else(
-            || KeyError::NoUsableRecord(describe(&header.header.records)),
-            |error| {
+        Err(self.worst(failures, header))
+    }
+
+    /// What the failures of all records come to. As long as one provider merely was not reached, the key is not refused.
+    fn worst(&self, failures: Vec<KeyError>, header: &AuthenticHeader) -> KeyError {
+        let passing = failures.iter().position(KeyError::is_passing).unwrap_or(0);
+        let messages: Vec<_> = failures.iter().map(KeyError::to_string).collect();
+        match failures.into_iter().nth(passing) {
+            None => KeyError::NoUsableRecord(describe(&header.header.records)),
+            Some(KeyError::Provider(error)) => {
                 let id = hex::encode_uuid(&header.header.data_key_id);
-                ProviderError::new(error.kind, format!("{} (data key {id})", error.message)).into()
-            },
-        ))
+                ProviderError::new(error.kind, format!("{} (data key {id})", messages.join("; "))).into()
+            }
+            Some(other) => other,
+        }
     }
 
     /// A key that arrives after everything was locked is not kept.
@@ -264,7 +285,7 @@ impl Ring {
     pub fn lock(&self) {
         self.locked.store(true, Ordering::SeqCst);
         self.clear();
-        self.providers.iter().for_each(|provider| provider.hang_up());
+        self.recipients.all().for_each(|watched| watched.provider().hang_up());
     }
 
     /// Lets keys be had again.
@@ -300,13 +321,15 @@ impl Ring {
         self.limits
     }
 
-    /// A record counts only if its wrapping key is on the volume's list and its provider is connected.
-    fn usable<'r>(&self, record: &'r Record) -> Option<(&'r Record, &Arc<dyn Provider>)> {
-        if !self.allowed.iter().any(|(tag, key_id)| *tag == record.provider && *key_id == record.key_id) {
-            return None;
-        }
-        let provider = self.providers.iter().find(|provider| provider.kind().tag() == record.provider)?;
-        Some((record, provider))
+    /// A record counts only if its wrapping key is on the volume's list and its provider is known.
+    fn to_unwrap<'r>(&self, records: &'r [Record]) -> Vec<(&'r Record, &Watched)> {
+        let mut usable = self.recipients.to_unwrap(records);
+        usable.retain(|(record, _)| self.is_allowed(record));
+        usable
+    }
+
+    fn is_allowed(&self, record: &Record) -> bool {
+        self.allowed.iter().any(|(tag, key_id)| *tag == record.provider && *key_id == record.key_id)
     }
 
     /// Keys and a header page for a new file. Waits for a provider if no data key is ready.
@@ -369,6 +392,12 @@ impl Ring {
         self.mint.is_good(name, bytes)
     }
 
+    /// The record of a provisioned key that this ring can use.
+    #[must_use]
+    pub fn record_of_provisioned(&self, name: &str, bytes: &[u8]) -> Option<Record> {
+        self.mint.check(name, bytes).ok().map(|key| key.record)
+    }
+
     /// How many provisioned keys are left, good or not; `None` if none are used.
     #[must_use]
     pub fn provisioned_left(&self) -> Option<u64> {
@@ -378,7 +407,7 @@ impl Ring {
     /// Whether a provider's call may take a network's time.
     #[must_use]
     pub fn is_remote(&self) -> bool {
-        self.providers.iter().any(|provider| provider.is_remote())
+        self.recipients.is_remote()
     }
 
     /// Wipes every unwrapped key that no open file uses.

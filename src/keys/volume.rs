@@ -7,8 +7,9 @@ use crate::crypto::{DataKey, LinkKey, NameKey, Suite, VolumeKeys, XattrKey, rand
 use crate::format::config::{self, ConfigError, End, Holes, SealedConfig, VolumeConfig, WrappedVolumeKey, WrappingKey};
 use crate::format::{hex, name};
 
+use super::rewrap::check_capacity;
 use super::ring::RingParts;
-use super::{EncryptionContext, KeyError, KeyLimits, Provider, ProviderKind, Ring};
+use super::{EncryptionContext, KeyError, KeyLimits, Provider, ProviderKind, Recipient, Ring};
 
 /// What the owner of a new volume decides.
 #[derive(Clone, Copy, Debug)]
@@ -106,52 +107,147 @@ pub fn keys_that_can_unlock(config: &VolumeConfig) -> Vec<(ProviderKind, Wrappin
     listed.filter_map(|key| Some((ProviderKind::from_name(&key.provider)?, key.clone()))).collect()
 }
 
-/// Unwraps the volume key with `provider`, and checks the config's seal with it before anything in the config is used.
+/// A config whose seal was checked, and the volume key that unlocks and seals it.
+pub struct Unlocked {
+    volume_key: DataKey,
+    id: [u8; 16],
+    suite: Suite,
+    config: VolumeConfig,
+}
+
+impl Unlocked {
+    /// Unwraps the volume key with `provider`, with the copy of its wrapping key `key` or, without one, with any of its kind; and
+    /// checks the config's seal with it before anything in the config is used.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub fn open(sealed: &SealedConfig, provider: &dyn Provider, key: Option<&str>) -> Result<Self, KeyError> {
+        let id = sealed.config.id()?;
+        let volume_key = unwrap_volume_key(&sealed.config, &id, provider, key)?;
+        Self::check(volume_key, id, sealed)
+    }
+
+    fn check(volume_key: DataKey, id: [u8; 16], sealed: &SealedConfig) -> Result<Self, KeyError> {
+        let config = sealed.config.clone();
+        let suite = Suite::from_name(&config.suite).ok_or_else(|| KeyError::UnknownSuite(config.suite.clone()))?;
+        let unlocked = Self { volume_key, id, suite, config };
+        if !unlocked.keys().config_is_authentic(sealed.body.as_bytes(), &sealed.mac) {
+            return Err(KeyError::BrokenSeal);
+        }
+        Ok(unlocked)
+    }
+
+    fn keys(&self) -> VolumeKeys {
+        VolumeKeys::derive(&self.volume_key, &self.id, self.suite)
+    }
+
+    /// What the config says.
+    #[must_use]
+    pub fn config(&self) -> &VolumeConfig {
+        &self.config
+    }
+
+    /// Names the volume key; public.
+    #[must_use]
+    pub fn fingerprint(&self) -> [u8; 16] {
+        self.keys().fingerprint()
+    }
+
+    /// The volume key under a wrapping key of `provider`; an empty `key` is the one that it uses for new data keys.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub fn wrap(&self, provider: &dyn Provider, key: &str) -> Result<WrappedVolumeKey, KeyError> {
+        let context = EncryptionContext::volume_key(&self.id);
+        let current = if key.is_empty() { provider.generate_wrapped_key(&context)?.key_id } else { key.to_owned() };
+        let wrapped = provider.wrap(&current, &self.volume_key, &context)?;
+        Ok(WrappedVolumeKey {
+            provider: provider.kind().name().to_owned(),
+            key: wrapped.key_id,
+            wrapped: name::encode(&wrapped.bytes),
+        })
+    }
+
+    /// Takes `config` as the volume's from now on, and returns its file, to be written.
+    ///
+    /// # Errors
+    /// [`KeyError::Config`] if it could not be read again, [`KeyError::Header`] if the records of so many recipients do not fit a header.
+    pub fn change(&mut self, config: VolumeConfig) -> Result<String, KeyError> {
+        let body = config.body()?;
+        let file = config::seal(&body, &self.keys().config_mac(body.as_bytes()));
+        config::parse(file.as_bytes())?;
+        check_capacity(config.volume_keys.iter().map(|record| (record.key.len(), record.wrapped.len() * 3 / 4)))?;
+        self.config = config;
+        Ok(file)
+    }
+
+    /// The volume, with these providers for the keys on its list.
+    #[must_use]
+    pub fn volume(&self, recipients: Vec<Recipient>, limits: KeyLimits) -> Volume {
+        let (keys, config) = (self.keys(), &self.config);
+        let fingerprint = keys.fingerprint();
+        let allowed = config
+            .wrapping_keys
+            .iter()
+            .filter_map(|key| Some((ProviderKind::from_name(&key.provider)?.tag(), key.key.clone().into_bytes())));
+        let ring = Ring::new(RingParts {
+            volume_id: self.id,
+            suite: self.suite,
+            header_key: keys.header,
+            provision_key: keys.provision,
+            allowed: allowed.collect(),
+            recipients,
+            files_per_data_key: config.files_per_data_key,
+            limits,
+        });
+        Volume {
+            id: self.id,
+            config: config.clone(),
+            suite: self.suite,
+            names: keys.name,
+            links: keys.link,
+            xattrs: keys.xattr,
+            ring,
+            fingerprint,
+        }
+    }
+}
+
+/// Whether new data keys get a record of this key on the list: a key without a copy of the volume key is kept for what it
+/// wrapped before.
+#[must_use]
+pub fn wraps_new(config: &VolumeConfig, key: &WrappingKey) -> bool {
+    config.volume_keys.iter().any(|record| record.provider == key.provider && record.key == key.key)
+}
+
+/// Unlocks a volume with one provider, which is that of all keys of its kind on the list.
 ///
 /// # Errors
 /// [`KeyError`].
 pub fn unlock(sealed: &SealedConfig, provider: Arc<dyn Provider>, limits: KeyLimits) -> Result<Volume, KeyError> {
-    let config = &sealed.config;
-    let id = config.id()?;
-    let suite = Suite::from_name(&config.suite).ok_or_else(|| KeyError::UnknownSuite(config.suite.clone()))?;
-    let volume_key = unwrap_volume_key(config, &id, provider.as_ref())?;
-    let keys = VolumeKeys::derive(&volume_key, &id, suite);
-    if !keys.config_is_authentic(sealed.body.as_bytes(), &sealed.mac) {
-        return Err(KeyError::BrokenSeal);
-    }
-    let fingerprint = keys.fingerprint();
-    let allowed = config
-        .wrapping_keys
-        .iter()
-        .filter_map(|key| Some((ProviderKind::from_name(&key.provider)?.tag(), key.key.clone().into_bytes())));
-    let ring = Ring::new(RingParts {
-        volume_id: id,
-        suite,
-        header_key: keys.header,
-        provision_key: keys.provision,
-        allowed: allowed.collect(),
-        provider,
-        others: Vec::new(),
-        files_per_data_key: config.files_per_data_key,
-        limits,
+    let unlocked = Unlocked::open(sealed, provider.as_ref(), None)?;
+    let kind = provider.kind();
+    let ours = unlocked.config.wrapping_keys.iter().filter(|key| key.provider == kind.name());
+    let recipients = ours.map(|key| Recipient {
+        kind,
+        key: key.key.clone(),
+        wraps_new: wraps_new(&unlocked.config, key),
+        provider: Arc::clone(&provider),
     });
-    Ok(Volume {
-        id,
-        config: config.clone(),
-        suite,
-        names: keys.name,
-        links: keys.link,
-        xattrs: keys.xattr,
-        ring,
-        fingerprint,
-    })
+    Ok(unlocked.volume(recipients.collect(), limits))
 }
 
-fn unwrap_volume_key(config: &VolumeConfig, id: &[u8; 16], provider: &dyn Provider) -> Result<DataKey, KeyError> {
+fn unwrap_volume_key(
+    config: &VolumeConfig,
+    id: &[u8; 16],
+    provider: &dyn Provider,
+    key: Option<&str>,
+) -> Result<DataKey, KeyError> {
     let kind = provider.kind().name();
     let context = EncryptionContext::volume_key(id);
     let mut failure = KeyError::NoVolumeRecord(kind.to_owned());
-    for record in config.volume_keys.iter().filter(|record| record.provider == kind) {
+    let records = config.volume_keys.iter().filter(|record| record.provider == kind);
+    for record in records.filter(|record| key.is_none_or(|key| record.key == key)) {
         let wrapped = name::decode(record.wrapped.as_bytes())
             .ok_or_else(|| ConfigError::Field { field: "wrapped", value: record.wrapped.clone() })?;
         match provider.unwrap(&record.key, &wrapped, &context) {

@@ -7,9 +7,11 @@ mod doctor_keys;
 pub(super) mod estimate;
 mod estimate_walk;
 pub(super) mod forget;
+mod header_files;
 pub(super) mod init;
 pub(super) mod inspect;
 mod inspect_file;
+mod key_change;
 pub(super) mod keys;
 mod keys_list;
 mod keys_provision;
@@ -17,8 +19,11 @@ pub(super) mod lock;
 pub(super) mod man;
 pub(super) mod mount;
 mod policy;
+pub(super) mod recipients;
 #[cfg(feature = "mount")]
 mod remount;
+pub(super) mod rewrap;
+mod rewrap_work;
 #[cfg(feature = "mount")]
 mod serve;
 pub(super) mod speed;

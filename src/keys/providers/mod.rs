@@ -3,6 +3,7 @@
 //! Invariants: nothing outside knows which provider it talks to; opening never crosses a network; a secret that a
 //! provider holds has no `Debug` and is wiped on drop.
 
+mod absent;
 #[cfg(feature = "aws-kms")]
 mod aws_client;
 #[cfg(feature = "aws-kms")]
@@ -26,6 +27,7 @@ use std::time::{Duration, SystemTime};
 
 use zeroize::Zeroizing;
 
+use self::absent::AbsentProvider;
 use self::keyring::Keyring;
 use self::local::LocalProvider;
 use super::{Provider, ProviderError, ProviderErrorKind, ProviderKind};
@@ -120,6 +122,25 @@ pub fn open(
     }
 }
 
+/// The provider of the newest enabled key of the keyring at `path`, whatever the settings say.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_keyring(path: &Path, passphrase: Option<&Passphrase>) -> Result<Arc<dyn Provider>, ProviderError> {
+    Ok(Arc::new(LocalProvider::open(path, "", passphrase)?))
+}
+
+/// As [`open`]; a provider that cannot be opened comes as one whose calls all fail, so that others can take its place.
+#[must_use]
+pub fn open_or_absent(
+    kind: ProviderKind,
+    key: &str,
+    location: Option<&Path>,
+    settings: &ProviderSettings,
+) -> Arc<dyn Provider> {
+    open(kind, key, location, settings).unwrap_or_else(|why| Arc::new(AbsentProvider { kind, why }))
+}
+
 fn open_local(
     key: &str,
     location: Option<&Path>,
@@ -129,7 +150,15 @@ fn open_local(
         let message = "a local key needs its keyring: say where the file is with --keyring";
         return Err(ProviderError::new(ProviderErrorKind::Misconfigured, message));
     };
-    Ok(Arc::new(LocalProvider::open(path, key, settings.passphrase.as_ref())?))
+    let open = |path| LocalProvider::open(path, key, settings.passphrase.as_ref());
+    let opened = match (open(path), location) {
+        // The settings name one keyring, and a volume may have several.
+        (Err(error), Some(other)) if error.kind == ProviderErrorKind::KeyNotFound && other != path => {
+            open(other).map_err(|_| error)
+        }
+        (opened, _) => opened,
+    };
+    Ok(Arc::new(opened?))
 }
 
 #[cfg(feature = "aws-kms")]

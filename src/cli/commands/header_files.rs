@@ -1,0 +1,145 @@
+//! The files of a cipher directory and their header pages, for commands that work on volumes that are not mounted.
+//!
+//! Invariants: everything is found from the directory's own descriptor and no symlink is followed; each inode comes once,
+//! whatever its links; a page is replaced in one write, and the times that a file shows are put back.
+
+use std::collections::HashSet;
+use std::io;
+
+use crate::cli::error::{CliError, Exit};
+use crate::crypto::NameKey;
+use crate::format::geometry::PAGE_LEN;
+use crate::format::header::HeaderPage;
+use crate::format::name::{self, DIRECTORY_ID, Entry, Stored};
+use crate::keys::Volume;
+use crate::storage::{Access, CipherDirectory, DiskFile, Node, NodeKind, RawFile, SetTime};
+
+/// The longest path that one system call is given.
+const MAX_PATH: usize = 3000;
+
+/// The tree of a cipher directory.
+pub(super) struct HeaderFiles {
+    root: Node,
+}
+
+impl HeaderFiles {
+    pub(super) fn of(directory: &CipherDirectory) -> Result<Self, CliError> {
+        let root = Node::of_directory(directory.root_fd());
+        Ok(Self { root: root.map_err(|error| CliError::io(directory.path().display(), &error))? })
+    }
+
+    /// The path in the cipher directory of a plain path, both relative to the root.
+    pub(super) fn cipher_path(&self, volume: &Volume, plain: &str) -> Result<String, CliError> {
+        let (mut directory, mut path) = (self.root.clone(), Vec::new());
+        for part in plain.split('/').filter(|part| !part.is_empty() && *part != ".") {
+            let failed = |error: io::Error| CliError::io(format_args!("{plain} in the volume"), &error);
+            let text = directory.readlink(DIRECTORY_ID).map_err(failed)?;
+            let signed = name::decode(&text).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+            let id = signed.and_then(|signed| volume.names.directory_id(&signed).ok()).ok_or_else(|| {
+                CliError::new(Exit::Unauthentic, format_args!("{plain}: the id of a directory does not authenticate"))
+            })?;
+            let stored = Stored::new(&volume.names.seal(&id, part.as_bytes()), NameKey::digest);
+            directory = directory.lookup(stored.entry()).map_err(failed)?;
+            path.push(stored.entry().to_owned());
+        }
+        Ok(path.join("/"))
+    }
+
+    /// Calls `each` with every regular file at or below `start`, and with what could not be looked at.
+    pub(super) fn walk(&self, start: &str, mut each: impl FnMut(&str, io::Result<Option<Box<HeaderPage>>>)) {
+        let mut linked = HashSet::new();
+        let mut waiting = vec![start.to_owned()];
+        while let Some(path) = waiting.pop() {
+            if let Err(error) = self.visit(&path, &mut linked, &mut waiting, &mut each) {
+                each(&path, Err(error));
+            }
+        }
+    }
+
+    fn visit(
+        &self,
+        path: &str,
+        linked: &mut HashSet<(u64, u64)>,
+        waiting: &mut Vec<String>,
+        each: &mut impl FnMut(&str, io::Result<Option<Box<HeaderPage>>>),
+    ) -> io::Result<()> {
+        let node = self.node(path)?;
+        let stat = node.stat()?;
+        match stat.kind {
+            NodeKind::Directory => {
+                let mut stream = node.open_directory()?;
+                let mut position = 0;
+                while let Some(entry) = stream.entry_at(position)? {
+                    position = entry.next_position;
+                    if matches!(name::classify(&entry.name), Entry::Short(_) | Entry::Long(_)) {
+                        let prefix = if path.is_empty() { String::new() } else { format!("{path}/") };
+                        waiting.push(format!("{prefix}{}", entry.name));
+                    }
+                    stream.advance();
+                }
+            }
+            NodeKind::File if stat.nlink < 2 || linked.insert((stat.dev, stat.ino)) => {
+                let page = if stat.size < PAGE_LEN as u64 {
+                    Ok(None)
+                } else {
+                    open(&node, Access::Read).and_then(|file| read_page(&file)).map(Some)
+                };
+                each(path, page);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Replaces the header page of a file by what `change` makes of it; nothing if it makes nothing. Not durable before
+    /// [`Self::sync`].
+    pub(super) fn update(
+        &self,
+        path: &str,
+        change: impl FnOnce(&HeaderPage) -> Result<Option<Box<HeaderPage>>, CliError>,
+    ) -> Result<(), CliError> {
+        let failed = |error: io::Error| CliError::io(path, &error);
+        let node = self.node(path).map_err(failed)?;
+        let stat = node.stat().map_err(failed)?;
+        let file = open(&node, Access::ReadWrite).map_err(failed)?;
+        let Some(page) = change(&*read_page(&file).map_err(failed)?)? else { return Ok(()) };
+        file.write_at(page.as_slice(), 0).map_err(failed)?;
+        node.set_times(SetTime::At(stat.atime), SetTime::At(stat.mtime)).map_err(failed)
+    }
+
+    /// Makes everything durable that was written.
+    pub(super) fn sync(&self) -> Result<(), CliError> {
+        self.root.sync_filesystem().map_err(|error| CliError::io("the cipher directory", &error))
+    }
+
+    fn node(&self, path: &str) -> io::Result<Node> {
+        if path.len() <= MAX_PATH {
+            return self.root.lookup(if path.is_empty() { "." } else { path });
+        }
+        let mut node = self.root.clone();
+        for part in path.split('/') {
+            node = node.lookup(part)?;
+        }
+        Ok(node)
+    }
+}
+
+/// The owner of a file may change its header whatever its mode.
+fn open(node: &Node, access: Access) -> io::Result<DiskFile> {
+    let opened = match node.open_file(access) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => node.open_own_file(node.stat()?.mode),
+        other => other,
+    };
+    Ok(match access {
+        Access::Read => DiskFile::readable(opened?),
+        Access::ReadWrite => DiskFile::writable(opened?),
+    })
+}
+
+fn read_page(file: &DiskFile) -> io::Result<Box<HeaderPage>> {
+    let mut page = Box::new([0; PAGE_LEN]);
+    if file.read_at(page.as_mut_slice(), 0)? < PAGE_LEN {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(page)
+}

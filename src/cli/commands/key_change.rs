@@ -1,0 +1,197 @@
+//! Changing a volume's list of wrapping keys, for `kmsfs rewrap` and `kmsfs recipients`.
+//!
+//! Invariants: the volume is locked against mounts meanwhile, which know the list from when they began; each step is one
+//! durable replacement of the config; a key gets onto the list only after it has wrapped the volume key.
+
+use std::path::Path;
+
+use crate::cli::environment::Environment;
+use crate::cli::error::{CliError, Exit};
+use crate::cli::key_spec::KeySpec;
+use crate::cli::passphrase;
+use crate::cli::pins::Pins;
+use crate::cli::settings::Settings;
+use crate::cli::unlock::{self, Expected};
+use crate::format::config::{VolumeConfig, WrappedVolumeKey, WrappingKey};
+use crate::keys::providers::{self, ProviderSettings};
+use crate::keys::volume::{self, Unlocked};
+use crate::keys::{KeyLimits, ProviderKind, Recipient, Volume, Wanted};
+use crate::storage::cipher_directory::{CipherDirectory, CipherDirectoryError, LockMode, VolumeLock};
+
+use super::status;
+
+/// A locked volume whose list of keys may be changed.
+pub(super) struct KeyChange {
+    pub(super) directory: CipherDirectory,
+    unlocked: Unlocked,
+    providers: ProviderSettings,
+    _lock: VolumeLock,
+}
+
+impl KeyChange {
+    /// Locks and unlocks the volume at `path`.
+    pub(super) fn begin(
+        path: &Path,
+        settings: &Settings,
+        environment: &Environment,
+        pins: Option<&Pins>,
+    ) -> Result<Self, CliError> {
+        let directory = CipherDirectory::open(path).map_err(|error| explain(path, error))?;
+        let lock = directory.lock(LockMode::Exclusive)?;
+        let sealed = unlock::read_config(&directory)?;
+        let secret = settings.passphrase.as_ref().map(|source| source.read(environment, false)).transpose()?;
+        let providers = settings.for_providers(secret.map(passphrase::for_provider));
+        let expected = Expected::default();
+        let (unlocked, _) = unlock::unlock_to_change(directory.path(), &sealed, &expected, pins, &providers)?;
+        Ok(Self { directory, unlocked, providers, _lock: lock })
+    }
+
+    /// What the config says now.
+    pub(super) fn config(&self) -> &VolumeConfig {
+        self.unlocked.config()
+    }
+
+    /// The volume as its config is now.
+    pub(super) fn volume(&self, limits: KeyLimits) -> Volume {
+        self.unlocked.volume(self.recipients(), limits)
+    }
+
+    fn recipients(&self) -> Vec<Recipient> {
+        unlock::recipients(self.config(), &self.providers)
+    }
+
+    /// Puts the key `to` before the one that it is to replace, which is returned: `from`, or the only other one there is.
+    /// None if that is gone already.
+    pub(super) fn introduce(
+        &mut self,
+        to: &KeySpec,
+        from: Option<&KeySpec>,
+        write: bool,
+    ) -> Result<Option<WrappingKey>, CliError> {
+        let (key, wrapped) = self.wrap_for(to)?;
+        let config = self.config();
+        let others: Vec<_> = config.wrapping_keys.iter().filter(|other| !same(other, &key)).collect();
+        let listed = others.len() < config.wrapping_keys.len();
+        let named = from.map(|from| others.iter().find(|other| name_of(other) == from.to_string()));
+        let old = match (named, &others[..]) {
+            (Some(Some(old)), _) | (None, [old]) => *old,
+            (Some(None) | None, []) | (Some(None), _) if listed => return Ok(None),
+            (Some(None), _) | (_, []) => return Err(CliError::usage("the key of --from is no key of the volume")),
+            (None, _) => {
+                let all: Vec<_> = others.iter().map(|key| name_of(key)).collect();
+                let hint = format!("say which one with --from: {}", all.join(", "));
+                return Err(CliError::usage("the volume has several wrapping keys").hint(hint));
+            }
+        };
+        let old = old.clone();
+        if !(self.lists(&key) && volume::wraps_new(config, &key)) {
+            let mut config = config.clone();
+            config.wrapping_keys.retain(|other| !same(other, &key));
+            let at = config.wrapping_keys.iter().position(|other| same(other, &old)).unwrap_or(0);
+            config.wrapping_keys.insert(at, key);
+            config.volume_keys.insert(0, wrapped);
+            self.change(config, write)?;
+        }
+        Ok(Some(old))
+    }
+
+    /// Adds a recipient after the others.
+    pub(super) fn add(&mut self, spec: &KeySpec) -> Result<WrappingKey, CliError> {
+        let (key, wrapped) = self.wrap_for(spec)?;
+        if self.lists(&key) && volume::wraps_new(self.config(), &key) {
+            return Err(CliError::usage(format_args!("{} is a recipient already", name_of(&key))));
+        }
+        let mut config = self.config().clone();
+        config.wrapping_keys.retain(|other| !same(other, &key));
+        config.wrapping_keys.push(key.clone());
+        config.volume_keys.push(wrapped);
+        self.change(config, true)?;
+        Ok(key)
+    }
+
+    /// Lets go of the old key; or keeps it on the list for what it wrapped, without the volume key.
+    pub(super) fn retire(&mut self, old: &WrappingKey, keep: bool) -> Result<(), CliError> {
+        let mut config = self.config().clone();
+        config.volume_keys.retain(|record| (&record.provider, &record.key) != (&old.provider, &old.key));
+        let (kept, mut rest): (Vec<_>, Vec<_>) = config.wrapping_keys.into_iter().partition(|key| same(key, old));
+        rest.extend(kept.into_iter().filter(|_| keep));
+        config.wrapping_keys = rest;
+        self.change(config, true)
+    }
+
+    /// The keys that every header is to have a record of, when `old` is gone.
+    pub(super) fn wanted(&self, old: Option<&WrappingKey>) -> Vec<Wanted> {
+        let keys = self.config().wrapping_keys.iter();
+        let keys = keys.filter(|key| volume::wraps_new(self.config(), key) && old.is_none_or(|old| !same(key, old)));
+        keys.filter_map(|key| Some(Wanted { kind: ProviderKind::from_name(&key.provider)?, key: key.key.clone() }))
+            .collect()
+    }
+
+    fn lists(&self, key: &WrappingKey) -> bool {
+        self.config().wrapping_keys.iter().any(|other| same(other, key))
+    }
+
+    /// The key that `spec` names, and the volume key under it.
+    fn wrap_for(&self, spec: &KeySpec) -> Result<(WrappingKey, WrappedVolumeKey), CliError> {
+        let (location, id) = match spec.kind {
+            ProviderKind::Local => (Some(absolute(Path::new(&spec.id))?), ""),
+            ProviderKind::AwsKms => (None, spec.id.as_str()),
+        };
+        if let Some(path) = location.as_deref().map(Path::new)
+            && path.starts_with(self.directory.path())
+        {
+            return Err(CliError::usage("a keyring inside the cipher directory would be a key beside its lock"));
+        }
+        let provider = match &location {
+            Some(path) => providers::open_keyring(Path::new(path), self.providers.passphrase.as_ref())?,
+            None => providers::open(spec.kind, id, None, &self.providers)?,
+        };
+        let wrapped = self.unlocked.wrap(provider.as_ref(), id)?;
+        let key = WrappingKey { provider: wrapped.provider.clone(), key: wrapped.key.clone(), location };
+        Ok((key, wrapped))
+    }
+
+    fn change(&mut self, config: VolumeConfig, write: bool) -> Result<(), CliError> {
+        let file = self.unlocked.change(config)?;
+        if write {
+            let replaced = self.directory.replace_config(&file);
+            replaced
+                .map_err(|error| CliError::io(self.directory.path().join(".kmsfs/volume.toml").display(), &error))?;
+        }
+        Ok(())
+    }
+}
+
+/// A mount point has no volume of its own in it: say so.
+fn explain(path: &Path, error: CipherDirectoryError) -> CliError {
+    let mounted = status::canonical(path).is_ok_and(|path| status::connect(&path).is_ok());
+    if mounted {
+        return CliError::new(
+            Exit::Locked,
+            format_args!("{} is a mount: its keys cannot be changed now", path.display()),
+        )
+        .hint("unmount it, and name the cipher directory");
+    }
+    error.into()
+}
+
+fn absolute(path: &Path) -> Result<String, CliError> {
+    let path = std::path::absolute(path).map_err(|error| CliError::io(path.display(), &error))?;
+    path.into_os_string()
+        .into_string()
+        .map_err(|path| CliError::usage(format_args!("the keyring's path is not UTF-8: {}", path.display())))
+}
+
+fn same(a: &WrappingKey, b: &WrappingKey) -> bool {
+    (&a.provider, &a.key) == (&b.provider, &b.key)
+}
+
+/// A key as arguments and reports name it.
+pub(super) fn name_of(key: &WrappingKey) -> String {
+    format!("{}:{}", key.provider, key.key)
+}
+
+/// All keys on a config's list.
+pub(super) fn names(config: &VolumeConfig) -> Vec<String> {
+    config.wrapping_keys.iter().map(name_of).collect()
+}

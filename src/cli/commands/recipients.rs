@@ -1,0 +1,146 @@
+//! `kmsfs recipients`: the wrapping keys each of which opens a volume by itself.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use crate::cli::environment::Environment;
+use crate::cli::error::{CliError, Exit};
+use crate::cli::key_spec::KeySpec;
+use crate::cli::pins::Pins;
+use crate::cli::settings::{self, Settings, SettingsArgs};
+use crate::cli::{report, unlock};
+use crate::daemon::log::Level;
+use crate::format::config::WrappingKey;
+use crate::keys::{KeyLimits, volume};
+use crate::storage::CipherDirectory;
+
+use super::header_files::HeaderFiles;
+use super::key_change::{KeyChange, name_of};
+
+/// Show, add or remove the wrapping keys each of which opens the volume by itself
+#[derive(Debug, Args)]
+pub(crate) struct RecipientsArgs {
+    #[command(subcommand)]
+    command: RecipientsCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum RecipientsCommand {
+    Add(Box<ChangeArgs>),
+    Remove(Box<ChangeArgs>),
+    List(ListArgs),
+}
+
+/// Which key of which volume. The volume must not be mounted.
+///
+/// A new recipient wraps the data keys of new files from the next mount on; `kmsfs rewrap CIPHERDIR` brings old files along.
+/// A key that some file needs is not removed: `kmsfs rewrap CIPHERDIR` first.
+#[derive(Debug, Args)]
+pub(crate) struct ChangeArgs {
+    /// The directory that holds the ciphertext
+    #[arg(value_name = "CIPHERDIR")]
+    cipher_directory: PathBuf,
+    /// To add: local:PATH (a keyring that exists) or aws-kms:KEY; to remove: as `kmsfs recipients list` shows it
+    #[arg(value_name = "PROVIDER:ID")]
+    key: KeySpec,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+/// Show a volume's recipients; asks nobody, and does not check the config's seal
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// The directory that holds the ciphertext
+    #[arg(value_name = "CIPHERDIR")]
+    cipher_directory: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct KeyReport {
+    key: String,
+    /// It opens the volume, and new files get a record of it; if not, it only opens what it wrapped before.
+    recipient: bool,
+    keyring: Option<String>,
+}
+
+/// Runs one of them.
+pub(crate) fn run(args: &RecipientsArgs) -> Result<(), CliError> {
+    match &args.command {
+        RecipientsCommand::Add(args) => begin(args)?.add(&args.key).map(drop),
+        RecipientsCommand::Remove(args) => remove(args),
+        RecipientsCommand::List(args) => list(args),
+    }
+}
+
+fn begin(args: &ChangeArgs) -> Result<KeyChange, CliError> {
+    let environment = Environment::of_process();
+    let settings = Settings::load(&args.settings, &environment)?;
+    settings::log_to_stderr(&settings, Level::WARN)?;
+    KeyChange::begin(&args.cipher_directory, &settings, &environment, Pins::of(&environment).as_ref())
+}
+
+fn list(args: &ListArgs) -> Result<(), CliError> {
+    let config = unlock::read_config(&CipherDirectory::open(&args.cipher_directory)?)?.config;
+    let keys = config.wrapping_keys.iter().map(|key| KeyReport {
+        key: name_of(key),
+        recipient: volume::wraps_new(&config, key),
+        keyring: key.location.clone(),
+    });
+    report::print(&keys.collect::<Vec<_>>(), args.json)
+}
+
+/// Removes a key that nothing needs any more.
+fn remove(args: &ChangeArgs) -> Result<(), CliError> {
+    let mut change = begin(args)?;
+    let keys = &change.config().wrapping_keys;
+    let name = args.key.to_string();
+    let key = keys.iter().find(|key| name_of(key) == name).cloned();
+    let key = key.ok_or_else(|| {
+        let all: Vec<_> = keys.iter().map(name_of).collect();
+        CliError::usage(format_args!("{name} is no key of this volume")).hint(format_args!("it has {}", all.join(", ")))
+    })?;
+    if !keys.iter().any(|other| name_of(other) != name && volume::wraps_new(change.config(), other)) {
+        return Err(CliError::usage("the last recipient cannot be removed: nothing would open the volume"));
+    }
+    let needed = count_needing(&change, &key)?;
+    if needed > 0 {
+        let what = format!("{needed} files or provisioned keys can be opened with {name} alone");
+        return Err(
+            CliError::new(Exit::Other, what).hint("`kmsfs rewrap CIPHERDIR` gives them the others' records first")
+        );
+    }
+    change.retire(&key, false)
+}
+
+/// How many files and provisioned keys have no record of another key on the list. What does not authenticate does not count:
+/// no key opens it.
+fn count_needing(change: &KeyChange, key: &WrappingKey) -> Result<u64, CliError> {
+    let volume = change.volume(KeyLimits::default());
+    let others = change.wanted(Some(key));
+    let opens = |record: &crate::format::header::Record| {
+        others.iter().any(|key| record.provider == key.kind.tag() && record.key_id == key.key.as_bytes())
+    };
+    let (mut needed, mut unread) = (0, None);
+    HeaderFiles::of(&change.directory)?.walk("", |path, page| match page {
+        Ok(page) => {
+            let header = page.and_then(|page| volume.ring.authenticate(&page).ok().flatten());
+            needed += u64::from(header.is_some_and(|header| !header.header().records.iter().any(&opens)));
+        }
+        Err(error) => unread = Some(CliError::io(path, &error)),
+    });
+    if let Some(error) = unread {
+        return Err(error);
+    }
+    let failed = |error: std::io::Error| CliError::io(".kmsfs/keys", &error);
+    let stock = change.directory.key_stock().map_err(failed)?;
+    for name in stock.names().map_err(failed)? {
+        let record = stock.read(&name).and_then(|bytes| volume.ring.record_of_provisioned(&name, &bytes));
+        needed += u64::from(record.is_some_and(|record| !opens(&record)));
+    }
+    Ok(needed)
+}
