@@ -36,6 +36,8 @@ pub(super) struct Watched {
 struct Health {
     silent: Option<Instant>,
     does_not_wrap: Option<Instant>,
+    /// That new files get no record of it was said.
+    told: bool,
 }
 
 /// All of a volume, in its config's order.
@@ -123,22 +125,27 @@ impl Watched {
         self.health().silent = silent.then(Instant::now);
     }
 
+    /// A record of a new data key; none if it cannot be made, which is told once until one is made again.
     fn wrap_new(&self, data_key: &DataKey, context: &EncryptionContext) -> Option<Record> {
-        if turn(&mut self.health().does_not_wrap) || self.is_silent() {
+        let Recipient { kind, key, provider, .. } = &self.recipient;
+        if turn(&mut self.health().does_not_wrap) {
             return None;
         }
-        let Recipient { kind, key, provider, .. } = &self.recipient;
-        let wrapped = provider.wrap(key, data_key, context);
-        self.note(&wrapped);
-        let first_failure = {
-            let mut health = self.health();
-            let before = std::mem::replace(&mut health.does_not_wrap, wrapped.is_err().then(Instant::now));
-            before.is_none()
+        let wrapped = if self.is_silent() {
+            Err(ProviderError::new(ProviderErrorKind::Unavailable, "its provider does not answer"))
+        } else {
+            let wrapped = provider.wrap(key, data_key, context);
+            self.note(&wrapped);
+            wrapped
         };
+        let mut health = self.health();
+        health.does_not_wrap = wrapped.is_err().then(Instant::now);
+        let told = std::mem::replace(&mut health.told, wrapped.is_err());
+        drop(health);
         match wrapped {
             Ok(wrapped) => Some(Record::of(kind.tag(), wrapped.key_id, wrapped.bytes)),
             Err(error) => {
-                if first_failure {
+                if !told {
                     tracing::warn!(
                         "new files get no record for the recipient {kind}:{key} (`kmsfs rewrap` adds them later): {error}"
                     );
@@ -162,5 +169,133 @@ fn turn(since: &mut Option<Instant>) -> bool {
             false
         }
         None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::Suite;
+    use crate::format::config::{self, End, Holes};
+    use crate::keys::providers::scripted::{Answer, Calls, ScriptedProvider};
+    use crate::keys::volume::{self, NewVolume, Unlocked};
+    use crate::keys::{KeyError, KeyLimits, Volume, Wanted};
+
+    const SETTINGS: NewVolume =
+        NewVolume { suite: Suite::Xaes256Gcm, holes: Holes::Allow, end: End::Lenient, files_per_data_key: 1 };
+
+    /// A volume under two keys of two far providers.
+    fn volume_of_two() -> ([Arc<ScriptedProvider>; 2], Volume) {
+        let providers = ["a", "b"].map(|key| Arc::new(ScriptedProvider::new(key, true)));
+        let created = volume::create(&SETTINGS, providers[0].as_ref(), None).unwrap();
+        let sealed = config::parse(created.config_file.as_bytes()).unwrap();
+        let mut unlocked = Unlocked::open(&sealed, providers[0].as_ref(), Some("a")).unwrap();
+        let mut config = unlocked.config().clone();
+        let second = unlocked.wrap(providers[1].as_ref(), "b").unwrap();
+        config.wrapping_keys.push(config::WrappingKey {
+            provider: second.provider.clone(),
+            key: second.key.clone(),
+            location: None,
+        });
+        config.volume_keys.push(second);
+        let sealed = config::parse(unlocked.change(config).unwrap().as_bytes()).unwrap();
+        // Each of the two opens it.
+        Unlocked::open(&sealed, providers[1].as_ref(), Some("b")).unwrap();
+        let recipients = ["a", "b"].into_iter().zip(&providers).map(|(key, provider)| Recipient {
+            kind: provider.kind(),
+            key: key.to_owned(),
+            wraps_new: true,
+            provider: provider.clone(),
+        });
+        (providers.clone(), unlocked.volume(recipients.collect(), KeyLimits::default()))
+    }
+
+    fn new_page(volume: &Volume) -> Box<header::HeaderPage> {
+        volume.ring.new_file().unwrap().1
+    }
+
+    fn records(volume: &Volume, page: &header::HeaderPage) -> Vec<Vec<u8>> {
+        let header = volume.ring.authenticate(page).unwrap().unwrap();
+        header.header().records.iter().map(|record| record.key_id.clone()).collect()
+    }
+
+    fn open(volume: &Volume, page: &header::HeaderPage) -> Result<(), KeyError> {
+        volume.ring.clear();
+        volume.ring.open(&volume.ring.authenticate(page)?.unwrap()).map(drop)
+    }
+
+    use crate::format::header;
+
+    #[test]
+    fn a_provider_that_is_away_costs_one_wait_and_not_one_for_each_file() {
+        let ([a, b], volume) = volume_of_two();
+        let pages: Vec<_> = (0..20).map(|_| new_page(&volume)).collect();
+        assert!(pages.iter().all(|page| records(&volume, page) == [b"a", b"b"]));
+        let unwrapped = || [a.calls().unwrap, b.calls().unwrap];
+        let [before, other] = unwrapped();
+        open(&volume, &pages[0]).unwrap();
+        assert_eq!(unwrapped(), [before + 1, other], "the first is asked while it answers");
+        a.always(Answer::Fail(ProviderErrorKind::Unavailable));
+        pages.iter().for_each(|page| open(&volume, page).unwrap());
+        assert_eq!(unwrapped(), [before + 2, other + 20]);
+        // If both are away, both are asked: what is silent is not gone.
+        b.always(Answer::Fail(ProviderErrorKind::KeyUnusable));
+        let error = open(&volume, &pages[3]).unwrap_err();
+        assert_eq!(error.provider_kind(), Some(ProviderErrorKind::Unavailable), "not a refusal as long as one is away");
+    }
+
+    #[test]
+    fn a_refusal_or_a_wrong_key_of_one_is_made_good_by_the_other() {
+        let ([a, _], volume) = volume_of_two();
+        let page = new_page(&volume);
+        for answer in [Answer::Fail(ProviderErrorKind::KeyUnusable), Answer::WrongKey] {
+            a.always(answer);
+            open(&volume, &page).unwrap();
+        }
+    }
+
+    #[test]
+    fn new_files_go_on_without_the_first_and_rewrapping_adds_its_records() {
+        let ([a, b], volume) = volume_of_two();
+        a.always(Answer::Fail(ProviderErrorKind::Unavailable));
+        // One that was made ahead may have both.
+        let pages: Vec<_> = (0..30).map(|_| new_page(&volume)).collect();
+        let last = pages.last().unwrap();
+        assert_eq!(records(&volume, last), [b"b"]);
+        let Calls { generate, wrap, .. } = a.calls();
+        assert!(generate + wrap <= 10, "{generate} {wrap}: one for each thread that was under way");
+        a.always(Answer::Right);
+        let wanted = ["a", "b"].map(|key| Wanted { kind: a.kind(), key: key.to_owned() });
+        let header = volume.ring.authenticate(last).unwrap().unwrap();
+        assert!(!Wanted::are_all(&wanted, &header.header().records));
+        let new = volume.ring.rewrapped(&header, &wanted).unwrap();
+        assert!(Wanted::are_all(&wanted, &new));
+        let page = volume.ring.next_page(last, &header, &new).unwrap();
+        assert_eq!(page[..header::SLOT_LEN], last[..header::SLOT_LEN], "the slot in use is left alone");
+        assert_eq!(volume.ring.authenticate(&page).unwrap().unwrap().header().generation, 2);
+        b.always(Answer::Fail(ProviderErrorKind::KeyUnusable));
+        open(&volume, &page).unwrap();
+        // And once more: back in the first slot.
+        let header = volume.ring.authenticate(&page).unwrap().unwrap();
+        let again = volume.ring.next_page(&page, &header, &new[..1]).unwrap();
+        assert_eq!(again[header::SLOT_LEN..], page[header::SLOT_LEN..]);
+        assert_eq!(records(&volume, &again), [b"a"]);
+    }
+
+    #[test]
+    fn records_of_unknown_providers_are_kept() {
+        let (_, volume) = volume_of_two();
+        let page = new_page(&volume);
+        let header = volume.ring.authenticate(&page).unwrap().unwrap();
+        let stranger = Record::of(99, "x".to_owned(), vec![1; 40]);
+        let with_stranger = [header.header().records.clone(), vec![stranger.clone()]].concat();
+        let page = volume.ring.next_page(&page, &header, &with_stranger).unwrap();
+        let wanted = [Wanted { kind: ProviderKind::Local, key: "b".to_owned() }];
+        let header = volume.ring.authenticate(&page).unwrap().unwrap();
+        let new = volume.ring.rewrapped(&header, &wanted).unwrap();
+        let page = volume.ring.next_page(&page, &header, &new).unwrap();
+        let header = volume.ring.authenticate(&page).unwrap().unwrap();
+        assert_eq!(header.header().records.last(), Some(&stranger));
+        assert!(header.header().records.len() == 2 && Wanted::are_all(&wanted, &header.header().records));
     }
 }

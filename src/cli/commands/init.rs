@@ -145,7 +145,7 @@ fn default_keyring(environment: &Environment) -> Result<PathBuf, CliError> {
     })
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, CliError> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf, CliError> {
     std::path::absolute(path).map_err(|error| CliError::io(path.display(), &error))
 }
 
@@ -216,7 +216,7 @@ pub(super) fn remember(path: &Path, pin: &Pin, environment: &Environment) {
 }
 
 /// The path of the keyring if the key is a local one, and the keyring if it had to be made.
-fn local_keyring(
+pub(super) fn local_keyring(
     key: &KeySpec,
     cipher_directory: &Path,
     settings: &ProviderSettings,
@@ -233,7 +233,7 @@ fn local_keyring(
 }
 
 /// A keyring that was made, with the directories that were missing above it. Dropping it removes them again.
-struct NewKeyring {
+pub(super) struct NewKeyring {
     path: PathBuf,
     directories: Vec<PathBuf>,
     keep: bool,
@@ -251,7 +251,7 @@ impl NewKeyring {
         Ok(made)
     }
 
-    fn keep(mut self) {
+    pub(super) fn keep(mut self) {
         self.keep = true;
     }
 }

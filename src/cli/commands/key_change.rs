@@ -18,6 +18,7 @@ use crate::keys::volume::{self, Unlocked};
 use crate::keys::{KeyLimits, ProviderKind, Recipient, Volume, Wanted};
 use crate::storage::cipher_directory::{CipherDirectory, CipherDirectoryError, LockMode, VolumeLock};
 
+use super::init::{self, NewKeyring};
 use super::status;
 
 /// A locked volume whose list of keys may be changed.
@@ -68,7 +69,7 @@ impl KeyChange {
         from: Option<&KeySpec>,
         write: bool,
     ) -> Result<Option<WrappingKey>, CliError> {
-        let (key, wrapped) = self.wrap_for(to)?;
+        let (key, wrapped, keyring) = self.wrap_for(to)?;
         let config = self.config();
         let others: Vec<_> = config.wrapping_keys.iter().filter(|other| !same(other, &key)).collect();
         let listed = others.len() < config.wrapping_keys.len();
@@ -91,13 +92,14 @@ impl KeyChange {
             config.wrapping_keys.insert(at, key);
             config.volume_keys.insert(0, wrapped);
             self.change(config, write)?;
+            keyring.filter(|_| write).into_iter().for_each(NewKeyring::keep);
         }
         Ok(Some(old))
     }
 
     /// Adds a recipient after the others.
     pub(super) fn add(&mut self, spec: &KeySpec) -> Result<WrappingKey, CliError> {
-        let (key, wrapped) = self.wrap_for(spec)?;
+        let (key, wrapped, keyring) = self.wrap_for(spec)?;
         if self.lists(&key) && volume::wraps_new(self.config(), &key) {
             return Err(CliError::usage(format_args!("{} is a recipient already", name_of(&key))));
         }
@@ -106,6 +108,7 @@ impl KeyChange {
         config.wrapping_keys.push(key.clone());
         config.volume_keys.push(wrapped);
         self.change(config, true)?;
+        keyring.into_iter().for_each(NewKeyring::keep);
         Ok(key)
     }
 
@@ -131,24 +134,21 @@ impl KeyChange {
         self.config().wrapping_keys.iter().any(|other| same(other, key))
     }
 
-    /// The key that `spec` names, and the volume key under it.
-    fn wrap_for(&self, spec: &KeySpec) -> Result<(WrappingKey, WrappedVolumeKey), CliError> {
-        let (location, id) = match spec.kind {
-            ProviderKind::Local => (Some(absolute(Path::new(&spec.id))?), ""),
-            ProviderKind::AwsKms => (None, spec.id.as_str()),
-        };
-        if let Some(path) = location.as_deref().map(Path::new)
-            && path.starts_with(self.directory.path())
-        {
-            return Err(CliError::usage("a keyring inside the cipher directory would be a key beside its lock"));
+    /// The key that `spec` names, the volume key under it, and its keyring if that had to be made.
+    fn wrap_for(&self, spec: &KeySpec) -> Result<(WrappingKey, WrappedVolumeKey, Option<NewKeyring>), CliError> {
+        let mut spec = spec.clone();
+        if spec.kind == ProviderKind::Local {
+            spec.id = text_of(&init::absolute(Path::new(&spec.id))?)?;
         }
-        let provider = match &location {
-            Some(path) => providers::open_keyring(Path::new(path), self.providers.passphrase.as_ref())?,
-            None => providers::open(spec.kind, id, None, &self.providers)?,
+        let (location, made) = init::local_keyring(&spec, self.directory.path(), &self.providers)?;
+        // Here the keyring is the one that was named, whatever the settings say of the volume's.
+        let (provider, id) = match &location {
+            Some(path) => (providers::open_keyring(path, self.providers.passphrase.as_ref())?, ""),
+            None => (providers::open(spec.kind, &spec.id, None, &self.providers)?, spec.id.as_str()),
         };
         let wrapped = self.unlocked.wrap(provider.as_ref(), id)?;
-        let key = WrappingKey { provider: wrapped.provider.clone(), key: wrapped.key.clone(), location };
-        Ok((key, wrapped))
+        let location = location.as_deref().map(text_of).transpose()?;
+        Ok((WrappingKey { provider: wrapped.provider.clone(), key: wrapped.key.clone(), location }, wrapped, made))
     }
 
     fn change(&mut self, config: VolumeConfig, write: bool) -> Result<(), CliError> {
@@ -175,11 +175,9 @@ fn explain(path: &Path, error: CipherDirectoryError) -> CliError {
     error.into()
 }
 
-fn absolute(path: &Path) -> Result<String, CliError> {
-    let path = std::path::absolute(path).map_err(|error| CliError::io(path.display(), &error))?;
-    path.into_os_string()
-        .into_string()
-        .map_err(|path| CliError::usage(format_args!("the keyring's path is not UTF-8: {}", path.display())))
+fn text_of(path: &Path) -> Result<String, CliError> {
+    let text = path.to_str().map(str::to_owned);
+    text.ok_or_else(|| CliError::usage(format_args!("the keyring's path is not UTF-8: {}", path.display())))
 }
 
 fn same(a: &WrappingKey, b: &WrappingKey) -> bool {
