@@ -212,6 +212,7 @@ impl Mint {
         let context = EncryptionContext::data_key(&self.volume_id, &data_key_id);
         let mut failure = None;
         for watched in self.recipients.to_generate() {
+            watched.begin();
             let answer = watched.provider().generate_data_key(&context);
             watched.note(&answer);
             match answer {

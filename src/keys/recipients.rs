@@ -111,9 +111,14 @@ impl Watched {
         record.provider == self.recipient.kind.tag() && record.key_id == self.recipient.key.as_bytes()
     }
 
-    /// Whether it did not answer a short while ago. One caller is told no when the while is over: he tries.
+    /// Whether it did not answer a short while ago.
     fn is_silent(&self) -> bool {
-        turn(&mut self.health().silent)
+        self.health().silent.is_some_and(|at| at.elapsed() < DOWN)
+    }
+
+    /// A call is about to be made. If the provider was silent, others take it as silent until this call is answered.
+    pub(super) fn begin(&self) {
+        turn(&mut self.health().silent);
     }
 
     /// Takes note of what became of a call.
@@ -134,6 +139,7 @@ impl Watched {
         let wrapped = if self.is_silent() {
             Err(ProviderError::new(ProviderErrorKind::Unavailable, "its provider does not answer"))
         } else {
+            self.begin();
             let wrapped = provider.wrap(key, data_key, context);
             self.note(&wrapped);
             wrapped

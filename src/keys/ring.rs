@@ -240,6 +240,7 @@ impl Ring {
         let mut failures = Vec::new();
         for (record, watched) in self.to_unwrap(&header.header.records) {
             let key_id = String::from_utf8_lossy(&record.key_id);
+            watched.begin();
             let answer = watched.provider().unwrap(&key_id, &record.wrapped, &context);
             watched.note(&answer);
             match answer.map_err(KeyError::from) {
