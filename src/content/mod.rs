@@ -8,6 +8,10 @@
 
 mod allocate;
 mod buffers;
+#[cfg(test)]
+mod crash_disk_tests;
+#[cfg(test)]
+mod crash_tests;
 mod file;
 mod pages;
 mod ranges;

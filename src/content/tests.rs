@@ -352,7 +352,12 @@ fn shrinking_pushes_the_last_page_out_before_the_size() {
     let _ = bench.disk.take_log();
     bench.content.resize(5000).unwrap();
     let (offset, len) = (2 * PAGE_LEN as u64, PAGE_LEN as u64);
-    let expected = [Change::Write { offset, len }, Change::Push { offset, len }, Change::Size(offset + len)];
+    let expected = [
+        Change::Await { offset, len },
+        Change::Write { offset, len },
+        Change::Push { offset, len },
+        Change::Size(offset + len),
+    ];
     assert_eq!(bench.disk.take_log(), expected);
 }
 

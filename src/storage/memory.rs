@@ -13,7 +13,16 @@ pub struct MemoryFile(Mutex<State>);
 struct State {
     bytes: Vec<u8>,
     capacity: Option<usize>,
-    log: Vec<Change>,
+    log: Vec<Recorded>,
+}
+
+/// A change, and the bytes that it brought: those of a write, as far as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// What was done.
+    pub change: Change,
+    /// What was written; nothing for other changes.
+    pub bytes: Vec<u8>,
 }
 
 /// What was done to the file, in order.
@@ -37,6 +46,13 @@ pub enum Change {
     },
     /// A range was pushed out to the disk.
     Push {
+        /// Where.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+    },
+    /// Pages of a range that were on their way to the disk have arrived.
+    Await {
         /// Where.
         offset: u64,
         /// How many bytes.
@@ -71,14 +87,26 @@ impl MemoryFile {
         self.state().bytes.clone()
     }
 
-    /// What was done since the last call of this.
+    /// What was done since the last call of this or of [`Self::take_history`].
     #[must_use]
     pub fn take_log(&self) -> Vec<Change> {
+        self.take_history().into_iter().map(|recorded| recorded.change).collect()
+    }
+
+    /// What was done since the last call of this or of [`Self::take_log`], with the bytes.
+    #[must_use]
+    pub fn take_history(&self) -> Vec<Recorded> {
         std::mem::take(&mut self.state().log)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn record(&mut self, change: Change) {
+        self.log.push(Recorded { change, bytes: Vec::new() });
     }
 }
 
@@ -97,14 +125,16 @@ impl RawFile for MemoryFile {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut state = self.state();
-        state.log.push(Change::Write { offset, len: bytes.len() as u64 });
         let start = position(offset)?;
         let end = start + bytes.len();
         let allowed = end.min(state.capacity.unwrap_or(end).max(state.bytes.len()));
+        let written = &bytes[..allowed.saturating_sub(start)];
+        let change = Change::Write { offset, len: written.len() as u64 };
+        state.log.push(Recorded { change, bytes: written.to_vec() });
         if allowed > start {
             let len = state.bytes.len().max(allowed);
             state.bytes.resize(len, 0);
-            state.bytes[start..allowed].copy_from_slice(&bytes[..allowed - start]);
+            state.bytes[start..allowed].copy_from_slice(written);
         }
         if allowed < end { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
@@ -115,7 +145,7 @@ impl RawFile for MemoryFile {
 
     fn set_size(&self, size: u64) -> io::Result<()> {
         let mut state = self.state();
-        state.log.push(Change::Size(size));
+        state.record(Change::Size(size));
         state.bytes.resize(position(size)?, 0);
         Ok(())
     }
@@ -130,7 +160,7 @@ impl RawFile for MemoryFile {
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
         let mut state = self.state();
-        state.log.push(Change::Punch { offset, len });
+        state.record(Change::Punch { offset, len });
         let end = position(offset + len)?.min(state.bytes.len());
         if let Some(range) = state.bytes.get_mut(position(offset)?..end) {
             range.fill(0);
@@ -139,20 +169,21 @@ impl RawFile for MemoryFile {
     }
 
     fn sync(&self, _metadata: bool) -> io::Result<()> {
-        self.state().log.push(Change::Sync);
+        self.state().record(Change::Sync);
         Ok(())
     }
 
-    fn await_writeback(&self, _offset: u64, _len: u64) -> io::Result<()> {
+    fn await_writeback(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.state().record(Change::Await { offset, len });
         Ok(())
     }
 
     fn start_writeback(&self, offset: u64, len: u64) {
-        self.state().log.push(Change::Start { offset, len });
+        self.state().record(Change::Start { offset, len });
     }
 
     fn push_out(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.state().log.push(Change::Push { offset, len });
+        self.state().record(Change::Push { offset, len });
         Ok(())
     }
 }

@@ -19,6 +19,6 @@ pub use directory::{DirEntry, DirStream};
 pub use file::{DiskFile, RawFile};
 pub use key_stock::{Candidate, KeyStock};
 pub use long_targets::LongTargets;
-pub use memory::{Change, MemoryFile};
+pub use memory::{Change, MemoryFile, Recorded};
 pub use node::{Access, FileSystemStat, Node, NodeKind, RenameMode, SetTime, Stat, Timestamp};
 pub use xattr::XattrMode;
