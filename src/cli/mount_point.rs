@@ -34,6 +34,12 @@ fn is_dead(error: &io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::NOTCONN)
 }
 
+/// Whether the process behind a mount is gone. The kernel may still answer for the attributes of a dead mount's root out of its
+/// cache, but not for the entries.
+fn is_dead_mount(path: &Path) -> bool {
+    fs::metadata(path).map(drop).and_then(|()| fs::read_dir(path).map(drop)).is_err_and(|error| is_dead(&error))
+}
+
 /// Checks that the volume at `cipher_directory` (canonical) can be mounted at `path`; returns the canonical mount point.
 /// A dead mount there is taken away first with `unmount`.
 pub(crate) fn prepare(
@@ -45,9 +51,7 @@ pub(crate) fn prepare(
         CliError::new(Exit::MountPoint, format_args!("the mount point {}: {why}", path.display()))
     };
     let mountpoint = canonical(path).map_err(|error| refuse(&error))?;
-    if let Err(error) = fs::metadata(&mountpoint)
-        && is_dead(&error)
-    {
+    if is_dead_mount(&mountpoint) {
         unmount(&mountpoint)?;
     }
     if mountpoint == cipher_directory {
