@@ -10,10 +10,10 @@ mod support;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 
-use support::{Argument, Home, Volume, bytes, errno, eventually, needs_root, python, run, walk};
+use support::{Argument, Home, Volume, bytes, errno, eventually, flip, needs_root, python, run, walk};
 
 /// Bytes of plaintext in a page.
 const PAGE: usize = 4048;
@@ -270,4 +270,56 @@ fn a_cipher_directory_that_goes_away_is_an_error_and_one_that_comes_back_is_moun
     assert!(fs::read(volume.path("directory/kept")).unwrap() == kept);
     assert!(fs::read(volume.path("later")).unwrap() == kept);
     synced(&volume.path("new"), &kept);
+}
+
+/// Neither `unlink` nor `rmdir` needs a key or content that makes sense.
+#[test]
+fn damaged_entries_can_be_removed_while_no_key_is_to_be_had() {
+    let volume = Volume::new(&[]);
+    let damage: [(&str, fn(&Path)); 6] = [
+        ("header", |path| flip(path, 100)),
+        ("page", |path| flip(path, 5000)),
+        ("size", |path| cut(path, 5000)),
+        ("short", |path| cut(path, 17)),
+        ("page-end", |path| cut(path, 8192)),
+        ("junk", |path| fs::write(path, "junk").unwrap()),
+    ];
+    for (name, _) in &damage {
+        fs::write(volume.path(name), bytes(1, 9000)).unwrap();
+    }
+    symlink("target", volume.path("link")).unwrap();
+    fs::create_dir(volume.path("no-id")).unwrap();
+    fs::create_dir(volume.path("bad-id")).unwrap();
+    fs::write(volume.path("n".repeat(200)), "long").unwrap();
+    let behind = |name: &str| volume.behind(name);
+    let (link, no_id, bad_id, long) = (behind("link"), behind("no-id"), behind("bad-id"), behind(&"n".repeat(200)));
+    let files: Vec<PathBuf> = damage.iter().map(|(name, _)| volume.behind(name)).collect();
+    volume.unmount();
+    damage.iter().zip(&files).for_each(|((_, damage), file)| damage(file));
+    let relink = |path: &Path| {
+        fs::remove_file(path).unwrap();
+        symlink("A".repeat(60), path).unwrap();
+    };
+    relink(&link);
+    fs::remove_file(no_id.join(".kmsfs.dir")).unwrap();
+    relink(&bad_id.join(".kmsfs.dir"));
+    flip(&long, 10);
+    volume.mount();
+    volume.home.ok(&[&"lock", &volume.plain]);
+    assert_eq!(errno(fs::read(volume.path("page"))), Some(libc::ENOKEY));
+    for (name, _) in &damage {
+        fs::remove_file(volume.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+    fs::remove_file(volume.path("link")).unwrap();
+    fs::remove_file(volume.path("n".repeat(200))).unwrap();
+    fs::remove_dir(volume.path("no-id")).unwrap();
+    fs::remove_dir(volume.path("bad-id")).unwrap();
+    assert_eq!(fs::read_dir(&volume.plain).unwrap().count(), 0);
+    volume.remount();
+    let left = walk(&volume.cipher).into_iter().filter(|path| !path.starts_with(volume.cipher.join(".kmsfs")));
+    assert_eq!(left.collect::<Vec<_>>(), [volume.cipher.join(".kmsfs.dir")], "nothing is left behind");
+}
+
+fn cut(path: &Path, size: u64) {
+    OpenOptions::new().write(true).open(path).unwrap().set_len(size).unwrap();
 }
