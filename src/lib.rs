@@ -18,12 +18,14 @@
 //! * [`keys`]: providers, cache, headers to file keys; imports crypto and format.
 //! * [`content`]: the plaintext view of one sealed file; imports crypto, format and storage.
 //! * [`fs`]: what a filesystem means; imports content, keys, storage, format, and the names of crypto's keys.
+//! * [`check`]: whether what lies in a cipher directory is whole; imports what fs does, and crypto's names.
 //! * `mount`: the kernel's side; imports fs, decides nothing.
 //! * `daemon`: this process; imports neither fs nor keys.
 //! * `cli`: arguments, settings, commands; imports everything, and only `main` imports it.
 //!
 //! `tests/layers.rs` holds these arrows against the sources.
 
+pub mod check;
 pub mod cli;
 pub mod content;
 pub mod crypto;

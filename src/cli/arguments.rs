@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use super::commands::{
-    completions, doctor, estimate, forget, init, inspect, keys, lock, man, mount, recipients, rewrap, speed, status,
+    check, completions, doctor, estimate, forget, init, inspect, keys, lock, man, mount, recipients, rewrap, speed, status,
     umount,
 };
 
@@ -22,8 +22,9 @@ Exit codes:
   10  FUSE not available
   11  volume already mounted or locked
   12  not mounted
-  13  a header or page does not authenticate
+  13  something does not authenticate, or a part of it is missing
   14  read-only or full filesystem, or another I/O error
+  15  check found something that is not as it should be, and nothing that is lost
 
 Environment: KMSFS_PASSPHRASE, KMSFS_PASSPHRASE_FILE, KMSFS_KEYRING, KMSFS_REGION, KMSFS_ENDPOINT_URL, KMSFS_FIPS,
 KMSFS_KMS_ATTEMPT_TIMEOUT, KMSFS_KMS_OPERATION_TIMEOUT, KMSFS_LOG, KMSFS_LOG_FILE, KMSFS_CONFIG.
@@ -50,6 +51,7 @@ pub(super) enum Command {
     Lock(lock::LockArgs),
     Unlock(lock::UnlockArgs),
     Inspect(inspect::InspectArgs),
+    Check(Box<check::CheckArgs>),
     Doctor(Box<doctor::DoctorArgs>),
     Estimate(estimate::EstimateArgs),
     Keys(keys::KeysArgs),

@@ -25,12 +25,13 @@ pub(crate) enum Exit {
     NotMounted = 12,
     Unauthentic = 13,
     Io = 14,
+    Amiss = 15,
 }
 
 impl Exit {
     /// All of them, in order.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::Other,
         Self::Usage,
         Self::CipherDirectory,
@@ -45,6 +46,7 @@ impl Exit {
         Self::NotMounted,
         Self::Unauthentic,
         Self::Io,
+        Self::Amiss,
     ];
 }
 

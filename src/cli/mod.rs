@@ -60,6 +60,7 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
         Command::Lock(args) => commands::lock::lock(args),
         Command::Unlock(args) => commands::lock::unlock(args),
         Command::Inspect(args) => commands::inspect::run(args),
+        Command::Check(args) => commands::check::run(args),
         Command::Doctor(args) => commands::doctor::run(args),
         Command::Estimate(args) => commands::estimate::run(args),
         Command::Keys(args) => commands::keys::run(args),

@@ -24,4 +24,5 @@ mod tests;
 mod write;
 
 pub use file::{Content, ContentError, Events, Rules};
+pub use pages::{Opened, open as open_page};
 pub use settle::Unsettled;

@@ -8,7 +8,7 @@ use super::ContentError;
 
 /// What a page on disk turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Opened {
+pub enum Opened {
     /// 4096 zero bytes; the plaintext is zeros.
     Hole,
     /// A box that authenticated.
@@ -17,7 +17,9 @@ pub(super) enum Opened {
 
 impl Opened {
     /// How many bytes count, if it is the last page.
-    pub(super) fn len(self) -> usize {
+    #[must_use]
+    #[allow(clippy::len_without_is_empty)] // no page has a length of 0
+    pub fn len(self) -> usize {
         match self {
             Self::Hole => PAYLOAD_LEN,
             Self::Sealed(trailer) => trailer.len.into(),
@@ -28,7 +30,10 @@ impl Opened {
 /// Opens `disk`, the page `index`, into `plain` (4048 bytes).
 ///
 /// A box is authenticated before its trailer is believed. On an error the content of `plain` must not be used.
-pub(super) fn open(
+///
+/// # Errors
+/// [`ContentError::Unauthentic`] or [`ContentError::BadTrailer`].
+pub fn open(
     session: &mut AeadSession<'_>,
     index: PageIndex,
     disk: &Page,

@@ -9,6 +9,8 @@ use super::hex;
 pub const CONFIG_FILE: &str = "volume.toml";
 /// The name of the config before the last change.
 pub const PREVIOUS_CONFIG_FILE: &str = "volume.toml.1";
+/// What the name of a config begins with that repairing put aside.
+pub const BROKEN_CONFIG_FILE: &str = "volume.toml.broken";
 /// The largest config that is read, in bytes.
 pub const MAX_CONFIG_LEN: usize = 65536;
 /// The most files that may share a data key.

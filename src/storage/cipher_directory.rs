@@ -22,8 +22,8 @@ use super::{KeyStock, LongTargets};
 const VOLUME_DIRECTORY: &str = ".kmsfs";
 /// The symlink whose target is a directory's id.
 const DIRECTORY_ID: &str = ".kmsfs.dir";
-const CONFIG: &str = "volume.toml";
-const PREVIOUS_CONFIG: &str = "volume.toml.1";
+pub(super) const CONFIG: &str = "volume.toml";
+pub(super) const PREVIOUS_CONFIG: &str = "volume.toml.1";
 /// One byte more than any config has, so that the parser sees that a file is too large.
 const MAX_CONFIG_READ: u64 = 65536 + 1;
 
@@ -32,7 +32,7 @@ const MAX_CONFIG_READ: u64 = 65536 + 1;
 pub struct CipherDirectory {
     path: PathBuf,
     root: OwnedFd,
-    volume: OwnedFd,
+    pub(super) volume: OwnedFd,
 }
 
 /// How a volume is locked.
@@ -98,6 +98,20 @@ impl CipherDirectory {
     /// # Errors
     /// [`CipherDirectoryError`].
     pub fn open(path: &Path) -> Result<Self, CipherDirectoryError> {
+        let directory = Self::open_without_config(path)?;
+        let path = &directory.path;
+        match rustix::fs::statat(&directory.volume, CONFIG, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => Ok(directory),
+            Ok(_) | Err(Errno::NOENT) => Err(CipherDirectoryError::NotAVolume(path.clone())),
+            Err(error) => Err(at(&path.join(VOLUME_DIRECTORY).join(CONFIG), error.into())),
+        }
+    }
+
+    /// Opens what was a cipher directory, whether or not it still has its config.
+    ///
+    /// # Errors
+    /// [`CipherDirectoryError`].
+    pub fn open_without_config(path: &Path) -> Result<Self, CipherDirectoryError> {
         let path = fs::canonicalize(path).map_err(|error| at(path, error))?;
         let root = open_directory(rustix::fs::CWD, &path).map_err(|error| at(&path, error))?;
         let volume = match open_directory(root.as_fd(), Path::new(VOLUME_DIRECTORY)) {
@@ -106,13 +120,7 @@ impl CipherDirectory {
             }
             other => other.map_err(|error| at(&path.join(VOLUME_DIRECTORY), error))?,
         };
-        match rustix::fs::statat(&volume, CONFIG, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {
-                Ok(Self { path, root, volume })
-            }
-            Ok(_) | Err(Errno::NOENT) => Err(CipherDirectoryError::NotAVolume(path)),
-            Err(error) => Err(at(&path.join(VOLUME_DIRECTORY).join(CONFIG), error.into())),
-        }
+        Ok(Self { path, root, volume })
     }
 
     /// Whether a volume can be made at `path`: it does not exist (and its parent does), or it is an empty directory.
@@ -251,7 +259,7 @@ fn open_directory(parent: BorrowedFd<'_>, name: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Reads a regular file of the volume's own directory; anything else of that name is an error, and never blocks.
-fn read_regular(volume: BorrowedFd<'_>, name: &str) -> io::Result<Vec<u8>> {
+pub(super) fn read_regular(volume: BorrowedFd<'_>, name: &str) -> io::Result<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     let file = fs::File::from(rustix::fs::openat2(volume, name, flags, Mode::empty(), beneath)?);
@@ -264,7 +272,7 @@ fn read_regular(volume: BorrowedFd<'_>, name: &str) -> io::Result<Vec<u8>> {
 }
 
 /// Puts `bytes` at `name`, whole or not at all.
-fn write_durably(volume: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write_durably(volume: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()> {
     let new = format!("{name}.new");
     let written = write_new(volume, &new, bytes).and_then(|()| Ok(rustix::fs::renameat(volume, &new, volume, name)?));
     if written.is_err() {

@@ -6,6 +6,7 @@
 //! * what is assumed of the disk is written down at [`RawFile`] and in `docs/FORMAT.md` section 1.
 
 pub mod cipher_directory;
+mod config_repair;
 mod directory;
 mod file;
 mod key_stock;

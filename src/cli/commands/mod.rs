@@ -1,5 +1,9 @@
 //! One file for each command.
 
+pub(super) mod check;
+mod check_config;
+mod check_paths;
+mod check_report;
 pub(super) mod completions;
 pub(super) mod doctor;
 mod doctor_host;

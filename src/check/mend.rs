@@ -1,0 +1,108 @@
+//! Repairing: what finishes an interrupted step or removes what means nothing. The volume's exclusive lock is held.
+//!
+//! Invariant: nothing that authenticates, or that a key might still open, is written over or removed.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::content::Content;
+use crate::format::geometry::PAGE_LEN;
+use crate::format::header::{HeaderPage, SLOT_LEN};
+use crate::format::name::{self, DIRECTORY_ID};
+use crate::storage::{Access, DiskFile, Node, RawFile, SetTime};
+
+use super::files::Slot;
+use super::finding::{Finding, Mend};
+use super::places::holds_nothing;
+use super::{Checker, locked};
+
+impl Checker<'_> {
+    /// Repairs what can be, marks it, and settles files that are whole; returns how many it settled.
+    ///
+    /// # Errors
+    /// If what was done cannot be made durable.
+    pub fn mend(&self, findings: &mut [Finding]) -> io::Result<u64> {
+        for finding in findings.iter_mut() {
+            let Some(mend) = finding.mend else { continue };
+            match self.mend_one(&finding.cipher, mend) {
+                Ok(true) => finding.repaired = true,
+                Ok(false) => finding.what.push_str("; not repaired: it has changed meanwhile"),
+                Err(error) => finding.what.push_str(&format!("; not repaired: {error}")),
+            }
+        }
+        let unsettled = std::mem::take(&mut *locked(&self.unsettled));
+        let mut settled = 0;
+        for cipher in &unsettled {
+            match self.settle(cipher) {
+                Ok(done) => settled += u64::from(done),
+                // It is complete as it is.
+                Err(error) => tracing::warn!("{cipher} cannot be settled: {error}"),
+            }
+        }
+        self.root.sync_filesystem()?;
+        Ok(settled)
+    }
+
+    fn mend_one(&self, cipher: &str, mend: Mend) -> io::Result<bool> {
+        let (above, entry) = cipher.rsplit_once('/').unwrap_or(("", cipher));
+        let directory = self.node_at(above)?;
+        match mend {
+            Mend::Remove => remove(&directory, entry),
+            Mend::GiveId => self.give_id(&directory.lookup(entry)?),
+            Mend::CopySlot => self.copy_slot(&directory.lookup(entry)?),
+        }
+    }
+
+    fn give_id(&self, directory: &Node) -> io::Result<bool> {
+        let Some(volume) = self.volume else { return Ok(false) };
+        if !holds_nothing(directory)? {
+            return Ok(false);
+        }
+        directory.symlink(&name::encode(&volume.names.new_directory_id().1), DIRECTORY_ID)?;
+        Ok(true)
+    }
+
+    /// The header is written whole, in one write of a page: however it tears, the valid slot is there.
+    fn copy_slot(&self, node: &Node) -> io::Result<bool> {
+        let stat = node.stat()?;
+        let file = DiskFile::writable(node.open_file(Access::ReadWrite)?);
+        let mut page: HeaderPage = [0; PAGE_LEN];
+        if file.read_at(&mut page, 0)? < PAGE_LEN {
+            return Ok(false);
+        }
+        let (from, to) = match self.slots(&page) {
+            [Slot::Valid, Slot::Broken(_)] => (0, SLOT_LEN),
+            [Slot::Broken(_), Slot::Valid] => (SLOT_LEN, 0),
+            _ => return Ok(false),
+        };
+        page.copy_within(from..from + SLOT_LEN, to);
+        file.write_at(&page, 0)?;
+        file.sync(false)?;
+        node.set_times(SetTime::At(stat.atime), SetTime::At(stat.mtime))?;
+        Ok(true)
+    }
+
+    fn settle(&self, cipher: &str) -> io::Result<bool> {
+        let Some(volume) = self.volume else { return Ok(false) };
+        let file = Arc::new(DiskFile::writable(self.node_at(cipher)?.open_file(Access::ReadWrite)?));
+        let mut page: HeaderPage = [0; PAGE_LEN];
+        file.read_at(&mut page, 0)?;
+        let opened = volume.ring.authenticate(&page).map_err(io::Error::other)?;
+        let Some(header) = opened else { return Ok(false) };
+        let keys = self.patience.open(&volume.ring, &header).map_err(io::Error::other)?.keys;
+        let content = Content::open(file, Some(keys), self.rules(), Arc::default()).map_err(io::Error::other)?;
+        let Some(unsettled) = content.unsettled() else { return Ok(false) };
+        content.sync(false).and_then(|()| content.settle(unsettled)).map_err(io::Error::other)
+    }
+}
+
+/// Removes an entry that means nothing: the symlink of a long name only if there still is no entry of that name.
+fn remove(directory: &Node, entry: &str) -> io::Result<bool> {
+    if let Some(long) = entry.strip_suffix(".n")
+        && directory.lookup(long).is_ok()
+    {
+        return Ok(false);
+    }
+    directory.unlink(entry)?;
+    Ok(true)
+}

@@ -1,0 +1,92 @@
+//! The config of a volume that is checked: reading it, unlocking the volume, and putting the previous config back.
+
+use std::path::Path;
+
+use crate::check::Finding;
+use crate::cli::error::{CliError, Exit};
+use crate::cli::pins::Pins;
+use crate::cli::unlock::{self, Expected};
+use crate::format::config::{self, PREVIOUS_CONFIG_FILE, SealedConfig};
+use crate::keys::providers::ProviderSettings;
+use crate::keys::{KeyLimits, Volume};
+use crate::storage::CipherDirectory;
+use crate::storage::cipher_directory::{CipherDirectoryError, LockMode, VolumeLock};
+
+/// How a volume is opened for a check.
+pub(super) struct Opening<'a> {
+    /// None for the structure alone.
+    pub(super) providers: Option<&'a ProviderSettings>,
+    pub(super) pins: Option<&'a Pins>,
+    pub(super) limits: KeyLimits,
+    /// Its exclusive lock is taken, and a config that is missing or broken is mended.
+    pub(super) repair: bool,
+}
+
+/// What is checked.
+pub(super) struct Subject {
+    pub(super) directory: CipherDirectory,
+    pub(super) sealed: SealedConfig,
+    pub(super) volume: Option<Volume>,
+    pub(super) _lock: Option<VolumeLock>,
+    /// The config was not as it should be, and was mended.
+    pub(super) mended: Option<Finding>,
+}
+
+impl Opening<'_> {
+    /// Opens the volume at `path`.
+    pub(super) fn open(&self, path: &Path) -> Result<Subject, CliError> {
+        let directory = CipherDirectory::open_without_config(path)?;
+        let lock = self.repair.then(|| directory.lock(LockMode::Exclusive)).transpose()?;
+        match self.read(&directory) {
+            Ok((sealed, volume)) => Ok(Subject { directory, sealed, volume, _lock: lock, mended: None }),
+            Err(error) if error.code() == Exit::Config as u8 => {
+                let what = error.to_string();
+                let (bytes, sealed, volume) = self.previous(&directory).map_err(|_| error)?;
+                if !self.repair {
+                    let hint = "`kmsfs check --repair` puts back .kmsfs/volume.toml.1, which holds";
+                    return Err(CliError::new(Exit::Config, what).hint(hint));
+                }
+                let restored = directory.restore_config(&bytes);
+                restored.map_err(|error| CliError::io(directory.path().join(".kmsfs").display(), &error))?;
+                let what = format!("{what}; {PREVIOUS_CONFIG_FILE} was put back");
+                let mended = Finding { repaired: true, ..Finding::config(what, true) };
+                Ok(Subject { directory, sealed, volume, _lock: lock, mended: Some(mended) })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn read(&self, directory: &CipherDirectory) -> Result<(SealedConfig, Option<Volume>), CliError> {
+        match CipherDirectory::open(directory.path()) {
+            Ok(_) => {}
+            Err(CipherDirectoryError::NotAVolume(path)) => {
+                return Err(CliError::new(
+                    Exit::Config,
+                    format_args!("{}: the volume config is missing", path.display()),
+                )
+                .hint("restore .kmsfs/volume.toml from a backup"));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        self.unlock(directory, unlock::read_config(directory)?)
+    }
+
+    /// The config before the last change, if it holds.
+    fn previous(&self, directory: &CipherDirectory) -> Result<(Vec<u8>, SealedConfig, Option<Volume>), CliError> {
+        let bytes = directory.read_previous_config().map_err(|error| CliError::io(PREVIOUS_CONFIG_FILE, &error))?;
+        let (sealed, volume) = self.unlock(directory, config::parse(&bytes)?)?;
+        Ok((bytes, sealed, volume))
+    }
+
+    fn unlock(
+        &self,
+        directory: &CipherDirectory,
+        sealed: SealedConfig,
+    ) -> Result<(SealedConfig, Option<Volume>), CliError> {
+        let unlock = |providers| {
+            unlock::unlock(directory.path(), &sealed, &Expected::default(), self.pins, providers, self.limits)
+        };
+        let volume = self.providers.map(unlock).transpose()?;
+        Ok((sealed, volume))
+    }
+}

@@ -1,0 +1,634 @@
+//! `kmsfs check`: nothing is wrong with what the program wrote, each damage is found where it is, and what repairing and
+//! salvaging do.
+#![cfg(feature = "mount")]
+#![allow(clippy::unwrap_used)] // it is how a test fails
+
+#[path = "support/mount.rs"]
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{CWD, FileType, Mode, XattrFlags, setxattr};
+use serde_json::Value;
+use support::{Argument, Home, Volume, bytes, flip, text};
+
+const PAGE: usize = 4048;
+/// More than one thread opens at a time.
+const LARGE: usize = 5000 * PAGE + 17;
+
+/// Runs `kmsfs check --json`; returns the exit code and the report.
+fn check(home: &Home, arguments: &[Argument<'_>]) -> (i32, Value) {
+    let all: Vec<Argument<'_>> = [&[&"check" as Argument<'_>, &"--json"], arguments].concat();
+    let output = home.kmsfs(&all);
+    let report = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+    (output.status.code().unwrap_or_else(|| panic!("killed: {}", text(&output.stderr))), report)
+}
+
+fn assert_clean(home: &Home, arguments: &[Argument<'_>]) -> Value {
+    let (code, report) = check(home, arguments);
+    assert_eq!((code, &report["clean"]), (0, &Value::Bool(true)), "{report:#}");
+    assert_eq!(report["findings"].as_array().unwrap().len(), 0, "{report:#}");
+    report
+}
+
+fn long(letter: &str) -> String {
+    letter.repeat(200)
+}
+
+/// Something of every kind.
+fn fill(root: &Path) {
+    for size in [0, 1, PAGE - 1, PAGE, PAGE + 1, 4096, 2 * PAGE, 6 * PAGE, 100_000] {
+        fs::write(root.join(format!("{size}")), bytes(size as u64, size)).unwrap();
+    }
+    let deep = root.join(long("d")).join("e".repeat(176));
+    fs::create_dir_all(&deep).unwrap();
+    fs::write(deep.join(long("f")), bytes(7, 10_000)).unwrap();
+    fs::create_dir(root.join("empty")).unwrap();
+    for directory in ["one", "two"] {
+        fs::create_dir(root.join(directory)).unwrap();
+        fs::write(root.join(directory).join("file"), bytes(8, 3 * PAGE)).unwrap();
+    }
+    let sparse = File::create(root.join("sparse")).unwrap();
+    sparse.write_all_at(&bytes(9, 5000), 300_000).unwrap();
+    sparse.set_len(500_001).unwrap();
+    symlink("1", root.join("link")).unwrap();
+    symlink("../".repeat(500), root.join(long("l"))).unwrap();
+    fs::hard_link(root.join("1"), root.join("one/again")).unwrap();
+    let mode = Mode::RUSR | Mode::WUSR;
+    for (name, kind) in [("fifo", FileType::Fifo), ("socket", FileType::Socket)] {
+        rustix::fs::mknodat(CWD, root.join(name), kind, mode, 0).unwrap();
+    }
+    for name in ["1", "0", "two", "4048"] {
+        for attribute in ["user.colour", &format!("user.{}", "x".repeat(240))] {
+            setxattr(root.join(name), attribute, b"red", XattrFlags::empty()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_the_program_wrote_is_clean_with_each_choice_of_a_volume() {
+    let suites = ["xaes-256-gcm", "xchacha20-poly1305"];
+    for (suite, holes, end) in [
+        (suites[0], "allow", "lenient"),
+        (suites[0], "deny", "strict"),
+        (suites[1], "allow", "strict"),
+        (suites[1], "deny", "lenient"),
+    ] {
+        let volume = Volume::new(&["--suite", suite, "--holes", holes, "--end", end]);
+        fill(&volume.plain);
+        fs::write(volume.path("large"), bytes(1, LARGE)).unwrap();
+        volume.home.ok(&[&"keys", &"provision", &volume.cipher, &"--count", &"3"]);
+        assert_clean(&volume.home, &[&volume.plain]);
+        volume.unmount();
+        let report = assert_clean(&volume.home, &[&volume.cipher]);
+        let count = |field: &str| report[field].as_u64().unwrap();
+        assert_eq!([count("directories"), count("files"), count("symlinks"), count("others")], [6, 14, 2, 2]);
+        let pages = LARGE.div_ceil(PAGE) + [0, 1, 1, 1, 2, 2, 2, 6, 25, 3, 3, 3, 124].iter().sum::<usize>();
+        assert_eq!(count("pages"), pages as u64, "each page once, hard links or not");
+        assert_eq!(count("unsettled"), 0, "an unmount settles");
+        assert_clean(&volume.home, &[&"--repair", &volume.cipher]);
+        let keyring = volume.home.path("data/kmsfs/keyring.toml");
+        fs::rename(&keyring, volume.home.path("away")).unwrap();
+        let structure = assert_clean(&volume.home, &[&"--structure", &volume.cipher]);
+        assert_eq!((&structure["files"], &structure["pages"]), (&report["files"], &Value::from(0)));
+        assert_eq!(check(&volume.home, &[&volume.cipher]).0, 6, "everything else needs the key");
+    }
+}
+
+#[test]
+fn unsettled_files_are_no_finding_and_repairing_settles_them() {
+    let volume = Volume::new(&[]);
+    let expected = bytes(3, 3 * PAGE + 100);
+    fs::write(volume.path("a"), &expected).unwrap();
+    volume.kill();
+    let report = assert_clean(&volume.home, &[&volume.cipher]);
+    assert_eq!(report["unsettled"], 1);
+    let report = assert_clean(&volume.home, &[&"--repair", &volume.cipher]);
+    assert_eq!(report["settled"], 1);
+    assert_eq!(assert_clean(&volume.home, &[&volume.cipher])["unsettled"], 0);
+    volume.mount();
+    assert_eq!(fs::read(volume.path("a")).unwrap(), expected);
+    assert_eq!(fs::metadata(volume.path("a")).unwrap().len(), expected.len() as u64);
+}
+
+/// An unmounted volume, and where its entries lie in the cipher directory.
+struct Original {
+    volume: Volume,
+    entries: BTreeMap<String, PathBuf>,
+}
+
+impl Original {
+    fn new(init: &[&str]) -> Self {
+        let volume = Volume::new(init);
+        fill(&volume.plain);
+        volume.home.ok(&[&"keys", &"provision", &volume.cipher, &"--count", &"2"]);
+        let plain = support::walk(&volume.plain);
+        let entry = |path: &PathBuf| {
+            let name = path.strip_prefix(&volume.plain).unwrap();
+            let behind = volume.behind(name).strip_prefix(&volume.cipher).unwrap().to_owned();
+            (name.to_str().unwrap().to_owned(), behind)
+        };
+        let entries = plain.iter().map(entry).collect();
+        volume.unmount();
+        Self { volume, entries }
+    }
+
+    fn copy(&self, name: &str) -> Copy<'_> {
+        let root = self.volume.home.path(format!("copy of {name}"));
+        support::run("cp", &[&"-a", &self.volume.cipher, &root], Path::new("/"));
+        Copy { original: self, root }
+    }
+}
+
+/// A copy of the cipher directory, to be damaged.
+struct Copy<'o> {
+    original: &'o Original,
+    root: PathBuf,
+}
+
+impl Copy<'_> {
+    /// The ciphertext of a plain path.
+    fn at(&self, plain: &str) -> PathBuf {
+        self.root.join(&self.original.entries[plain])
+    }
+
+    fn home(&self) -> &Home {
+        &self.original.volume.home
+    }
+
+    fn check(&self) -> (i32, Value) {
+        check(self.home(), &[&self.root])
+    }
+
+    /// The long name's symlink of an entry.
+    fn link_of(&self, plain: &str) -> PathBuf {
+        PathBuf::from(format!("{}.n", self.at(plain).display()))
+    }
+}
+
+/// Gives a file a second header slot like the first.
+fn second_slot(path: &Path) {
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut slot = [0; 2048];
+    file.read_exact_at(&mut slot, 0).unwrap();
+    file.write_all_at(&slot, 2048).unwrap();
+}
+
+fn swap_pages(a: &Path, at_a: u64, b: &Path, at_b: u64) {
+    let open = |path| OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let (a, b) = (open(a), open(b));
+    let read = |file: &File, page: u64| {
+        let mut bytes = [0; 4096];
+        file.read_exact_at(&mut bytes, 4096 * (page + 1)).unwrap();
+        bytes
+    };
+    let (left, right) = (read(&a, at_a), read(&b, at_b));
+    a.write_all_at(&right, 4096 * (at_a + 1)).unwrap();
+    b.write_all_at(&left, 4096 * (at_b + 1)).unwrap();
+}
+
+/// Changes one character of a symlink's target.
+fn flip_target(path: &Path) {
+    let mut target = fs::read_link(path).unwrap().to_str().unwrap().as_bytes().to_vec();
+    let place = target.len() / 2;
+    target[place] = if target[place] == b'A' { b'B' } else { b'A' };
+    fs::remove_file(path).unwrap();
+    symlink(String::from_utf8(target).unwrap(), path).unwrap();
+}
+
+fn stored_attributes(path: &Path) -> Vec<String> {
+    let mut buffer = vec![0; 65536];
+    let len = rustix::fs::listxattr(path, &mut buffer[..]).unwrap();
+    let names = buffer[..len].split(|byte| *byte == 0).map(text);
+    names.filter(|name| name.starts_with("user.kmsfs.")).collect()
+}
+
+fn old(path: &Path) {
+    support::set_times(path, 1_000_000_000, 0);
+}
+
+/// A way to damage a volume, and what must come of it.
+struct Case {
+    name: &'static str,
+    damage: fn(&Copy<'_>),
+    code: i32,
+    /// Kind and first page of each finding, sorted.
+    findings: &'static [(&'static str, Option<u64>)],
+    /// The plain path in the first finding that has one.
+    plain: Option<&'static str>,
+    /// The exit code after repairing, and of a check after that.
+    repaired: i32,
+    /// Whether the structure shows it, without keys.
+    structure: bool,
+}
+
+const fn case(
+    name: &'static str,
+    code: i32,
+    findings: &'static [(&'static str, Option<u64>)],
+    plain: Option<&'static str>,
+    damage: fn(&Copy<'_>),
+) -> Case {
+    Case { name, damage, code, findings, plain, repaired: code, structure: false }
+}
+
+const fn mendable(case: Case) -> Case {
+    Case { repaired: 0, ..case }
+}
+
+const fn structural(case: Case) -> Case {
+    Case { structure: true, ..case }
+}
+
+const CASES: &[Case] = &[
+    case("the only slot flipped", 13, &[("header", None)], Some("8096"), |c| flip(&c.at("8096"), 40)),
+    mendable(case("slot A of two flipped", 15, &[("header-slot", None)], Some("8096"), |c| {
+        second_slot(&c.at("8096"));
+        flip(&c.at("8096"), 40);
+    })),
+    mendable(case("slot B of two flipped", 15, &[("header-slot", None)], Some("8096"), |c| {
+        second_slot(&c.at("8096"));
+        flip(&c.at("8096"), 2048 + 40);
+    })),
+    case("both slots flipped", 13, &[("header", None)], Some("8096"), |c| {
+        second_slot(&c.at("8096"));
+        flip(&c.at("8096"), 40);
+        flip(&c.at("8096"), 2048 + 40);
+    }),
+    structural(case("the magic is gone", 13, &[("header", None)], Some("8096"), |c| flip(&c.at("8096"), 0))),
+    case("a page flipped", 13, &[("page", Some(2))], Some("24288"), |c| flip(&c.at("24288"), 3 * 4096 + 500)),
+    case("the first page of one that ends in it", 13, &[("page", Some(0))], Some("1"), |c| flip(&c.at("1"), 5000)),
+    case("pages moved within a file", 13, &[("page", Some(1)), ("page", Some(4))], Some("24288"), |c| {
+        swap_pages(&c.at("24288"), 1, &c.at("24288"), 4);
+    }),
+    case("pages swapped between files", 13, &[("page", Some(0)), ("page", Some(0))], None, |c| {
+        swap_pages(&c.at("24288"), 0, &c.at("8096"), 0);
+    }),
+    case("an entry moved to another directory", 13, &[("name", None)], None, |c| {
+        fs::rename(c.at("24288"), c.at("one").join(c.at("24288").file_name().unwrap())).unwrap();
+    }),
+    // What is bound to no name can be exchanged unnoticed, as docs/THREATS.md says.
+    case("the contents of two files exchanged", 0, &[], None, |c| {
+        let [a, b] = [c.at("24288"), c.at("8096")];
+        fs::rename(&a, c.root.join("t")).unwrap();
+        fs::rename(&b, &a).unwrap();
+        fs::rename(c.root.join("t"), &b).unwrap();
+    }),
+    case("cut at a page", 15, &[("end-mark", Some(2))], Some("24288"), |c| {
+        File::options().write(true).open(c.at("24288")).unwrap().set_len(4 * 4096).unwrap();
+    }),
+    structural(case("cut within the first page", 13, &[("size", None)], Some("24288"), |c| {
+        File::options().write(true).open(c.at("24288")).unwrap().set_len(5000).unwrap();
+    })),
+    structural(case("junk under a good name", 13, &[("header", None)], Some("8096"), |c| {
+        fs::write(c.at("8096"), bytes(5, 12288)).unwrap();
+    })),
+    structural(case("strangers", 15, &[("stray", None), ("stray", None), ("stray", None)], None, |c| {
+        fs::write(c.root.join("README"), "x").unwrap();
+        fs::create_dir(c.at("one").join(".hidden")).unwrap();
+        fs::write(c.root.join(".kmsfs/notes"), "x").unwrap();
+    })),
+    structural(case("a directory's id missing", 13, &[("directory-id", None)], Some("one"), |c| {
+        fs::remove_file(c.at("one").join(".kmsfs.dir")).unwrap();
+    })),
+    mendable(structural(case(
+        "an empty directory's id missing",
+        15,
+        &[("empty-directory", None)],
+        Some("empty"),
+        |c| {
+            fs::remove_file(c.at("empty").join(".kmsfs.dir")).unwrap();
+        },
+    ))),
+    case("a directory's id flipped", 13, &[("directory-id", None)], Some("two"), |c| {
+        flip_target(&c.at("two").join(".kmsfs.dir"));
+    }),
+    case("the root's id flipped", 13, &[("directory-id", None)], Some(""), |c| flip_target(&c.root.join(".kmsfs.dir"))),
+    // Which of the two directories was first is the threads' affair.
+    case("another directory's id", 13, &[("same-id", None), ("name", None)], None, |c| {
+        let (from, to) = (c.at("two").join(".kmsfs.dir"), c.at("one").join(".kmsfs.dir"));
+        fs::remove_file(&to).unwrap();
+        fs::remove_file(c.at("one/again")).unwrap();
+        symlink(fs::read_link(from).unwrap(), to).unwrap();
+    }),
+    mendable(structural(case("a long name's symlink without its entry", 15, &[("orphan-link", None)], None, |c| {
+        fs::remove_file(c.at(&long("l"))).unwrap();
+    }))),
+    structural(case("a long name's symlink missing", 13, &[("long-name", None)], None, |c| {
+        fs::remove_file(c.link_of(&long("l"))).unwrap();
+    })),
+    structural(case("a long name's symlink flipped", 13, &[("long-name", None)], None, |c| {
+        flip_target(&c.link_of(&long("l")));
+    })),
+    case("a link's target flipped", 13, &[("link", None)], Some("link"), |c| flip_target(&c.at("link"))),
+    structural(case("a link's target cut", 13, &[("link", None)], Some("link"), |c| {
+        fs::remove_file(c.at("link")).unwrap();
+        symlink("abc", c.at("link")).unwrap();
+    })),
+    case("attributes changed", 13, &[("xattr", None), ("xattr", None)], Some("4048"), |c| {
+        for name in stored_attributes(&c.at("4048")) {
+            let mut value = vec![0; 4096];
+            let len = rustix::fs::getxattr(c.at("4048"), name.as_str(), &mut value[..]).unwrap();
+            value[len - 1] ^= 1;
+            setxattr(c.at("4048"), name.as_str(), &value[..len], XattrFlags::empty()).unwrap();
+        }
+    }),
+    case("an attribute of a directory copied to another", 13, &[("xattr", None)], Some("one"), |c| {
+        let name = stored_attributes(&c.at("two")).remove(0);
+        let mut value = vec![0; 4096];
+        let len = rustix::fs::getxattr(c.at("two"), name.as_str(), &mut value[..]).unwrap();
+        setxattr(c.at("one"), name.as_str(), &value[..len], XattrFlags::empty()).unwrap();
+    }),
+    structural(case("a header of zeros", 15, &[("no-header", None)], Some("8096"), |c| {
+        OpenOptions::new().write(true).open(c.at("8096")).unwrap().write_all_at(&[0; 4096], 0).unwrap();
+    })),
+    mendable(structural(case("what a crash left", 15, &[("leftover", None), ("leftover", None)], None, |c| {
+        for name in ["volume.toml.new", "keys/.00112233445566778899aabbccddeeff.new"] {
+            fs::write(c.root.join(".kmsfs").join(name), "x").unwrap();
+            old(&c.root.join(".kmsfs").join(name));
+        }
+        fs::write(c.root.join(".kmsfs/volume.toml.1.new"), "being written now").unwrap();
+    }))),
+    case("a provisioned key flipped", 15, &[("provisioned-key", None)], None, |c| {
+        let mut keys = fs::read_dir(c.root.join(".kmsfs/keys")).unwrap();
+        flip(&keys.next().unwrap().unwrap().path(), 60);
+    }),
+];
+
+fn assert_case(original: &Original, case: &Case) {
+    let name = case.name;
+    let copy = original.copy(name);
+    (case.damage)(&copy);
+    let before = support::tree(&copy.root);
+    let (code, report) = copy.check();
+    let findings = report["findings"].as_array().unwrap_or_else(|| panic!("{name}: {report}"));
+    let found: Vec<_> = findings.iter().map(|f| (f["kind"].as_str().unwrap(), f["page"].as_u64())).collect();
+    let sorted = |mut list: Vec<(&str, Option<u64>)>| {
+        list.sort_unstable();
+        list.iter().map(|(kind, page)| format!("{kind} {page:?}")).collect::<Vec<_>>()
+    };
+    assert_eq!((code, sorted(found)), (case.code, sorted(case.findings.to_vec())), "{name}: {report:#}");
+    for finding in findings {
+        let cipher = copy.root.join(finding["cipher"].as_str().unwrap());
+        assert!(cipher.symlink_metadata().is_ok(), "{name}: {finding} is somewhere");
+        assert!(finding["what"].as_str().unwrap().len() > 10, "{name}: {finding}");
+    }
+    if let Some(plain) = case.plain {
+        assert_eq!(findings[0]["plain"], plain, "{name}");
+    }
+    support::assert_same(name, &before, &support::tree(&copy.root));
+    let expected = if case.structure { case.code } else { 0 };
+    let (code, structure) = check(copy.home(), &[&"--structure", &copy.root]);
+    assert_eq!(code, expected, "{name}, without keys: {structure:#}");
+    let (code, report) = check(copy.home(), &[&"--repair", &copy.root]);
+    assert_eq!(code, case.repaired, "{name}, repaired: {report:#}");
+    let (code, report) = copy.check();
+    assert_eq!(code, case.repaired, "{name}, after repairing: {report:#}");
+    if case.code == case.repaired {
+        support::assert_same(name, &before, &support::tree(&copy.root));
+    }
+}
+
+#[test]
+fn every_damage_is_found_where_it_is_and_mended_if_nothing_is_lost_by_it() {
+    let original = Original::new(&[]);
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while let Some(case) = CASES.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    assert_case(&original, case);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_strict_volume_that_denies_holes_refuses_more() {
+    let original = Original::new(&["--end", "strict", "--holes", "deny"]);
+    let strict = [
+        case("cut at a page, strict", 13, &[("end-mark", Some(2))], Some("24288"), |c| {
+            File::options().write(true).open(c.at("24288")).unwrap().set_len(4 * 4096).unwrap();
+        }),
+        case("a page punched", 13, &[("hole", Some(3))], Some("24288"), |c| {
+            OpenOptions::new().write(true).open(c.at("24288")).unwrap().write_all_at(&[0; 4096], 4 * 4096).unwrap();
+        }),
+        structural(case("a header of zeros, strict", 13, &[("no-header", None)], Some("8096"), |c| {
+            OpenOptions::new().write(true).open(c.at("8096")).unwrap().write_all_at(&[0; 4096], 0).unwrap();
+        })),
+        structural(case("a file emptied, strict", 13, &[("no-header", None)], Some("8096"), |c| {
+            fs::write(c.at("8096"), "").unwrap();
+        })),
+    ];
+    strict.iter().for_each(|case| assert_case(&original, case));
+}
+
+#[test]
+fn a_repaired_volume_can_be_mounted_and_has_all_its_content() {
+    let volume = Volume::new(&[]);
+    fill(&volume.plain);
+    let expected = support::tree(&volume.plain);
+    let (file, empty) = (volume.behind("8096"), volume.behind("empty"));
+    volume.unmount();
+    second_slot(&file);
+    flip(&file, 100);
+    fs::remove_file(empty.join(".kmsfs.dir")).unwrap();
+    assert_eq!(check(&volume.home, &[&volume.cipher]).0, 15);
+    let (code, report) = check(&volume.home, &[&"--repair", &volume.cipher]);
+    let repaired = report["findings"].as_array().unwrap().iter().filter(|f| f["repaired"] == true).count();
+    assert_eq!((code, repaired), (0, 2), "{report:#}");
+    volume.mount();
+    fs::create_dir(volume.path("empty/new")).unwrap();
+    fs::remove_dir(volume.path("empty/new")).unwrap();
+    let mut found = support::tree(&volume.plain);
+    // Making an entry in it has changed its time.
+    found.insert("empty".into(), expected[Path::new("empty")].clone());
+    support::assert_same("the repaired volume", &expected, &found);
+    volume.home.refused(11, &[&"check", &"--repair", &volume.cipher]);
+}
+
+#[test]
+fn a_config_that_is_broken_or_lost_is_told_and_the_previous_one_put_back() {
+    let volume = Volume::new(&[]);
+    fs::write(volume.path("a"), "content").unwrap();
+    volume.unmount();
+    let config = volume.cipher.join(".kmsfs/volume.toml");
+    let good = fs::read(&config).unwrap();
+    for broken in [None, Some(b"junk".to_vec()), Some(text(&good).replace("lenient", "strict").into_bytes())] {
+        let _ = fs::remove_file(volume.cipher.join(".kmsfs/volume.toml.1"));
+        fs::remove_file(&config).unwrap();
+        if let Some(broken) = &broken {
+            fs::write(&config, broken).unwrap();
+        }
+        let (code, report) = check(&volume.home, &[&volume.cipher]);
+        assert_eq!((code, &report["findings"][0]["kind"]), (4, &Value::from("config")), "{report:#}");
+        volume.home.refused(4, &[&"check", &"--repair", &volume.cipher]);
+        fs::write(volume.cipher.join(".kmsfs/volume.toml.1"), &good).unwrap();
+        let said = volume.home.refused(4, &[&"check", &volume.cipher]);
+        assert!(said.contains("--repair"), "{said}");
+        let (code, report) = check(&volume.home, &[&"--repair", &volume.cipher]);
+        assert_eq!((code, &report["findings"][0]["repaired"]), (0, &Value::Bool(true)), "{report:#}");
+        assert_eq!(fs::read(&config).unwrap(), good);
+        assert_clean(&volume.home, &[&volume.cipher]);
+    }
+    let aside: Vec<_> = ["0", "1"].map(|n| volume.cipher.join(format!(".kmsfs/volume.toml.broken.{n}"))).to_vec();
+    assert_eq!(fs::read(&aside[0]).unwrap(), b"junk", "what was the config is kept");
+    assert!(aside[1].exists());
+}
+
+#[test]
+fn salvaging_copies_what_opens_and_says_what_does_not() {
+    let original = Original::new(&[]);
+    let copy = original.copy("salvage");
+    let content = bytes(6 * PAGE as u64, 6 * PAGE);
+    for page in [1, 2, 4] {
+        flip(&copy.at("24288"), 4096 * (page + 1) + 77);
+    }
+    flip(&copy.at("8096"), 40);
+    // The last page of one that is partly full: its length comes from the size on disk.
+    flip(&copy.at("100000"), 4096 * 25 + 9);
+    let (moved, name) = (copy.at("4049"), copy.at("4049").file_name().unwrap().to_owned());
+    fs::rename(moved, copy.at("two").join(&name)).unwrap();
+    fs::remove_file(copy.at("one").join(".kmsfs.dir")).unwrap();
+    let into = copy.home().path("salvaged");
+    let (code, report) = check(copy.home(), &[&"--salvage", &into, &copy.root]);
+    assert_eq!(code, 13, "{report:#}");
+    let salvaged = report["salvaged"].as_array().unwrap();
+    let of =
+        |plain: &str| salvaged.iter().find(|s| s["plain"] == plain).unwrap_or_else(|| panic!("{plain}: {report:#}"));
+
+    let range = |offset: usize, len: usize| serde_json::json!({ "offset": offset, "len": len });
+    let mut expected = content;
+    expected[PAGE..3 * PAGE].fill(0);
+    expected[4 * PAGE..5 * PAGE].fill(0);
+    assert_eq!(fs::read(into.join("files/24288")).unwrap(), expected);
+    assert_eq!(of("24288")["zeroed"], Value::from(vec![range(PAGE, 2 * PAGE), range(4 * PAGE, PAGE)]));
+    let mut expected = bytes(100_000, 100_000);
+    expected[24 * PAGE..].fill(0);
+    assert_eq!(fs::read(into.join("files/100000")).unwrap(), expected);
+    assert_eq!(of("100000")["zeroed"], Value::from(vec![range(24 * PAGE, 100_000 - 24 * PAGE)]));
+    assert_eq!(of("8096")["copy"], Value::Null);
+    assert!(of("8096")["why"].as_str().unwrap().contains("does not authenticate"));
+    assert!(!into.join("files/8096").exists());
+    // What no name leads to is there under the names of its ciphertext.
+    let below = |path: PathBuf| into.join("unreachable").join(path.strip_prefix(&copy.root).unwrap());
+    assert_eq!(fs::read(below(copy.at("two").join(&name))).unwrap(), bytes(4049, 4049));
+    assert_eq!(fs::read(below(copy.at("one/file"))).unwrap(), bytes(8, 3 * PAGE));
+    let written: Value = serde_json::from_slice(&fs::read(into.join("report.json")).unwrap()).unwrap();
+    assert_eq!(written, report["salvaged"]);
+    let whole = support::walk(&into).iter().filter(|path| path.is_file()).count();
+    assert_eq!(
+        whole,
+        1 + 2 + 1 + 2,
+        "the report, two damaged files, the moved one, two of the directory without an id"
+    );
+
+    copy.home().refused(2, &[&"check", &"--salvage", &into, &copy.root]);
+    copy.home().refused(2, &[&"check", &"--salvage", &copy.root.join("x"), &copy.root]);
+}
+
+#[test]
+fn a_part_of_a_volume_is_checked_by_its_path_on_either_side() {
+    let volume = Volume::new(&[]);
+    fill(&volume.plain);
+    let deep = Path::new(&long("d")).join("e".repeat(176));
+    let (damaged, directory) = (volume.behind("8096"), volume.behind(&deep));
+    flip(&damaged, 5000);
+    for good in [volume.path("24288"), volume.path(&deep), volume.path("link"), directory] {
+        let report = assert_clean(&volume.home, &[&good]);
+        assert!(report["files"].as_u64().unwrap() <= 1, "{report:#}");
+    }
+    for bad in [volume.path("8096"), damaged, volume.plain.clone()] {
+        let (code, report) = check(&volume.home, &[&volume.path("1"), &bad]);
+        assert_eq!((code, &report["findings"][0]["plain"]), (13, &Value::from("8096")), "{report:#}");
+    }
+    volume.home.refused(14, &[&"check", &volume.path("missing")]);
+    volume.home.refused(3, &[&"check", &volume.home.path("")]);
+    volume.home.refused(2, &[&"check", &"--structure", &volume.path("1")]);
+}
+
+#[test]
+fn people_read_where_and_what_in_one_line() {
+    let volume = Volume::new(&[]);
+    fill(&volume.plain);
+    let file = volume.behind("24288");
+    volume.unmount();
+    flip(&file, 4096 + 50);
+    flip(&file, 2 * 4096 + 50);
+    let output = volume.home.kmsfs(&[&"check", &volume.cipher]);
+    let (said, told) = (text(&output.stdout), text(&output.stderr));
+    let name = file.file_name().unwrap().to_str().unwrap();
+    let expected = format!(
+        "damage: 24288 ({name}): pages 0 to 1: the page does not authenticate: it was changed or moved on disk\n"
+    );
+    assert!(said.starts_with(&expected), "{said}");
+    assert!(said.contains("not clean: ") && said.contains("14 files"), "{said}");
+    assert!(told.contains("1 damaged, 0 unreadable") && told.contains("--salvage"), "{told}");
+}
+
+/// One thread of a busy mount: everything that changes more than one thing on disk.
+fn be_busy(root: &Path, thread: u64, stop: &AtomicBool) {
+    let path = |name: String| root.join(format!("{thread} {name}"));
+    let database =
+        File::options().read(true).write(true).create(true).truncate(false).open(path("database".into())).unwrap();
+    let mut round = 0_u64;
+    while !stop.load(Ordering::Relaxed) {
+        round += 1;
+        let (short, name) = (path("short".into()), path(long("n")));
+        fs::write(&short, bytes(round, (round as usize * 977) % 60_000)).unwrap();
+        fs::rename(&short, &name).unwrap();
+        database.write_all_at(&bytes(round, 10_000), (round * 7919) % 100_000).unwrap();
+        if round.is_multiple_of(3) {
+            database.set_len((round * 131) % 200_000).unwrap();
+        }
+        if round.is_multiple_of(5) {
+            database.sync_data().unwrap();
+        }
+        File::options()
+            .append(true)
+            .create(true)
+            .open(path("log".into()))
+            .unwrap()
+            .write_all(&bytes(round, 700))
+            .unwrap();
+        let directory = path(format!("dir{}", long("m")));
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("inside"), bytes(round, 5000)).unwrap();
+        setxattr(directory.join("inside"), "user.round", &round.to_le_bytes(), XattrFlags::empty()).unwrap();
+        symlink("target", directory.join("link")).unwrap();
+        fs::rename(directory.join("inside"), path("moved".into())).unwrap();
+        fs::remove_dir_all(&directory).unwrap();
+        fs::remove_file(&name).unwrap();
+    }
+}
+
+#[test]
+fn a_check_of_a_busy_mount_finds_nothing_wrong() {
+    let volume = Volume::new(&[]);
+    fill(&volume.plain);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for thread in 0..3 {
+            let (root, stop) = (&volume.plain, &stop);
+            scope.spawn(move || be_busy(root, thread, stop));
+        }
+        let checks = std::panic::catch_unwind(|| {
+            for _ in 0..15 {
+                assert_clean(&volume.home, &[&volume.plain]);
+                assert_clean(&volume.home, &[&"--structure", &volume.cipher]);
+            }
+        });
+        stop.store(true, Ordering::Relaxed);
+        if let Err(failure) = checks {
+            std::panic::resume_unwind(failure);
+        }
+    });
+    volume.unmount();
+    assert_clean(&volume.home, &[&volume.cipher]);
+}
