@@ -13,6 +13,10 @@ use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use kmsfs::check;
+use kmsfs::keys::providers::{self, ProviderSettings};
+use kmsfs::keys::{KeyLimits, volume};
+use kmsfs::storage::CipherDirectory;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, setxattr};
 use serde_json::Value;
 use support::{Argument, Home, Volume, bytes, flip, text};
@@ -22,7 +26,7 @@ const PAGE: usize = 4048;
 const LARGE: usize = 5000 * PAGE + 17;
 
 /// Runs `kmsfs check --json`; returns the exit code and the report.
-fn check(home: &Home, arguments: &[Argument<'_>]) -> (i32, Value) {
+fn run_check(home: &Home, arguments: &[Argument<'_>]) -> (i32, Value) {
     let all: Vec<Argument<'_>> = [&[&"check" as Argument<'_>, &"--json"], arguments].concat();
     let output = home.kmsfs(&all);
     let report = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
@@ -30,7 +34,7 @@ fn check(home: &Home, arguments: &[Argument<'_>]) -> (i32, Value) {
 }
 
 fn assert_clean(home: &Home, arguments: &[Argument<'_>]) -> Value {
-    let (code, report) = check(home, arguments);
+    let (code, report) = run_check(home, arguments);
     assert_eq!((code, &report["clean"]), (0, &Value::Bool(true)), "{report:#}");
     assert_eq!(report["findings"].as_array().unwrap().len(), 0, "{report:#}");
     report
@@ -96,7 +100,7 @@ fn what_the_program_wrote_is_clean_with_each_choice_of_a_volume() {
         fs::rename(&keyring, volume.home.path("away")).unwrap();
         let structure = assert_clean(&volume.home, &[&"--structure", &volume.cipher]);
         assert_eq!((&structure["files"], &structure["pages"]), (&report["files"], &Value::from(0)));
-        assert_eq!(check(&volume.home, &[&volume.cipher]).0, 6, "everything else needs the key");
+        assert_eq!(run_check(&volume.home, &[&volume.cipher]).0, 6, "everything else needs the key");
     }
 }
 
@@ -162,7 +166,7 @@ impl Copy<'_> {
     }
 
     fn check(&self) -> (i32, Value) {
-        check(self.home(), &[&self.root])
+        run_check(self.home(), &[&self.root])
     }
 
     /// The long name's symlink of an entry.
@@ -293,6 +297,9 @@ const CASES: &[Case] = &[
         fs::create_dir(c.at("one").join(".hidden")).unwrap();
         fs::write(c.root.join(".kmsfs/notes"), "x").unwrap();
     })),
+    structural(case("bytes after the last page", 15, &[("stray", None)], Some("100000"), |c| {
+        OpenOptions::new().write(true).open(c.at("100000")).unwrap().write_all_at(b"x", 26 * 4096 + 5).unwrap();
+    })),
     structural(case("a directory's id missing", 13, &[("directory-id", None)], Some("one"), |c| {
         fs::remove_file(c.at("one").join(".kmsfs.dir")).unwrap();
     })),
@@ -382,9 +389,9 @@ fn assert_case(original: &Original, case: &Case) {
     }
     support::assert_same(name, &before, &support::tree(&copy.root));
     let expected = if case.structure { case.code } else { 0 };
-    let (code, structure) = check(copy.home(), &[&"--structure", &copy.root]);
+    let (code, structure) = run_check(copy.home(), &[&"--structure", &copy.root]);
     assert_eq!(code, expected, "{name}, without keys: {structure:#}");
-    let (code, report) = check(copy.home(), &[&"--repair", &copy.root]);
+    let (code, report) = run_check(copy.home(), &[&"--repair", &copy.root]);
     assert_eq!(code, case.repaired, "{name}, repaired: {report:#}");
     let (code, report) = copy.check();
     assert_eq!(code, case.repaired, "{name}, after repairing: {report:#}");
@@ -440,8 +447,8 @@ fn a_repaired_volume_can_be_mounted_and_has_all_its_content() {
     fs::remove_file(empty.join(".kmsfs.dir")).unwrap();
     let damaged = fs::metadata(&file).unwrap();
     expected.get_mut(Path::new("8096")).unwrap().modified = (damaged.mtime(), damaged.mtime_nsec());
-    assert_eq!(check(&volume.home, &[&volume.cipher]).0, 15);
-    let (code, report) = check(&volume.home, &[&"--repair", &volume.cipher]);
+    assert_eq!(run_check(&volume.home, &[&volume.cipher]).0, 15);
+    let (code, report) = run_check(&volume.home, &[&"--repair", &volume.cipher]);
     let repaired = report["findings"].as_array().unwrap().iter().filter(|f| f["repaired"] == true).count();
     assert_eq!((code, repaired), (0, 2), "{report:#}");
     volume.mount();
@@ -467,13 +474,13 @@ fn a_config_that_is_broken_or_lost_is_told_and_the_previous_one_put_back() {
         if let Some(broken) = &broken {
             fs::write(&config, broken).unwrap();
         }
-        let (code, report) = check(&volume.home, &[&volume.cipher]);
+        let (code, report) = run_check(&volume.home, &[&volume.cipher]);
         assert_eq!((code, &report["findings"][0]["kind"]), (4, &Value::from("config")), "{report:#}");
         volume.home.refused(4, &[&"check", &"--repair", &volume.cipher]);
         fs::write(volume.cipher.join(".kmsfs/volume.toml.1"), &good).unwrap();
         let said = volume.home.refused(4, &[&"check", &volume.cipher]);
         assert!(said.contains("--repair"), "{said}");
-        let (code, report) = check(&volume.home, &[&"--repair", &volume.cipher]);
+        let (code, report) = run_check(&volume.home, &[&"--repair", &volume.cipher]);
         assert_eq!((code, &report["findings"][0]["repaired"]), (0, &Value::Bool(true)), "{report:#}");
         assert_eq!(fs::read(&config).unwrap(), good);
         assert_clean(&volume.home, &[&volume.cipher]);
@@ -498,7 +505,7 @@ fn salvaging_copies_what_opens_and_says_what_does_not() {
     fs::rename(moved, copy.at("two").join(&name)).unwrap();
     fs::remove_file(copy.at("one").join(".kmsfs.dir")).unwrap();
     let into = copy.home().path("salvaged");
-    let (code, report) = check(copy.home(), &[&"--salvage", &into, &copy.root]);
+    let (code, report) = run_check(copy.home(), &[&"--salvage", &into, &copy.root]);
     assert_eq!(code, 13, "{report:#}");
     let salvaged = report["salvaged"].as_array().unwrap();
     let of =
@@ -546,7 +553,7 @@ fn a_part_of_a_volume_is_checked_by_its_path_on_either_side() {
         assert!(report["files"].as_u64().unwrap() <= 1, "{report:#}");
     }
     for bad in [volume.path("8096"), damaged, volume.plain.clone()] {
-        let (code, report) = check(&volume.home, &[&volume.path("1"), &bad]);
+        let (code, report) = run_check(&volume.home, &[&volume.path("1"), &bad]);
         assert_eq!((code, &report["findings"][0]["plain"]), (13, &Value::from("8096")), "{report:#}");
     }
     volume.home.refused(3, &[&"check", &volume.path("missing")]);
@@ -571,6 +578,56 @@ fn people_read_where_and_what_in_one_line() {
     assert!(said.starts_with(&expected), "{said}");
     assert!(said.contains("not clean: ") && said.contains("13 files"), "{said}");
     assert!(told.contains("1 damaged, 0 unreadable") && told.contains("--salvage"), "{told}");
+}
+
+/// The library's check of one entry, without the waits for a writer.
+fn look(directory: &CipherDirectory, volume: &kmsfs::keys::Volume, entry: &str) -> Vec<check::Finding> {
+    let settings = check::Settings { parallel: 1, alone: true, salvage: false };
+    let checker = check::Checker::new(directory, &volume.config, Some(volume), settings).unwrap();
+    checker.run(&[check::Target::Cipher(vec![entry.to_owned()])]).unwrap()
+}
+
+#[test]
+fn every_byte_of_a_file_counts() {
+    let made = Volume::new(&[]);
+    fs::write(made.path("file"), bytes(1, PAGE + 1000)).unwrap();
+    symlink("target", made.path("link")).unwrap();
+    let (file, link) = (made.behind("file"), made.behind("link"));
+    made.unmount();
+    let directory = CipherDirectory::open(&made.cipher).unwrap();
+    let sealed = kmsfs::format::config::parse(&directory.read_config().unwrap()).unwrap();
+    let (kind, key) = volume::keys_that_can_unlock(&sealed.config).remove(0);
+    let keyring = made.home.path("data/kmsfs/keyring.toml");
+    let provider = providers::open(kind, &key.key, Some(&keyring), &ProviderSettings::default()).unwrap();
+    let volume = volume::unlock(&sealed, provider, KeyLimits::default()).unwrap();
+    let entry = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    assert_eq!(look(&directory, &volume, &entry(&file)), []);
+    let on_disk = OpenOptions::new().read(true).write(true).open(&file).unwrap();
+    let good = fs::read(&file).unwrap();
+    assert_eq!(good.len(), 3 * 4096 + 1000);
+    for (at, byte) in good.iter().enumerate() {
+        on_disk.write_all_at(&[byte ^ (1 << (at % 8))], at as u64).unwrap();
+        let found = look(&directory, &volume, &entry(&file));
+        assert_eq!(found.len(), 1, "byte {at}: {found:?}");
+        on_disk.write_all_at(&[*byte], at as u64).unwrap();
+    }
+    for len in (0..good.len()).filter(|len| len % 61 == 0 || len % 4096 < 2) {
+        on_disk.set_len(len as u64).unwrap();
+        let found = look(&directory, &volume, &entry(&file));
+        // What only the size on disk tells is not missed: an empty file, less of the last page.
+        let is_a_file = [0, 4096].contains(&len) || len >= 3 * 4096;
+        assert_eq!(found.is_empty(), is_a_file, "{len} bytes: {found:?}");
+        on_disk.write_all_at(&good, 0).unwrap();
+    }
+    assert_eq!(look(&directory, &volume, &entry(&file)), []);
+    let target = fs::read_link(&link).unwrap().to_str().unwrap().to_owned();
+    for at in 0..target.len() {
+        let mut changed = target.clone().into_bytes();
+        changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };
+        fs::remove_file(&link).unwrap();
+        symlink(String::from_utf8(changed).unwrap(), &link).unwrap();
+        assert_eq!(look(&directory, &volume, &entry(&link)).len(), 1, "character {at}");
+    }
 }
 
 /// One thread of a busy mount: everything that changes more than one thing on disk.

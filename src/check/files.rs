@@ -117,6 +117,7 @@ impl Checker<'_> {
             }
             Err(SizeError::Io(error)) => return Err(error),
         };
+        look_at_tail(&file, size, place, found)?;
         let header = match self.look_at_header(&file, size, place, found)? {
             Head::Authentic(header) => header,
             Head::None => {
@@ -289,6 +290,20 @@ fn authenticate_alone(volume: &Volume, page: &HeaderPage, slot: usize) -> Slot {
         Err(KeyError::UnauthenticHeader) => Slot::Broken("the header does not authenticate: it was changed".to_owned()),
         Err(error) => Slot::Broken(error.to_string()),
     }
+}
+
+/// What lies after the last page is only a size: no writer writes there, and no reader looks.
+fn look_at_tail(file: &DiskFile, size: u64, place: &Place, found: &mut Found) -> std::io::Result<()> {
+    let len = usize::try_from(size % PAGE_LEN as u64).unwrap_or(0);
+    let mut tail = [0; PAGE_LEN];
+    if size > PAGE_LEN as u64 && len > 0 {
+        let read = file.read_at(&mut tail[..len], size - len as u64)?;
+        if tail[..read].iter().any(|byte| *byte != 0) {
+            let what = "there are bytes after the last page, where no writer of a volume puts any: nobody reads them";
+            found.add(place, Severity::Amiss, Kind::Stray, what);
+        }
+    }
+    Ok(())
 }
 
 fn report_slot(place: &Place, broken: &str, valid: &str, why: &str, found: &mut Found) {
