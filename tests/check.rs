@@ -259,6 +259,11 @@ const CASES: &[Case] = &[
         second_slot(&c.at("8096"));
         flip(&c.at("8096"), 2048 + 40);
     })),
+    // A newer program may have written it.
+    structural(case("slot B of another version", 15, &[("header-slot", None)], Some("8096"), |c| {
+        second_slot(&c.at("8096"));
+        OpenOptions::new().write(true).open(c.at("8096")).unwrap().write_all_at(&[2], 2048 + 5).unwrap();
+    })),
     case("both slots flipped", 13, &[("header", None)], Some("8096"), |c| {
         second_slot(&c.at("8096"));
         flip(&c.at("8096"), 40);
@@ -325,6 +330,20 @@ const CASES: &[Case] = &[
     mendable(structural(case("a long name's symlink without its entry", 15, &[("orphan-link", None)], None, |c| {
         fs::remove_file(c.at(&long("l"))).unwrap();
     }))),
+    // The symlink is all that is left of the name.
+    structural(case(
+        "a long name moved away without its symlink",
+        13,
+        &[("orphan-link", None), ("long-name", None)],
+        None,
+        |c| {
+            let entry = c.at(&long("l"));
+            fs::rename(&entry, c.at("two").join(entry.file_name().unwrap())).unwrap();
+        },
+    )),
+    structural(case("a file that is named like a long name's symlink", 15, &[("stray", None)], None, |c| {
+        fs::write(c.root.join("~notes.n"), "somebody's").unwrap();
+    })),
     structural(case("a long name's symlink missing", 13, &[("long-name", None)], None, |c| {
         fs::remove_file(c.link_of(&long("l"))).unwrap();
     })),
@@ -635,15 +654,16 @@ fn be_busy(root: &Path, thread: u64, stop: &AtomicBool) {
     let path = |name: String| root.join(format!("{thread} {name}"));
     let database =
         File::options().read(true).write(true).create(true).truncate(false).open(path("database".into())).unwrap();
-    let mut round = 0_u64;
+    let mut round = 0_usize;
     while !stop.load(Ordering::Relaxed) {
         round += 1;
+        let seed = round as u64;
         let (short, name) = (path("short".into()), path(long("n")));
-        fs::write(&short, bytes(round, (round as usize * 977) % 60_000)).unwrap();
+        fs::write(&short, bytes(seed, (round * 977) % 60_000)).unwrap();
         fs::rename(&short, &name).unwrap();
-        database.write_all_at(&bytes(round, 10_000), (round * 7919) % 100_000).unwrap();
+        database.write_all_at(&bytes(seed, 10_000), (seed * 7919) % 100_000).unwrap();
         if round.is_multiple_of(3) {
-            database.set_len((round * 131) % 200_000).unwrap();
+            database.set_len((seed * 131) % 200_000).unwrap();
         }
         if round.is_multiple_of(5) {
             database.sync_data().unwrap();
@@ -653,12 +673,12 @@ fn be_busy(root: &Path, thread: u64, stop: &AtomicBool) {
             .create(true)
             .open(path("log".into()))
             .unwrap()
-            .write_all(&bytes(round, 700))
+            .write_all(&bytes(seed, 700))
             .unwrap();
         let directory = path(format!("dir{}", long("m")));
         fs::create_dir(&directory).unwrap();
-        fs::write(directory.join("inside"), bytes(round, 5000)).unwrap();
-        setxattr(directory.join("inside"), "user.round", &round.to_le_bytes(), XattrFlags::empty()).unwrap();
+        fs::write(directory.join("inside"), bytes(seed, 5000)).unwrap();
+        setxattr(directory.join("inside"), "user.round", &seed.to_le_bytes(), XattrFlags::empty()).unwrap();
         symlink("target", directory.join("link")).unwrap();
         fs::rename(directory.join("inside"), path("moved".into())).unwrap();
         fs::remove_dir_all(&directory).unwrap();

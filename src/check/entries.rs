@@ -42,8 +42,12 @@ impl Checker<'_> {
     fn look_at_link_of_name(&self, dir: &Dir, link: &str, looked: &mut Looked) {
         let place = dir.place.entry(link, None);
         let entry = link.strip_suffix(".n").unwrap_or(link);
+        let Ok(stat) = dir.node.lookup(link).and_then(|node| node.stat()) else { return };
+        looked.changed = Some(stat.ctime);
+        if stat.kind != NodeKind::Symlink {
+            return stray(&place, &mut looked.found);
+        }
         let Err(error) = dir.node.lookup(entry) else { return };
-        looked.changed = dir.node.lookup(link).and_then(|node| node.stat()).ok().map(|stat| stat.ctime);
         if error.kind() == io::ErrorKind::NotFound {
             let what = "the symlink of a long name has no entry: making or removing that was interrupted";
             looked.found.add_mendable(&place, Kind::OrphanLink, Mend::Remove, what);

@@ -102,7 +102,10 @@ impl Checker<'_> {
     ) -> std::io::Result<Option<Pieces>> {
         let size = file.size()?;
         let unsettled = match claimed_size(&file, size) {
-            Ok(Some(plain)) => size > PAGE_LEN as u64 && size % PAGE_LEN as u64 == 0 && plain.0 % PAYLOAD != 0,
+            Ok(Some(plain)) => {
+                look_at_tail(&file, size, place, found)?;
+                size > PAGE_LEN as u64 && size % PAGE_LEN as u64 == 0 && plain.0 % PAYLOAD != 0
+            }
             // With keys the page itself will not open, or its trailer will be refused.
             Ok(None) if self.volume.is_some() => false,
             Ok(None) => {
@@ -117,7 +120,6 @@ impl Checker<'_> {
             }
             Err(SizeError::Io(error)) => return Err(error),
         };
-        look_at_tail(&file, size, place, found)?;
         let header = match self.look_at_header(&file, size, place, found)? {
             Head::Authentic(header) => header,
             Head::None => {
@@ -223,16 +225,12 @@ impl Checker<'_> {
                 let severity = if strict { Severity::Damage } else { Severity::Amiss };
                 no_header(found, severity, what)
             }
-            [Slot::Broken(what), Slot::Valid] => {
-                report_slot(place, "A", "B", &what, found);
+            [Slot::Valid, ref other] | [ref other, Slot::Valid] => {
+                let (this, valid) = if matches!(slots[0], Slot::Valid) { ("B", "A") } else { ("A", "B") };
+                report_slot(place, this, valid, other, found);
                 Ok(self.authentic(&page))
             }
-            [Slot::Valid, Slot::Broken(what)] => {
-                report_slot(place, "B", "A", &what, found);
-                Ok(self.authentic(&page))
-            }
-            [Slot::Valid, _] | [_, Slot::Valid] => Ok(self.authentic(&page)),
-            [Slot::Broken(what), _] | [Slot::Empty, Slot::Broken(what)] => {
+            [Slot::Broken(what) | Slot::Newer(what), _] | [Slot::Empty, Slot::Broken(what) | Slot::Newer(what)] => {
                 found.add(place, Severity::Damage, Kind::Header, what);
                 Ok(Head::Broken)
             }
@@ -255,12 +253,15 @@ impl Checker<'_> {
             number += 1;
             match parsed {
                 Err(HeaderError::Empty) => Slot::Empty,
+                Err(error @ (HeaderError::UnknownVersion(_) | HeaderError::UnknownFlags(_))) => {
+                    Slot::Newer(error.to_string())
+                }
                 Err(error) => Slot::Broken(error.to_string()),
                 Ok(parsed) if parsed.header.volume_id != self.volume_id => {
                     Slot::Broken("the file belongs to another volume".to_owned())
                 }
                 Ok(parsed) if Suite::from_id(parsed.header.suite).is_none() => {
-                    Slot::Broken(KeyError::UnknownSuite(parsed.header.suite.to_string()).to_string())
+                    Slot::Newer(KeyError::UnknownSuite(parsed.header.suite.to_string()).to_string())
                 }
                 Ok(_) => self.volume.map_or(Slot::Valid, |volume| authenticate_alone(volume, page, this)),
             }
@@ -277,6 +278,8 @@ pub(super) enum Slot {
     Empty,
     /// Why.
     Broken(String),
+    /// It claims to be of a later version, whose writer may have meant it.
+    Newer(String),
     /// It authenticates; without keys, it parses.
     Valid,
 }
@@ -306,9 +309,14 @@ fn look_at_tail(file: &DiskFile, size: u64, place: &Place, found: &mut Found) ->
     Ok(())
 }
 
-fn report_slot(place: &Place, broken: &str, valid: &str, why: &str, found: &mut Found) {
-    let what = format!("slot {broken} of the header is broken ({why}); slot {valid} is valid, and is used");
-    found.add_mendable(place, Kind::HeaderSlot, Mend::CopySlot, what);
+/// A slot that a newer program may have written is told, and left alone.
+fn report_slot(place: &Place, slot: &str, valid: &str, state: &Slot, found: &mut Found) {
+    let what = |why| format!("slot {slot} of the header is broken ({why}); slot {valid} is valid, and is used");
+    match state {
+        Slot::Broken(why) => found.add_mendable(place, Kind::HeaderSlot, Mend::CopySlot, what(why)),
+        Slot::Newer(why) => found.add(place, Severity::Amiss, Kind::HeaderSlot, what(why)),
+        Slot::Empty | Slot::Valid => {}
+    }
 }
 
 fn report_key(place: &Place, error: &KeyError, found: &mut Found) {

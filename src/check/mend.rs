@@ -2,17 +2,19 @@
 //!
 //! Invariant: nothing that authenticates, or that a key might still open, is written over or removed.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::content::Content;
 use crate::format::geometry::PAGE_LEN;
 use crate::format::header::{HeaderPage, SLOT_LEN};
 use crate::format::name::{self, DIRECTORY_ID};
-use crate::storage::{Access, DiskFile, Node, RawFile, SetTime};
+use crate::storage::{Access, DiskFile, Node, NodeKind, RawFile, SetTime};
 
 use super::files::Slot;
-use super::finding::{Finding, Mend};
+use super::finding::{Finding, Kind, Mend};
 use super::places::holds_nothing;
 use super::{Checker, locked};
 
@@ -22,8 +24,13 @@ impl Checker<'_> {
     /// # Errors
     /// If what was done cannot be made durable.
     pub fn mend(&self, findings: &mut [Finding]) -> io::Result<u64> {
+        let lost = lost_names(findings);
         for finding in findings.iter_mut() {
             let Some(mend) = finding.mend else { continue };
+            if finding.kind == Kind::OrphanLink && !self.may_remove_link(&finding.cipher, &lost) {
+                finding.what.push_str("; not repaired: its entry may lie in another directory, and has no other name");
+                continue;
+            }
             match self.mend_one(&finding.cipher, mend) {
                 Ok(true) => finding.repaired = true,
                 Ok(false) => finding.what.push_str("; not repaired: it has changed meanwhile"),
@@ -41,6 +48,12 @@ impl Checker<'_> {
         }
         self.root.sync_filesystem()?;
         Ok(settled)
+    }
+
+    /// The symlink of a long name is all that is left of it if its entry was moved away without it.
+    fn may_remove_link(&self, link: &str, lost: &HashSet<String>) -> bool {
+        let entry = last_of(link).strip_suffix(".n");
+        self.whole.load(Ordering::Relaxed) && entry.is_some_and(|entry| !lost.contains(entry))
     }
 
     fn mend_one(&self, cipher: &str, mend: Mend) -> io::Result<bool> {
@@ -96,10 +109,21 @@ impl Checker<'_> {
     }
 }
 
-/// Removes an entry that means nothing: the symlink of a long name only if there still is no entry of that name.
+/// Entries of long names that lack their symlink.
+fn lost_names(findings: &[Finding]) -> HashSet<String> {
+    let lost = findings.iter().filter(|finding| finding.kind == Kind::LongName);
+    lost.map(|finding| last_of(&finding.cipher).to_owned()).collect()
+}
+
+fn last_of(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(_, last)| last)
+}
+
+/// Removes an entry that means nothing: the symlink of a long name only if it is one, and there still is no entry of that
+/// name.
 fn remove(directory: &Node, entry: &str) -> io::Result<bool> {
     if let Some(long) = entry.strip_suffix(".n")
-        && directory.lookup(long).is_ok()
+        && (directory.lookup(long).is_ok() || directory.lookup(entry)?.stat()?.kind != NodeKind::Symlink)
     {
         return Ok(false);
     }

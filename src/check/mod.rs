@@ -25,7 +25,7 @@ mod xattrs;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use finding::{Finding, Kind, Mend, Severity};
@@ -57,6 +57,8 @@ pub struct Checker<'v> {
     found: Mutex<Vec<Finding>>,
     /// What is to be looked at again before it is believed.
     suspects: Mutex<Vec<walk::Suspect>>,
+    /// All of the volume is checked.
+    whole: AtomicBool,
     /// Files that are whole and whose disk size does not tell their plain size.
     unsettled: Mutex<Vec<String>>,
     /// Files that no name leads to, and that open.
@@ -128,6 +130,7 @@ impl<'v> Checker<'v> {
             counts: Counts::default(),
             found: Mutex::default(),
             suspects: Mutex::default(),
+            whole: AtomicBool::new(false),
             unsettled: Mutex::default(),
             unreachable: Mutex::default(),
         })

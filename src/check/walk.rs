@@ -43,8 +43,12 @@ impl Checker<'_> {
         let root = Place { cipher: String::new(), plain: Some(Vec::new()) };
         let mut found = Found::default();
         let root = Arc::new(self.directory(self.root.clone(), root, &mut found));
+        if let (Some(volume), Some(id)) = (self.volume, root.id) {
+            super::xattrs::check(volume, &root.node, &id, &root.place, &mut found);
+        }
         self.conclude("", found, None);
         if targets.iter().any(Target::is_whole) {
+            self.whole.store(true, Ordering::Relaxed);
             count(&self.counts.directories);
             self.check_volume_files();
             self.list(&root, &queue);
