@@ -151,7 +151,7 @@ fn changed_texts(text: &str) -> Vec<(usize, String)> {
         let mut bytes = text.as_bytes().to_vec();
         bytes[at] = match bytes[at] {
             b'A' => b'B',
-            byte if at % 2 == 0 => byte ^ 1,
+            byte if at.is_multiple_of(2) => byte ^ 1,
             _ => b'A',
         };
         (at, String::from_utf8(bytes).unwrap())

@@ -3,7 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::format::name::{self, DIRECTORY_ID, Entry, VOLUME_DIR};
+use crate::crypto::LinkKey;
+use crate::format::name::{self, DIRECTORY_ID, Entry, LongTarget, VOLUME_DIR};
 use crate::storage::{Node, NodeKind, Timestamp};
 
 use super::files::Pieces;
@@ -108,6 +109,9 @@ impl Checker<'_> {
             Ok(text) => text,
             Err(error) => return found.io(place, &error),
         };
+        if let Some(long) = LongTarget::parse(&text) {
+            return self.look_at_long_target(long, place, found);
+        }
         let sealed = name::decode(&text).filter(|_| text.len() >= SHORTEST_TARGET);
         let Some(sealed) = sealed else {
             return found.add(place, Severity::Damage, Kind::Link, "the link's target is malformed: it was changed");
@@ -121,6 +125,30 @@ impl Checker<'_> {
                 Kind::Link,
                 "the link's target does not authenticate: it was changed, or comes from another volume",
             ),
+        }
+    }
+}
+
+impl Checker<'_> {
+    /// The sealed target is in a file of the volume's own.
+    fn look_at_long_target(&self, long: LongTarget, place: &Place, found: &mut Found) {
+        let sealed = match self.directory.long_targets().and_then(|targets| targets.read(&long.file())) {
+            Ok(sealed) => sealed,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return found.add(place, Severity::Damage, Kind::Link, "the file with the link's target is gone");
+            }
+            Err(error) => return found.io(place, &error),
+        };
+        let good = match self.volume {
+            None => sealed.len() == usize::from(long.len) + LinkKey::OVERHEAD,
+            Some(volume) => volume
+                .links
+                .open_long(&long.id, &sealed)
+                .is_ok_and(|target| target.len() == usize::from(long.len) && !target.contains(&0)),
+        };
+        if !good {
+            let what = "the link's target, in a file of its own, does not authenticate: it was changed, or comes from another volume";
+            found.add(place, Severity::Damage, Kind::Link, what);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::format::config::{BROKEN_CONFIG_FILE, CONFIG_FILE, PREVIOUS_CONFIG_FILE};
-use crate::format::name::{PROVISIONED_DIR, VOLUME_DIR, is_provisioned};
+use crate::format::name::{LONG_TARGETS_DIR, LongTarget, PROVISIONED_DIR, VOLUME_DIR, is_provisioned};
 use crate::format::provisioned;
 use crate::storage::{KeyStock, Node};
 
@@ -37,6 +37,11 @@ impl Checker<'_> {
             }
             if entry == PROVISIONED_DIR {
                 self.look_at_stock(&node.lookup(&entry)?, &place.entry(&entry, None), found)?;
+            } else if entry == LONG_TARGETS_DIR {
+                let (links, place) = (node.lookup(&entry)?, place.entry(&entry, None));
+                // One that no symlink names is harmless: a crash leaves such.
+                let strange = names(&links)?.into_iter().filter(|name| !LongTarget::is_file(name));
+                strange.for_each(|name| other(&links, &name, &place, found));
             } else {
                 other(&node, &entry, place, found);
             }

@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use super::commands::{
-    check, completions, doctor, estimate, forget, init, inspect, keys, lock, man, mount, recipients, rewrap, speed, status,
-    umount,
+    check, completions, doctor, estimate, forget, init, inspect, keys, lock, man, mount, recipients, rewrap, speed,
+    status, umount,
 };
 
 const EXIT_CODES: &str = "\

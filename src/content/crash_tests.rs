@@ -234,7 +234,7 @@ impl Life {
     fn check_size(&self, size: usize) -> Result<(), String> {
         let lens = || self.states.iter().map(Vec::len);
         let (least, most) = (lens().min().unwrap_or(0), lens().max().unwrap_or(0));
-        let between = size % PAYLOAD_LEN == 0 && (least..=most.next_multiple_of(PAYLOAD_LEN)).contains(&size);
+        let between = size.is_multiple_of(PAYLOAD_LEN) && (least..=most.next_multiple_of(PAYLOAD_LEN)).contains(&size);
         if between || lens().any(|len| len == size) {
             return Ok(());
         }

@@ -43,6 +43,18 @@ impl LongTarget {
         format!("~{}", encode(&[&self.id[..], &self.len.to_le_bytes()].concat()))
     }
 
+    /// The name of the file: the id in lower-case hexadecimal.
+    #[must_use]
+    pub fn file(&self) -> String {
+        super::hex::encode(&self.id)
+    }
+
+    /// Whether a file can have this name.
+    #[must_use]
+    pub fn is_file(name: &str) -> bool {
+        name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    }
+
     /// What `text` names, if it names anything.
     #[must_use]
     pub fn parse(text: &[u8]) -> Option<Self> {

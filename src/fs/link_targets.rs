@@ -3,7 +3,6 @@
 
 use crate::crypto::LinkKey;
 use crate::format::geometry::plain_len_of_base64;
-use crate::format::hex;
 use crate::format::name::{self, LINK_TARGET_MAX, LongTarget, PATH_MAX};
 use crate::storage::{Node, NodeKind, Stat};
 
@@ -25,7 +24,7 @@ impl Filesystem {
         });
         let node = made.inspect_err(|_| {
             if let Some(long) = elsewhere {
-                self.long_targets.remove(&hex::encode(&long.id));
+                self.long_targets.remove(&long.file());
             }
         })?;
         self.own(&directory, &node, caller)?;
@@ -41,7 +40,7 @@ impl Filesystem {
             return Err(Error::NameTooLong);
         }
         let long = LongTarget { id: LinkKey::new_id(), len };
-        self.long_targets.add(&hex::encode(&long.id), &self.volume.links.seal_long(&long.id, target))?;
+        self.long_targets.add(&long.file(), &self.volume.links.seal_long(&long.id, target))?;
         Ok((long.text(), Some(long)))
     }
 
@@ -60,7 +59,7 @@ impl Filesystem {
     }
 
     fn open_long_target(&self, long: LongTarget) -> Option<Vec<u8>> {
-        let sealed = self.long_targets.read(&hex::encode(&long.id)).ok()?;
+        let sealed = self.long_targets.read(&long.file()).ok()?;
         let target = self.volume.links.open_long(&long.id, &sealed).ok()?;
         (target.len() == usize::from(long.len)).then_some(target)
     }
@@ -89,7 +88,7 @@ impl Filesystem {
         });
         let text = gone.and_then(|node| node.readlink_self().ok());
         if let Some(long) = text.and_then(|text| LongTarget::parse(&text)) {
-            self.long_targets.remove(&hex::encode(&long.id));
+            self.long_targets.remove(&long.file());
         }
     }
 }
