@@ -129,6 +129,21 @@ impl KeyStock {
         written
     }
 
+    /// Puts an entry in the place of the one of that name. Nobody else may add that name meanwhile; what a process that was
+    /// killed at the same has left is taken away. Durable after [`Self::sync`].
+    ///
+    /// # Errors
+    /// Those of the backing filesystem; the entry is then the old one.
+    pub fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        if let Some(directory) = self.directory()? {
+            match rustix::fs::unlinkat(&directory, format!(".{name}.new"), AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.add(name, bytes)
+    }
+
     /// Makes everything that was added durable.
     ///
     /// # Errors
@@ -336,6 +351,16 @@ mod tests {
         }
         found.sort();
         assert_eq!(found, [(name(1), 3), (name(3), 4096)]);
+    }
+
+    #[test]
+    fn an_entry_is_replaced_whatever_a_crash_left() {
+        let (_home, directory, keys) = stock();
+        let stock = directory.key_stock().unwrap();
+        stock.add(&name(1), b"one").unwrap();
+        fs::write(keys.join(format!(".{}.new", name(1))), "hal").unwrap();
+        stock.replace(&name(1), b"other").unwrap();
+        assert_eq!((stock.read(&name(1)).unwrap(), fs::read_dir(&keys).unwrap().count()), (b"other".to_vec(), 1));
     }
 
     #[test]

@@ -261,7 +261,7 @@ impl Running<'_> {
         let changed = || -> Result<(), CliError> {
             let Some(bytes) = stock.read(name) else { return Ok(()) };
             if let Some(new) = self.patiently(|| ring.rewrapped_provisioned(name, &bytes, wanted))? {
-                stock.add(name, &new).map_err(|error| CliError::io(".kmsfs/keys", &error))?;
+                stock.replace(name, &new).map_err(|error| CliError::io(".kmsfs/keys", &error))?;
             }
             Ok(())
         };
