@@ -84,6 +84,7 @@ struct Report {
     files_changed: u64,
     provisioned_keys_changed: u64,
     failed: u64,
+    /// Calls of providers, those of keyrings too.
     re_encrypt: u64,
     decrypt: u64,
     encrypt: u64,
