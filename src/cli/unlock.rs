@@ -67,11 +67,18 @@ pub(crate) fn unlock_to_change(
 /// is asked.
 pub(crate) fn recipients(config: &VolumeConfig, settings: &ProviderSettings) -> Vec<Recipient> {
     let known = config.wrapping_keys.iter().filter_map(|key| Some((ProviderKind::from_name(&key.provider)?, key)));
+    let local = config.wrapping_keys.iter().filter(|key| key.provider == ProviderKind::Local.name()).count();
     let recipient = known.map(|(kind, key)| Recipient {
         kind,
         key: key.key.clone(),
         wraps_new: volume::wraps_new(config, key),
-        provider: providers::open_or_absent(kind, &key.key, key.location.as_deref().map(Path::new), settings),
+        provider: providers::open_or_absent(
+            kind,
+            &key.key,
+            key.location.as_deref().map(Path::new),
+            settings,
+            local > 1,
+        ),
     });
     recipient.collect()
 }

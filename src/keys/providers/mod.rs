@@ -131,14 +131,23 @@ pub fn open_keyring(path: &Path, passphrase: Option<&Passphrase>) -> Result<Arc<
 }
 
 /// As [`open`]; a provider that cannot be opened comes as one whose calls all fail, so that others can take its place.
+/// `several` says that the volume has several local keys: one that is not in the settings' keyring is looked for at its `location`.
 #[must_use]
 pub fn open_or_absent(
     kind: ProviderKind,
     key: &str,
     location: Option<&Path>,
     settings: &ProviderSettings,
+    several: bool,
 ) -> Arc<dyn Provider> {
-    open(kind, key, location, settings).unwrap_or_else(|why| Arc::new(AbsentProvider { kind, why }))
+    let opened = match (open(kind, key, location, settings), location) {
+        (Err(error), Some(path)) if several && error.kind == ProviderErrorKind::KeyNotFound => {
+            let here = LocalProvider::open(path, key, settings.passphrase.as_ref());
+            here.map(|provider| -> Arc<dyn Provider> { Arc::new(provider) }).map_err(|_| error)
+        }
+        (opened, _) => opened,
+    };
+    opened.unwrap_or_else(|why| Arc::new(AbsentProvider { kind, why }))
 }
 
 fn open_local(
@@ -150,15 +159,7 @@ fn open_local(
         let message = "a local key needs its keyring: say where the file is with --keyring";
         return Err(ProviderError::new(ProviderErrorKind::Misconfigured, message));
     };
-    let open = |path| LocalProvider::open(path, key, settings.passphrase.as_ref());
-    let opened = match (open(path), location) {
-        // The settings name one keyring, and a volume may have several.
-        (Err(error), Some(other)) if error.kind == ProviderErrorKind::KeyNotFound && other != path => {
-            open(other).map_err(|_| error)
-        }
-        (opened, _) => opened,
-    };
-    Ok(Arc::new(opened?))
+    Ok(Arc::new(LocalProvider::open(path, key, settings.passphrase.as_ref())?))
 }
 
 #[cfg(feature = "aws-kms")]
