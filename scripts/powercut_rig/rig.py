@@ -186,8 +186,11 @@ class Rig:
                 faults.append(("at rest", UNOPENABLE, name, str(error)))
         while len(self.at_rest) > 1 and not faults:
             oldest = next(iter(self.at_rest))
-            shutil.rmtree(self.stack.plain / oldest)
             del self.at_rest[oldest]
+            try:
+                shutil.rmtree(self.stack.plain / oldest)
+            except OSError as error:
+                faults.append(("at rest", UNOPENABLE, oldest, f"cannot be removed: {error}"))
         return faults
 
 
