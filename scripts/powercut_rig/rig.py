@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from .stack import RigError, Stack, run, wait_for
 
 WORKLOAD = [sys.executable, "-B", workload.__file__]
 CUTS_PER_FILESYSTEM = 12
+CHECK_WITHIN = 120
 SETTLES_AFTER = 11  # seconds that kmsfs leaves a file alone before its size settles, and some more
 
 
@@ -143,7 +145,13 @@ class Rig:
             self.begin_anew()
             return [(kind, UNOPENABLE, "/", str(error)) for kind in kinds]
         check = Check(model, stack.plain / name, PAYLOAD if self.peer == "kmsfs" else 1, postgres.faults)
-        faults = check.run(kinds)
+        # A daemon that hangs is ended, and what is not read yet does not open.
+        watchdog = threading.Timer(CHECK_WITHIN, stack.daemon.kill if stack.daemon else lambda: None)
+        watchdog.start()
+        try:
+            faults = check.run(kinds)
+        finally:
+            watchdog.cancel()
         self.zero_ends = check.zero_ends
         if self.peer == "kmsfs" and not faults:
             faults = self.unreadable_names(kinds)
