@@ -35,7 +35,7 @@ def template(work):
 
 class Cluster:
     def __init__(self, data):
-        self.sockets = tempfile.mkdtemp(prefix="powercut-pg-")
+        self.sockets = tempfile.mkdtemp(prefix="pg-", dir=os.path.dirname(os.environ["POWERCUT_CLUSTER"]))
         shutil.chown(self.sockets, "postgres", "postgres")
         options = ["-D", data, "-k", self.sockets, "-c", "listen_addresses=", "-c", "shared_buffers=16MB", "-c", "max_wal_size=16MB"]
         self.server = subprocess.Popen([str(word) for word in [*USER, program("postgres"), *options]], **QUIET)
