@@ -184,7 +184,7 @@ impl Life {
             Step::Sync => self.content.sync(false),
             Step::Settle => match self.content.unsettled() {
                 Some(found) => {
-                    self.file.sync(false)?;
+                    self.content.make_durable()?;
                     self.content.settle(found).map(drop)
                 }
                 None => Ok(()),

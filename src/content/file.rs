@@ -227,6 +227,15 @@ impl Content {
         Ok(self.file.sync(metadata)?)
     }
 
+    /// Makes the content durable on nobody's behalf, as before settling. No page of the file is written meanwhile.
+    ///
+    /// # Errors
+    /// [`ContentError::Io`].
+    pub fn make_durable(&self) -> Result<(), ContentError> {
+        let _no_writer = self.share(Range::ALL)?;
+        Ok(self.file.sync(false)?)
+    }
+
     /// Waits for operations that are under way, and ends all later ones with [`ContentError::Retired`]. The keys go with
     /// the last reference.
     pub fn retire(&self) {

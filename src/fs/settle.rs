@@ -6,7 +6,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::content::Unsettled;
-use crate::storage::RawFile;
 
 use super::inode::{Inode, InodeTable, OpenFile};
 use super::{ContentError, Filesystem, InodeId, ROOT};
@@ -136,7 +135,12 @@ impl Filesystem {
         let synced = if batch.len() > SYNC_SINGLY {
             self.inodes.get(ROOT).is_ok_and(|root| root.node.sync_filesystem().is_ok())
         } else {
-            self.enforce_order().is_ok() && batch.iter().all(|(_, open, _)| open.file.sync(false).is_ok())
+            let durable = |open: &OpenFile| match open.content.make_durable() {
+                // Somebody else has taken it over, and settles it.
+                Err(ContentError::Retired) => true,
+                result => result.is_ok(),
+            };
+            self.enforce_order().is_ok() && batch.iter().all(|(_, open, _)| durable(open))
         };
         if !synced {
             tracing::warn!("the backing filesystem cannot be synced; {} files stay unsettled", batch.len());

@@ -1,0 +1,141 @@
+//! What a power cut right after a sync leaves on ext4, XFS and btrfs themselves: the disk is copied at that moment, and the copy is
+//! mounted, so that the filesystem replays its journal or log. What was synced is there under a name that decrypts.
+//!
+//! Needs root and loop devices, as `.ci/run` has. The disk is copied with all that it was told to write: what a device loses of its
+//! own cache, `scripts/` has a rig for.
+#![cfg(feature = "mount")]
+#![allow(clippy::unwrap_used)] // it is how a test fails
+
+#[path = "support/mount.rs"]
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use support::{Argument, Home, Volume, bytes, eventually, needs_root, run, walk};
+
+/// What must be there: the content, and the names under one of which it may be.
+type Synced = BTreeMap<u64, Vec<String>>;
+
+fn system(program: &str, arguments: &[Argument<'_>]) {
+    run(program, arguments, Path::new("/"));
+}
+
+/// The process behind a mount may still be ending.
+fn unmount(disk: &Path) {
+    eventually("the disk is free", || Command::new("umount").arg(disk).output().unwrap().status.success());
+}
+
+fn content(number: u64) -> Vec<u8> {
+    bytes(number, 9000)
+}
+
+fn sync(path: &Path) {
+    File::open(path).unwrap().sync_all().unwrap();
+}
+
+fn write_and_sync(volume: &Volume, path: &str, number: u64, synced: &mut Synced) {
+    let mut file = File::create(volume.path(path)).unwrap();
+    file.write_all(&content(number)).unwrap();
+    file.sync_all().unwrap();
+    synced.insert(number, vec![path.to_owned()]);
+}
+
+fn long(letter: &str) -> String {
+    letter.repeat(220)
+}
+
+/// The steps after each of which the power is cut.
+const STEPS: [fn(&Volume, &mut Synced); 6] = [
+    |volume, synced| {
+        fs::create_dir(volume.path("directory")).unwrap();
+        write_and_sync(volume, "directory/file", 1, synced);
+    },
+    |volume, synced| write_and_sync(volume, &long("l"), 2, synced),
+    |volume, synced| {
+        let directory = format!("directory/{}", long("d"));
+        fs::create_dir_all(volume.path(&directory).join("below")).unwrap();
+        write_and_sync(volume, &format!("{directory}/below/{}", long("f")), 3, synced);
+    },
+    |volume, synced| {
+        let (old, new) = ("directory/file".to_owned(), format!("directory/{}", long("r")));
+        fs::rename(volume.path(&old), volume.path(&new)).unwrap();
+        sync(&volume.path(&new));
+        synced.insert(1, vec![old, new]);
+    },
+    |volume, synced| {
+        // Durable by the directory alone.
+        fs::create_dir(volume.path("other")).unwrap();
+        fs::write(volume.path("other").join(long("o")), content(4)).unwrap();
+        fs::hard_link(volume.path(long("l")), volume.path("other").join(long("h"))).unwrap();
+        sync(&volume.path("other").join(long("o")));
+        sync(&volume.path("other"));
+        synced.insert(4, vec![format!("other/{}", long("o"))]);
+    },
+    |volume, synced| {
+        // More directories than are synced one by one.
+        for number in 0..50 {
+            fs::create_dir(volume.path(format!("many-{number}"))).unwrap();
+        }
+        fs::remove_file(volume.path("other").join(long("h"))).unwrap();
+        fs::remove_dir(volume.path("many-7")).unwrap();
+        write_and_sync(volume, "many-31/file", 5, synced);
+    },
+];
+
+fn cut_after_each_step(make: &[&str]) {
+    needs_root();
+    let home = Home::new();
+    let (image, disk) = (home.path("image"), home.path("cipher"));
+    File::create(&image).unwrap().set_len(320 << 20).unwrap();
+    let mut arguments: Vec<Argument<'_>> = make[1..].iter().map(|word| word as Argument<'_>).collect();
+    arguments.push(&image);
+    system(make[0], &arguments);
+    fs::create_dir(&disk).unwrap();
+    system("mount", &[&"-o", &"loop", &image, &disk]);
+    let _ = fs::remove_dir(disk.join("lost+found"));
+    let volume = Volume::in_home(home, &[], &[]);
+    let mut synced = Synced::new();
+    let mut cuts: Vec<(PathBuf, Synced)> = Vec::new();
+    for (number, step) in STEPS.iter().enumerate() {
+        step(&volume, &mut synced);
+        let copy = volume.home.path(format!("cut-{number}"));
+        system("cp", &[&"--sparse=always", &image, &copy]);
+        cuts.push((copy, synced.clone()));
+    }
+    volume.unmount();
+    unmount(&disk);
+    for (number, (copy, synced)) in cuts.iter().enumerate() {
+        system("mount", &[&"-o", &"loop", copy, &disk]);
+        volume.mount();
+        for path in walk(&volume.plain).into_iter().filter(|path| path.is_file()) {
+            fs::read(&path).unwrap_or_else(|error| panic!("step {number}: {}: {error}", path.display()));
+        }
+        for (content_number, names) in synced {
+            let found = names.iter().find_map(|name| fs::read(volume.path(name)).ok());
+            assert!(found == Some(content(*content_number)), "step {number}: {names:?} is lost");
+        }
+        assert_eq!(volume.status()["undecryptable_names"], 0, "step {number}");
+        volume.unmount();
+        unmount(&disk);
+    }
+}
+
+#[test]
+fn what_was_synced_on_ext4_has_its_name() {
+    cut_after_each_step(&["mkfs.ext4", "-q", "-F", "-b", "4096"]);
+}
+
+#[test]
+fn what_was_synced_on_xfs_has_its_name() {
+    cut_after_each_step(&["mkfs.xfs", "-q", "-f"]);
+}
+
+/// Its log holds what was synced and nothing that is merely older.
+#[test]
+fn what_was_synced_on_btrfs_has_its_name() {
+    cut_after_each_step(&["mkfs.btrfs", "-q", "-f"]);
+}
