@@ -272,11 +272,14 @@ fn a_cipher_directory_that_goes_away_is_an_error_and_one_that_comes_back_is_moun
     synced(&volume.path("new"), &kept);
 }
 
+/// What is done to a file in the cipher directory.
+type Damage = fn(&Path);
+
 /// Neither `unlink` nor `rmdir` needs a key or content that makes sense.
 #[test]
 fn damaged_entries_can_be_removed_while_no_key_is_to_be_had() {
     let volume = Volume::new(&[]);
-    let damage: [(&str, fn(&Path)); 6] = [
+    let damage: [(&str, Damage); 6] = [
         ("header", |path| flip(path, 100)),
         ("page", |path| flip(path, 5000)),
         ("size", |path| cut(path, 5000)),

@@ -11,7 +11,7 @@ use super::*;
 use crate::crypto::{FileKeys, Secret, Suite, random_array};
 use crate::format::config::{End, Holes};
 use crate::format::geometry::{PAGE_LEN, PAYLOAD_LEN};
-use crate::storage::{MemoryFile, RawFile};
+use crate::storage::MemoryFile;
 
 const HEADER: [u8; PAGE_LEN] = [0x5a; PAGE_LEN];
 /// Images of a run, if the environment does not say.
