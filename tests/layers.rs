@@ -43,7 +43,7 @@ fn sources() -> Vec<Source> {
             let path = entry.path();
             if path.is_dir() {
                 directories.push(path);
-            } else if path.extension().is_some_and(|e| e == "rs") && !path.ends_with("tests.rs") {
+            } else if path.extension().is_some_and(|e| e == "rs") && !path.to_string_lossy().ends_with("tests.rs") {
                 found.push(source(&root, path));
             }
         }
