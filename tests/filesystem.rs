@@ -746,22 +746,25 @@ fn keys_of_the_next_directories_are_fetched_ahead_too() {
     }
     mounted.remount();
     let before = mounted.provider.calls().unwrap;
-    // The walk begins in whichever directory the backing filesystem lists first.
-    let root = mounted.fs.open_directory(ROOT).unwrap();
-    let mut first = None;
-    let see = |entry: &kmsfs::fs::Listed<'_>| {
-        if directories.iter().any(|directory| directory.as_bytes() == entry.name) {
-            first.get_or_insert(String::from_utf8(entry.name.to_vec()).unwrap());
-        }
-        true
+    // The walk goes in the order in which the backing filesystem lists.
+    let first_listed = |directory: InodeId| {
+        let handle = mounted.fs.open_directory(directory).unwrap();
+        let mut first = None;
+        let see = |entry: &kmsfs::fs::Listed<'_>| {
+            let name = String::from_utf8(entry.name.to_vec()).unwrap();
+            if !name.starts_with('.') && name != "inner" {
+                first.get_or_insert((entry.id, name));
+            }
+            true
+        };
+        mounted.fs.list(handle, 0, true, see).unwrap();
+        mounted.fs.close_directory(handle);
+        first.unwrap()
     };
-    mounted.fs.list(root, 0, true, see).unwrap();
-    mounted.fs.close_directory(root);
-    let first = first.unwrap();
-    let names = mounted.list(&first).unwrap();
+    let (directory, name) = first_listed(ROOT);
+    let (_, file) = first_listed(directory);
     assert_eq!(mounted.provider.calls().unwrap, before);
-    let file = names.into_iter().find(|name| name.starts_with('f')).unwrap();
-    mounted.read(&format!("{first}/{file}")).unwrap();
+    mounted.read(&format!("{name}/{file}")).unwrap();
     // Three files share a data key, and there are 60 files.
     until("all fetched", || mounted.fs.stats().key_cache_entries == 20);
     let before = mounted.provider.calls().unwrap;
