@@ -40,6 +40,8 @@ impl Listing {
     pub(super) fn note(&mut self, ino: u64, kind: Option<NodeKind>, entry: &str) {
         let list = match kind {
             None | Some(NodeKind::File) => &mut self.files,
+            // A walk does not go into a directory itself, or up.
+            Some(NodeKind::Directory) if [".", ".."].contains(&entry) => return,
             Some(NodeKind::Directory) => &mut self.directories,
             Some(_) => return,
         };

@@ -19,8 +19,8 @@ impl ProvisionedKeys for KeyStock {
         self.sync()
     }
 
-    fn reject(&self, name: &str) {
-        Self::reject(self, name);
+    fn reject(&self, name: &str) -> bool {
+        Self::reject(self, name)
     }
 
     fn count(&self) -> io::Result<u64> {

@@ -48,8 +48,8 @@ pub trait ProvisionedKeys: Send + Sync {
     /// Those of the place.
     fn put_back(&self, name: &str, bytes: &[u8]) -> io::Result<()>;
 
-    /// Never offers this entry again.
-    fn reject(&self, name: &str);
+    /// Never offers this entry again. Returns whether nobody else has rejected it before.
+    fn reject(&self, name: &str) -> bool;
 
     /// How many entries there are, good or not.
     ///
@@ -130,7 +130,9 @@ impl Source {
     }
 
     fn reject(&self, name: &str, why: &str) {
-        self.place.reject(name);
+        if !self.place.reject(name) {
+            return;
+        }
         let number = self.rejections.fetch_add(1, Ordering::Relaxed);
         if number < LOGGED {
             tracing::warn!("the provisioned key {name} is left alone: {why}");

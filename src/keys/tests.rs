@@ -194,8 +194,9 @@ impl ProvisionedKeys for Place {
         Ok(())
     }
 
-    fn reject(&self, name: &str) {
+    fn reject(&self, name: &str) -> bool {
         self.lock().rejected.push(name.to_owned());
+        true
     }
 
     fn count(&self) -> io::Result<u64> {

@@ -80,7 +80,7 @@ impl KeyStock {
                 // Somebody else took it.
                 Err(Errno::NOENT) => {}
                 // Not a file that this process can read: it is none of ours.
-                Err(Errno::ACCESS | Errno::LOOP | Errno::XDEV | Errno::NXIO | Errno::ISDIR) => self.reject(&name),
+                Err(Errno::ACCESS | Errno::LOOP | Errno::XDEV | Errno::NXIO | Errno::ISDIR) => _ = self.reject(&name),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -100,12 +100,10 @@ impl KeyStock {
         Ok(true)
     }
 
-    /// Never offers this entry again.
-    pub fn reject(&self, name: &str) {
+    /// Never offers this entry again. Returns whether nobody else has rejected it before.
+    pub fn reject(&self, name: &str) -> bool {
         let mut state = self.state();
-        if state.rejected.len() < LOOKED_AT {
-            state.rejected.insert(name.to_owned());
-        }
+        state.rejected.len() < LOOKED_AT && state.rejected.insert(name.to_owned())
     }
 
     /// Adds an entry. It is durable after [`Self::sync`].
