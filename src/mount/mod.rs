@@ -7,7 +7,9 @@ mod adapter;
 mod attach;
 mod convert;
 mod session;
+mod table;
 mod tuning;
 
 pub use attach::{MountError, remount, unmount};
 pub use session::{Options, serve};
+pub use table::{is_ours_at, options_at};

@@ -13,10 +13,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::format::name;
+
+use super::own_directory::{OwnDirectory, beneath};
 
 /// More than any entry has, so that the parser sees that a file is too large.
 const MAX_READ: u64 = 4096;
@@ -31,8 +33,7 @@ const LEFT_BEHIND: Duration = Duration::from_secs(3600);
 /// The stock of one volume.
 #[derive(Debug)]
 pub struct KeyStock {
-    /// The volume's own directory.
-    volume: OwnedFd,
+    directory: OwnDirectory,
     state: Mutex<State>,
 }
 
@@ -58,7 +59,7 @@ pub struct Candidate {
 
 impl KeyStock {
     pub(super) fn new(volume: OwnedFd) -> Self {
-        Self { volume, state: Mutex::default() }
+        Self { directory: OwnDirectory::new(volume, name::PROVISIONED_DIR), state: Mutex::default() }
     }
 
     /// An entry that may be claimed, if there is one.
@@ -66,7 +67,7 @@ impl KeyStock {
     /// # Errors
     /// Those of the backing filesystem.
     pub fn next(&self) -> io::Result<Option<Candidate>> {
-        let Some(directory) = self.directory()? else { return Ok(None) };
+        let Some(directory) = self.directory.open()? else { return Ok(None) };
         loop {
             let mut state = self.state();
             if state.names.is_empty() || (state.has_more && state.names.len() < FEW) {
@@ -91,7 +92,7 @@ impl KeyStock {
     /// # Errors
     /// Those of the backing filesystem; the entry may then be gone.
     pub fn claim(&self, name: &str) -> io::Result<bool> {
-        let Some(directory) = self.directory()? else { return Ok(false) };
+        let Some(directory) = self.directory.open()? else { return Ok(false) };
         match rustix::fs::unlinkat(&directory, name, AtFlags::empty()) {
             Ok(()) => rustix::fs::fsync(&directory)?,
             Err(Errno::NOENT) => return Ok(false),
@@ -111,12 +112,7 @@ impl KeyStock {
     /// # Errors
     /// Those of the backing filesystem.
     pub fn add(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        match rustix::fs::mkdirat(&self.volume, name::PROVISIONED_DIR, Mode::RWXU) {
-            Ok(()) => rustix::fs::fsync(&self.volume)?,
-            Err(Errno::EXIST) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let directory = self.directory()?.ok_or(io::ErrorKind::NotFound)?;
+        let directory = self.directory.open_or_make()?;
         let new = format!(".{name}.new");
         let written = write_new(&directory, &new, bytes)
             .and_then(|()| Ok(rustix::fs::renameat(&directory, &new, &directory, name)?));
@@ -133,7 +129,7 @@ impl KeyStock {
     /// # Errors
     /// Those of the backing filesystem; the entry is then the old one.
     pub fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        if let Some(directory) = self.directory()? {
+        if let Some(directory) = self.directory.open()? {
             match rustix::fs::unlinkat(&directory, format!(".{name}.new"), AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(error) => return Err(error.into()),
@@ -147,7 +143,7 @@ impl KeyStock {
     /// # Errors
     /// Those of `fsync(2)`.
     pub fn sync(&self) -> io::Result<()> {
-        self.directory()?.map_or(Ok(()), |directory| Ok(rustix::fs::fsync(directory)?))
+        self.directory.open()?.map_or(Ok(()), |directory| Ok(rustix::fs::fsync(directory)?))
     }
 
     /// Removes what crashes left behind.
@@ -155,7 +151,7 @@ impl KeyStock {
     /// # Errors
     /// Those of the backing filesystem.
     pub fn tidy(&self) -> io::Result<()> {
-        let Some(directory) = self.directory()? else { return Ok(()) };
+        let Some(directory) = self.directory.open()? else { return Ok(()) };
         for entry in Dir::read_from(&directory)? {
             let entry = entry?;
             let name = entry.file_name();
@@ -181,24 +177,14 @@ impl KeyStock {
     /// # Errors
     /// Those of the backing filesystem.
     pub fn names(&self) -> io::Result<Vec<String>> {
-        let Some(directory) = self.directory()? else { return Ok(Vec::new()) };
+        let Some(directory) = self.directory.open()? else { return Ok(Vec::new()) };
         Ok(list(&directory, usize::MAX, usize::MAX, |_| true)?.0)
     }
 
     /// What is in the entry `name`; nothing if it is gone, or no file that can be read.
     #[must_use]
     pub fn read(&self, name: &str) -> Option<Vec<u8>> {
-        read(&self.directory().ok()??, name).ok()
-    }
-
-    /// The directory, once there is one.
-    fn directory(&self) -> io::Result<Option<OwnedFd>> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        match rustix::fs::openat2(&self.volume, name::PROVISIONED_DIR, flags, Mode::empty(), beneath()) {
-            Ok(directory) => Ok(Some(directory)),
-            Err(Errno::NOENT) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        read(&self.directory.open().ok()??, name).ok()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -231,10 +217,6 @@ fn list(
         found.extend(name.filter(|name| wanted(name)).map(str::to_owned));
     }
     Ok((found, false))
-}
-
-fn beneath() -> ResolveFlags {
-    ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV
 }
 
 /// Reads a regular file; anything else of that name is an error, and never blocks.

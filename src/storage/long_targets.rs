@@ -8,10 +8,11 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, mkdirat, openat2, unlinkat};
-use rustix::io::Errno;
+use rustix::fs::{AtFlags, Mode, OFlags, openat2, unlinkat};
 
 use crate::format::name::{LONG_TARGETS_DIR, PATH_MAX};
+
+use super::own_directory::{OwnDirectory, beneath};
 
 /// More than any target has, so that a file that is too large is seen to be.
 const MAX_READ: u64 = PATH_MAX as u64 + 4096;
@@ -19,17 +20,15 @@ const MAX_READ: u64 = PATH_MAX as u64 + 4096;
 /// The long targets of one volume.
 #[derive(Debug)]
 pub struct LongTargets {
-    /// The volume's own directory.
-    volume: OwnedFd,
+    directory: OwnDirectory,
     in_use: AtomicBool,
 }
 
 impl LongTargets {
     pub(super) fn new(volume: OwnedFd) -> io::Result<Self> {
-        let targets = Self { volume, in_use: AtomicBool::new(false) };
-        let found = targets.directory()?.is_some();
-        targets.in_use.store(found, Ordering::Relaxed);
-        Ok(targets)
+        let directory = OwnDirectory::new(volume, LONG_TARGETS_DIR);
+        let in_use = AtomicBool::new(directory.open()?.is_some());
+        Ok(Self { directory, in_use })
     }
 
     /// Whether the volume has, or had, any.
@@ -43,13 +42,8 @@ impl LongTargets {
     /// # Errors
     /// Those of the backing filesystem.
     pub fn add(&self, name: &str, sealed: &[u8]) -> io::Result<()> {
-        match mkdirat(&self.volume, LONG_TARGETS_DIR, Mode::RWXU) {
-            Ok(()) => rustix::fs::fsync(&self.volume)?,
-            Err(Errno::EXIST) => {}
-            Err(error) => return Err(error.into()),
-        }
+        let directory = self.directory.open_or_make()?;
         self.in_use.store(true, Ordering::Relaxed);
-        let directory = self.directory()?.ok_or(io::ErrorKind::NotFound)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let file = openat2(&directory, name, flags, Mode::RUSR | Mode::WUSR, beneath())?;
         let mut file = File::from(file);
@@ -63,7 +57,7 @@ impl LongTargets {
     /// # Errors
     /// Those of the backing filesystem.
     pub fn read(&self, name: &str) -> io::Result<Vec<u8>> {
-        let directory = self.directory()?.ok_or(io::ErrorKind::NotFound)?;
+        let directory = self.directory.open()?.ok_or(io::ErrorKind::NotFound)?;
         let file =
             openat2(&directory, name, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty(), beneath())?;
         let mut sealed = Vec::new();
@@ -73,24 +67,10 @@ impl LongTargets {
 
     /// Removes the target `name`. One that stays is in nobody's way.
     pub fn remove(&self, name: &str) {
-        if let Ok(Some(directory)) = self.directory() {
+        if let Ok(Some(directory)) = self.directory.open() {
             let _ = unlinkat(directory, name, AtFlags::empty());
         }
     }
-
-    /// The directory, once there is one.
-    fn directory(&self) -> io::Result<Option<OwnedFd>> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        match openat2(&self.volume, LONG_TARGETS_DIR, flags, Mode::empty(), beneath()) {
-            Ok(directory) => Ok(Some(directory)),
-            Err(Errno::NOENT) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-}
-
-fn beneath() -> ResolveFlags {
-    ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod key_stock;
 mod long_targets;
 mod memory;
 mod node;
+mod own_directory;
 mod xattr;
 
 pub use cipher_directory::CipherDirectory;

@@ -16,8 +16,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// Changes the options of the mount at `mountpoint`; those that are not given stay.
 pub(super) fn run(mountpoint: &Path, given: &[String]) -> Result<(), CliError> {
     let mountpoint = status::canonical(mountpoint)?;
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let current = options_of(&table, &mountpoint.to_string_lossy())
+    let current = mount::options_at(&mountpoint)
         .ok_or_else(|| CliError::new(Exit::NotMounted, format_args!("{} is not mounted", mountpoint.display())))?;
     let flags = MountFlags::parse(&[&[current], given].concat())?;
     if !flags.read_only && serves_read_only(&mountpoint)? {
@@ -41,24 +40,4 @@ fn serves_read_only(mountpoint: &Path) -> Result<bool, CliError> {
     let answer = answer.map_err(|error| status::failure(mountpoint, &error))?;
     let status: serde_json::Value = serde_json::from_str(&answer).unwrap_or_default();
     Ok(status["read_only"].as_bool().unwrap_or(false))
-}
-
-/// The options of the newest mount of ours at this place.
-fn options_of(table: &str, mountpoint: &str) -> Option<String> {
-    let place = mountpoint.replace('\\', "\\134").replace(' ', "\\040").replace('\t', "\\011").replace('\n', "\\012");
-    let line = table.lines().rev().find(|line| line.split(' ').nth(4) == Some(&place))?;
-    line.contains(" - fuse.kmsfs ").then(|| line.split(' ').nth(5).map(str::to_owned))?
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_mounts_of_ours_have_options_to_change() {
-        let table = "30 20 0:40 / /mnt/a\\040b rw,nosuid - fuse.kmsfs x rw\n31 20 0:41 / /mnt/c rw - ext4 x rw\n";
-        assert_eq!(options_of(table, "/mnt/a b").as_deref(), Some("rw,nosuid"));
-        assert_eq!(options_of(table, "/mnt/c"), None);
-        assert_eq!(options_of(table, "/mnt"), None);
-    }
 }

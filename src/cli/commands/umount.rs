@@ -27,8 +27,6 @@ pub(crate) fn run(args: &UmountArgs) -> Result<(), CliError> {
 
 #[cfg(feature = "mount")]
 mod with_mount {
-    use std::fs;
-    use std::os::unix::ffi::OsStrExt;
     use std::path::Path;
     use std::time::Duration;
 
@@ -47,7 +45,7 @@ mod with_mount {
         let waiting = match status::connect(&mountpoint).and_then(|client| client.wait(ANSWER)) {
             Ok(waiting) => Some(waiting),
             // A mount without a process, or one whose process answers nobody, can still be taken away.
-            Err(ClientError::NotServed) if !is_fuse_mount(&mountpoint) => return Err(not_mounted(&mountpoint)),
+            Err(ClientError::NotServed) if !mount::is_ours_at(&mountpoint) => return Err(not_mounted(&mountpoint)),
             Err(_) => None,
         };
         unmount(&mountpoint)?;
@@ -73,47 +71,5 @@ mod with_mount {
 
     fn not_mounted(mountpoint: &Path) -> CliError {
         CliError::new(Exit::NotMounted, format_args!("{} is not mounted", mountpoint.display()))
-    }
-
-    /// Whether the mount table has a FUSE filesystem of ours at `mountpoint`.
-    fn is_fuse_mount(mountpoint: &Path) -> bool {
-        let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
-        table.split(|byte| *byte == b'\n').any(|line| is_ours_at(line, mountpoint))
-    }
-
-    /// A line such as `36 35 0:33 / /mnt rw,nosuid - fuse.kmsfs kmsfs rw`.
-    fn is_ours_at(line: &[u8], mountpoint: &Path) -> bool {
-        let mut fields = line.split(|byte| *byte == b' ');
-        let at = fields.nth(4).map(unescape);
-        let kind = fields.skip_while(|field| *field != b"-").nth(1);
-        at.as_deref() == Some(mountpoint.as_os_str().as_bytes()) && kind == Some(b"fuse.kmsfs")
-    }
-
-    /// Undoes the `\040` of spaces, tabs, newlines and backslashes.
-    fn unescape(field: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(field.len());
-        let mut rest = field;
-        while let Some((first, after)) = rest.split_first() {
-            let octal = after.get(..3).filter(|_| *first == b'\\');
-            let octal = octal.and_then(|digits| std::str::from_utf8(digits).ok());
-            let escaped = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok());
-            bytes.push(escaped.unwrap_or(*first));
-            rest = if escaped.is_some() { &after[3..] } else { after };
-        }
-        bytes
-    }
-
-    #[cfg(test)]
-    mod tests {
-        use super::*;
-
-        #[test]
-        fn reads_the_mount_table() {
-            let line = br"36 35 0:33 / /mnt/a\040b\134c rw,nosuid shared:1 - fuse.kmsfs /c rw,user_id=0";
-            assert!(is_ours_at(line, Path::new(r"/mnt/a b\c")));
-            assert!(!is_ours_at(line, Path::new("/mnt")));
-            assert!(!is_ours_at(b"36 35 0:33 / /mnt rw - ext4 /dev/sda rw", Path::new("/mnt")));
-            assert!(!is_ours_at(b"", Path::new("/mnt")));
-        }
     }
 }
