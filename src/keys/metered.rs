@@ -22,6 +22,8 @@ const UNLIMITED: f64 = 20_000.0;
 const LEAST_GRANTED: f64 = 20.0;
 /// After each second without throttling the rate grows by so much.
 const GROWTH: f64 = 1.25;
+/// The rate is lowered once in so long: the refusals of one burst count once.
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// How many calls were made.
 #[derive(Default)]
@@ -140,10 +142,11 @@ impl Budget {
         Some(wait)
     }
 
-    /// Halves the rate, or what the provider granted of it, once a second at most.
-    fn slow_down(&self, now: Instant) {
+    /// Halves the rate, or what the provider granted of it, for a call that began at `began` and was refused at `now`: unless
+    /// it began before the rate was lowered last, or just after.
+    fn slow_down(&self, began: Instant, now: Instant) {
         let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        if recent(bucket.lowered, now) {
+        if bucket.lowered.is_some_and(|lowered| began < lowered + SETTLE) {
             return;
         }
         let granted = bucket.window.map_or(0.0, |window| f64::from(window.calls.max(window.before)));
@@ -192,13 +195,13 @@ impl Metered {
     /// Waits for a turn and makes the call; a call that is throttled waits for another turn, as long as it may wait at all.
     fn call<T>(&self, operation: Operation, call: impl Fn() -> Result<T, ProviderError>) -> Result<T, ProviderError> {
         if !self.provider.is_remote() {
-            return self.counted(operation, call());
+            return self.counted(operation, Instant::now(), call());
         }
         let (start, mut refusal) = (Instant::now(), None);
         while start.elapsed() < MAX_WAIT {
             let Some(wait) = self.budget.reserve(Instant::now()) else { break };
             std::thread::sleep(wait);
-            match self.counted(operation, call()) {
+            match self.counted(operation, Instant::now(), call()) {
                 Err(error) if error.kind == ProviderErrorKind::Throttled => refusal = Some(error),
                 answer => return answer,
             }
@@ -209,14 +212,19 @@ impl Metered {
         }))
     }
 
-    fn counted<T>(&self, operation: Operation, answer: Result<T, ProviderError>) -> Result<T, ProviderError> {
+    fn counted<T>(
+        &self,
+        operation: Operation,
+        began: Instant,
+        answer: Result<T, ProviderError>,
+    ) -> Result<T, ProviderError> {
         self.counts.by_operation[operation as usize].fetch_add(1, Ordering::Relaxed);
         match &answer {
             Ok(_) => self.budget.speed_up(Instant::now()),
             Err(error) => {
                 self.counts.failures.fetch_add(1, Ordering::Relaxed);
                 if error.kind == ProviderErrorKind::Throttled {
-                    self.budget.slow_down(Instant::now());
+                    self.budget.slow_down(began, Instant::now());
                 }
             }
         }
@@ -346,15 +354,39 @@ mod tests {
     }
 
     #[test]
+    fn a_provider_that_grants_little_is_soon_asked_no_more_than_that() {
+        const GRANTED: u32 = 100;
+        let (budget, start) = (Budget::new(None), Instant::now());
+        // Just before, it granted ten times as much.
+        (0..1000).for_each(|_| budget.speed_up(start));
+        let (mut refused, mut tokens, mut last) = (0, 0.0, start);
+        let mut now = start;
+        while now < after(start, 10_000) {
+            now += budget.reserve(now).unwrap().max(Duration::from_millis(1));
+            tokens = (tokens + (now - last).as_secs_f64() * f64::from(GRANTED)).min(10.0);
+            last = now;
+            if tokens >= 1.0 {
+                tokens -= 1.0;
+                budget.speed_up(now);
+            } else {
+                refused += 1;
+                budget.slow_down(now, now);
+            }
+        }
+        assert!(refused <= 150, "{refused} of {} calls", 10 * GRANTED);
+    }
+
+    #[test]
     fn throttling_halves_the_rate_and_time_gives_it_back() {
         let (budget, start) = (Budget::new(None), Instant::now());
         for _ in 0..100 {
             budget.speed_up(start);
         }
         let rate = || budget.bucket.lock().unwrap().rate;
-        budget.slow_down(start);
+        budget.slow_down(start, start);
         assert_eq!(rate(), Some(50.0));
-        budget.slow_down(after(start, 10));
+        budget.slow_down(after(start, 10), after(start, 20));
+        budget.slow_down(start, after(start, 200));
         assert_eq!(rate(), Some(50.0), "one burst of refusals counts once");
         budget.speed_up(after(start, 500));
         assert_eq!(rate(), Some(50.0));
@@ -363,7 +395,7 @@ mod tests {
         (2..100).for_each(|second| budget.speed_up(after(start, second * 1000)));
         assert_eq!(rate(), None);
         let limited = Budget::new(NonZeroU32::new(40));
-        limited.slow_down(start);
+        limited.slow_down(start, start);
         (1..10).for_each(|second| limited.speed_up(after(start, second * 1000)));
         assert_eq!(limited.bucket.lock().unwrap().rate, Some(40.0));
     }
