@@ -161,7 +161,8 @@ impl Filesystem {
             let (fs, listing) = (Arc::clone(self), Arc::clone(listing));
             self.prefetch.lane.run(Box::new(move |turn| {
                 // Whatever is wrong with the file, its opening will say.
-                let _ = turn.and_then(|()| fs.fetch_key(&listing.directory, &listing.listing.files[place].1));
+                let (ino, entry) = &listing.listing.files[place];
+                let _ = turn.and_then(|()| fs.fetch_key(&listing.directory, *ino, entry));
             }));
         }
         (place + ahead).saturating_sub(files.len())
@@ -203,7 +204,11 @@ impl Filesystem {
         Ok(listing)
     }
 
-    fn fetch_key(&self, directory: &Inode, entry: &str) -> Result<(), Error> {
+    /// Whoever lists a directory with attributes knows its inodes already.
+    fn fetch_key(&self, directory: &Inode, ino: u64, entry: &str) -> Result<(), Error> {
+        if let Some(known) = self.inodes.by_entry(ino) {
+            return self.fetch_key_of(&known);
+        }
         let (inode, _) = self.learn(directory.node.lookup(entry)?)?;
         let fetched = self.fetch_key_of(&inode);
         self.forget(inode.id, 1);
