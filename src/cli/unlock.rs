@@ -63,6 +63,32 @@ pub(crate) fn unlock_to_change(
     Ok((unlocked, recipients))
 }
 
+/// The same for a volume that is in use, whose list of keys has changed: providers of `known` keys are used on, and every new
+/// recipient is proven. No pin is looked at: the volume is compared with the one in use.
+#[cfg(feature = "mount")]
+pub(crate) fn unlock_again(
+    directory: &Path,
+    sealed: &SealedConfig,
+    expected: &Expected<'_>,
+    known: &[Recipient],
+    settings: &ProviderSettings,
+) -> Result<(Unlocked, Vec<Recipient>), CliError> {
+    check_before_key(directory, &sealed.config, expected, None)?;
+    let mut recipients = recipients(&sealed.config, settings);
+    let mut new = Vec::new();
+    for recipient in &mut recipients {
+        match known.iter().find(|known| (known.kind, &known.key) == (recipient.kind, &recipient.key)) {
+            Some(known) => recipient.provider = known.provider.clone(),
+            None => new.push(recipient.clone()),
+        }
+    }
+    let unlocked = unlock_with_any(sealed, &recipients)?;
+    for Recipient { key, provider, .. } in new.iter().filter(|recipient| recipient.wraps_new) {
+        Unlocked::open(sealed, provider.as_ref(), Some(key))?;
+    }
+    Ok((unlocked, recipients))
+}
+
 /// The keys on a config's list with their providers. No network is crossed; a provider that cannot be opened fails when it
 /// is asked.
 pub(crate) fn recipients(config: &VolumeConfig, settings: &ProviderSettings) -> Vec<Recipient> {

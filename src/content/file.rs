@@ -209,6 +209,12 @@ impl Content {
         self.keys.get().is_none()
     }
 
+    /// Whether the file was given a header that is not on disk yet; then it is empty there.
+    #[must_use]
+    pub fn has_unwritten_header(&self) -> bool {
+        self.lock_new_header().is_some()
+    }
+
     /// Gives a headerless file its header and keys; it goes to disk with the first write. Of two calls the first one wins.
     pub fn adopt(&self, keys: FileKeys, header: Box<HeaderPage>) {
         let mut new_header = self.lock_new_header();

@@ -15,6 +15,7 @@ mod lane;
 mod leases;
 mod link_targets;
 mod listing;
+mod moves;
 mod names;
 mod namespace;
 mod open;
@@ -53,6 +54,7 @@ use inode::{Inode, InodeTable};
 use lane::Lane;
 use leases::Keeper;
 use listing::OpenDirectories;
+use moves::Moves;
 use order::NameOrder;
 use prefetch::Prefetch;
 use settle::Settler;
@@ -120,6 +122,9 @@ pub struct Filesystem {
     /// The daemon's own user.
     user: u32,
     events: Arc<Events>,
+    moves: Moves,
+    /// The first of the wrapping keys, as `status` names it.
+    wrapping_key: Mutex<String>,
     undecryptable_names: AtomicU64,
     alarms: Mutex<HashMap<Cause, Instant>>,
 }
@@ -137,6 +142,8 @@ impl Filesystem {
             volume.ring.use_provisioned(Box::new(directory.key_stock()?), options.provisioned_keys);
         }
         let fs = Arc::new(Self {
+            wrapping_key: Mutex::new(open::first_key(&volume.config)),
+            moves: Moves::default(),
             rules: Rules { holes: volume.config.holes, end: volume.config.end },
             volume,
             long_targets: directory.long_targets()?,

@@ -129,6 +129,7 @@ impl Filesystem {
         let directory = self.writable_directory(directory)?;
         let inode = self.inodes.get(id)?;
         let stored = self.stored_name(&directory, name)?;
+        let _move = self.moves.begin();
         self.with_long_name_link(&directory.node, &stored, |entry| inode.node.link_as(&directory.node, entry))?;
         let inode = self.inodes.count_lookup(&inode);
         self.attributes_of(&inode, &inode.node.stat()?)
@@ -180,6 +181,7 @@ impl Filesystem {
         }
         let (old, new) = (self.stored_name(&from, name)?, self.stored_name(&to, new_name)?);
         let victim = self.long_target_victim(&to.node, new.entry());
+        let _move = self.moves.begin();
         self.with_long_name_link(&to.node, &new, |entry| {
             self.rename_over_empty_directory(&from.node, &old, &to.node, entry, mode)
         })?;

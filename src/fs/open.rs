@@ -5,15 +5,16 @@
 //! whose key is in memory is answered at once. No lock is held meanwhile.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use crate::content::Content;
-use crate::format::config::End;
+use crate::format::config::{End, VolumeConfig};
 use crate::format::geometry::{ImpossibleSize, PAGE_LEN};
 use crate::format::header::HeaderPage;
-use crate::keys::{AuthenticHeader, OpenedKeys, ProvisionedUse};
+use crate::keys::volume;
+use crate::keys::{AuthenticHeader, OpenedKeys, ProvisionedUse, Recipient};
 use crate::storage::{Access, DiskFile, NodeKind, RawFile};
 
 use super::inode::{Inode, OpenFile};
@@ -123,7 +124,7 @@ impl Filesystem {
         };
         self.with_content(inode, Access::ReadWrite, answer, move |fs, inode, open| {
             if size > 0 {
-                fs.ensure_keys(open)?;
+                fs.ensure_keys(inode, open)?;
             }
             let result = open.content.resize(size).map_err(Error::from);
             fs.settler.watch(&fs.inodes, inode);
@@ -215,12 +216,13 @@ impl Filesystem {
         if self.rules.end == End::Strict {
             return Ok(None);
         }
+        let version = self.volume.ring.key_version();
         let Some(new) = self.volume.ring.new_file_at_once() else { return Ok(None) };
         let (new, open) = (new?, self.install(inode, file, None)?);
         if open.content.needs_keys() {
             adopt(&open, new);
         }
-        Ok(Some(open))
+        Ok(Some(open).filter(|_| !self.is_outdated(inode, version)))
     }
 
     /// Whether a file that is to be written has no key yet, and its provider is far away.
@@ -231,6 +233,15 @@ impl Filesystem {
     /// The content; asks a provider if need be. A file that is to be written gets its key here, so that a provider's refusal
     /// is the answer to `open` and not lost in the background.
     pub(super) fn open_now(&self, inode: &Arc<Inode>, access: Access) -> Result<OpenFile, Error> {
+        loop {
+            match self.try_open(inode, access) {
+                Err(Error::Content(ContentError::Retired)) => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn try_open(&self, inode: &Arc<Inode>, access: Access) -> Result<OpenFile, Error> {
         let open = match opened(inode, access) {
             Some(open) => open,
             None => {
@@ -243,7 +254,7 @@ impl Filesystem {
         let strict = self.rules.end == End::Strict;
         let may_be_refused = self.volume.ring.is_remote() || self.options.provisioned_keys == ProvisionedUse::Only;
         if access == Access::ReadWrite && (strict || may_be_refused) {
-            self.ensure_keys(&open)?;
+            self.ensure_keys(inode, &open)?;
             if strict {
                 open.content.ensure_header()?;
             }
@@ -259,11 +270,57 @@ impl Filesystem {
     }
 
     /// Gives a headerless file keys and a header to be.
-    pub(super) fn ensure_keys(&self, open: &OpenFile) -> Result<(), Error> {
+    pub(super) fn ensure_keys(&self, inode: &Inode, open: &OpenFile) -> Result<(), Error> {
         if open.content.needs_keys() {
+            let version = self.volume.ring.key_version();
             adopt(open, self.volume.ring.new_file()?);
+            if self.is_outdated(inode, version) {
+                return Err(ContentError::Retired.into());
+            }
         }
         Ok(())
+    }
+
+    /// Whether the volume's keys have changed since `version`: then a header that was made meanwhile may name keys that
+    /// nobody opens any more, and the content that it was made for is given up.
+    fn is_outdated(&self, inode: &Inode, version: u64) -> bool {
+        let outdated = self.volume.ring.key_version() != version;
+        if outdated {
+            inode.slot().close();
+        }
+        outdated
+    }
+
+    /// The volume's wrapping keys with their providers.
+    #[must_use]
+    pub fn recipients(&self) -> Vec<Recipient> {
+        self.volume.ring.recipients()
+    }
+
+    /// The volume's config as it was at the mount.
+    #[must_use]
+    pub fn config(&self) -> &VolumeConfig {
+        &self.volume.config
+    }
+
+    /// Names the volume key; public.
+    #[must_use]
+    pub fn fingerprint(&self) -> [u8; 16] {
+        self.volume.fingerprint
+    }
+
+    /// Takes these as the volume's wrapping keys from now on. Files that were given a header which is not on disk yet get
+    /// another one when they are next written.
+    pub fn change_keys(&self, config: &VolumeConfig, recipients: Vec<Recipient>) {
+        self.volume.ring.change_keys(volume::allowed_keys(config), recipients);
+        for inode in self.inodes.all() {
+            let mut slot = inode.slot();
+            if slot.open.as_ref().is_some_and(|open| open.content.has_unwritten_header()) {
+                slot.close();
+            }
+        }
+        *self.wrapping_key.lock().unwrap_or_else(PoisonError::into_inner) = first_key(config);
+        tracing::info!("the volume's wrapping keys have changed");
     }
 
     /// Reads the header and checks its MAC.
@@ -343,6 +400,11 @@ impl Filesystem {
         self.keeper.watch(inode);
         Ok(open)
     }
+}
+
+/// The key that is named first, of which `status` tells.
+pub(super) fn first_key(config: &VolumeConfig) -> String {
+    config.wrapping_keys.first().map(|key| format!("{}:{}", key.provider, key.key)).unwrap_or_default()
 }
 
 fn adopt(open: &OpenFile, (opened, header): (OpenedKeys, Box<HeaderPage>)) {

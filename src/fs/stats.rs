@@ -1,5 +1,6 @@
 //! What `kmsfs status` shows.
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
@@ -53,6 +54,10 @@ pub struct Stats {
     pub missing_end_marks: u64,
     /// Pages that did not authenticate.
     pub unauthentic_pages: u64,
+    /// Names that were moved or linked, and those that are being moved now: see `kmsfs rewrap`.
+    pub names_moved: u64,
+    /// Moves under way.
+    pub names_moving: u64,
 }
 
 impl Filesystem {
@@ -61,14 +66,14 @@ impl Filesystem {
     pub fn stats(&self) -> Stats {
         let config = &self.volume.config;
         let keys = self.volume.ring.stats();
-        let wrapping_key = config.wrapping_keys.first().map(|key| format!("{}:{}", key.provider, key.key));
+        let wrapping_key = self.wrapping_key.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Stats {
             volume_id: config.volume_id.clone(),
             cipher_directory: self.directory.path().to_string_lossy().into_owned(),
             suite: config.suite.clone(),
             read_only: self.read_only,
             backing_block_size: self.space().map_or(0, |space| space.block_size),
-            wrapping_key: wrapping_key.unwrap_or_default(),
+            wrapping_key,
             files_per_data_key: config.files_per_data_key,
             key_cache_hits: keys.hits,
             key_cache_misses: keys.misses,
@@ -85,6 +90,8 @@ impl Filesystem {
             undecryptable_names: self.undecryptable_names.load(Ordering::Relaxed),
             missing_end_marks: self.events.missing_end_marks.load(Ordering::Relaxed),
             unauthentic_pages: self.events.unauthentic_pages.load(Ordering::Relaxed),
+            names_moving: self.moves.under_way(),
+            names_moved: self.moves.begun(),
         }
     }
 }

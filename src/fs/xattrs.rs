@@ -197,7 +197,7 @@ impl Filesystem {
 
     /// A file without content gets its header now. Its modification time stays.
     fn give_header(&self, inode: &Arc<Inode>, open: &OpenFile) -> Result<(), Error> {
-        self.ensure_keys(open)?;
+        self.ensure_keys(inode, open)?;
         let late = inode.late_mtime();
         let mtime = late.map_or_else(|| inode.node.stat().map(|stat| stat.mtime), Ok)?;
         open.content.ensure_header()?;

@@ -13,6 +13,7 @@ mod context;
 mod describe;
 mod error;
 mod flight;
+mod key_list;
 mod metered;
 mod pool;
 mod provider;

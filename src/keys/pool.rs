@@ -102,11 +102,13 @@ impl Pool {
         if let Some(minted) = self.take_ready() {
             return Ok(minted);
         }
-        if self.shared.mint.recipients.is_remote() {
+        if self.shared.mint.keys.is_remote() {
             return self.wait();
         }
+        let epoch = self.shared.state().epoch;
         let minted = self.shared.mint.mint().map_err(|failure| failure.error)?;
-        Ok(self.shared.state().put_in_use(minted, self.shared.files_per_data_key))
+        let mut state = self.shared.state();
+        Ok(if state.epoch == epoch { state.put_in_use(minted, self.shared.files_per_data_key) } else { minted })
     }
 
     /// A data key for one new file, if one is ready.
@@ -151,7 +153,7 @@ impl Pool {
 
     /// Starts as many calls as are missing.
     fn fill(&self) {
-        if !self.shared.mint.recipients.is_remote() {
+        if !self.shared.mint.keys.is_remote() {
             return;
         }
         let most = self.shared.most_ready();

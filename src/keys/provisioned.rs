@@ -15,8 +15,9 @@ use crate::format::header::Record;
 use crate::format::name;
 use crate::format::provisioned::{self, ProvisionedKey};
 
+use super::key_list::CurrentKeys;
 use super::pool::Minted;
-use super::recipients::{Recipients, Watched};
+use super::recipients::Watched;
 use super::{EncryptionContext, KeyError, ProviderError, ProviderErrorKind, ProviderKind};
 
 /// After a refusal to make data keys the provider is not asked to make one for so long, while provisioned ones last.
@@ -84,9 +85,7 @@ fn no_recipient() -> ProviderError {
 pub(super) struct Mint {
     pub(super) volume_id: [u8; 16],
     pub(super) key: ProvisionKey,
-    /// Tags and ids of the keys that may wrap data keys of this volume.
-    pub(super) allowed: Vec<(u8, Vec<u8>)>,
-    pub(super) recipients: Arc<Recipients>,
+    pub(super) keys: Arc<CurrentKeys>,
     pub(super) source: OnceLock<Source>,
 }
 
@@ -212,15 +211,15 @@ impl Mint {
     fn generate(&self) -> Result<Minted, ProviderError> {
         let data_key_id = random_array();
         let context = EncryptionContext::data_key(&self.volume_id, &data_key_id);
-        let mut failure = None;
-        for watched in self.recipients.to_generate() {
+        let (mut failure, list) = (None, self.keys.get());
+        for watched in list.recipients.to_generate() {
             watched.begin();
             let answer = watched.provider().generate_data_key(&context);
             watched.note(&answer);
             match answer {
                 Ok((data_key, wrapped)) => {
                     let record = Record::of(watched.recipient().kind.tag(), wrapped.key_id, wrapped.bytes);
-                    let records = self.recipients.with_others(record, &data_key, &context);
+                    let records = list.recipients.with_others(record, &data_key, &context);
                     let (data_key, since) = (Arc::new(data_key), Instant::now());
                     return Ok(Minted { data_key, data_key_id, records, since, origin: None });
                 }
@@ -260,14 +259,14 @@ impl Mint {
     fn unwrap(&self, key: ProvisionedKey, origin: Origin) -> Result<Minted, ProviderError> {
         let ProvisionedKey { data_key_id, record, .. } = key;
         let context = EncryptionContext::data_key(&self.volume_id, &data_key_id);
-        let key_id = String::from_utf8_lossy(&record.key_id);
-        let answer = match self.recipients.of(&record) {
+        let (key_id, list) = (String::from_utf8_lossy(&record.key_id), self.keys.get());
+        let answer = match list.recipients.of(&record) {
             Some(watched) => watched.provider().unwrap(&key_id, &record.wrapped, &context),
             None => Err(no_recipient()),
         };
         match answer {
             Ok(data_key) => {
-                let records = self.recipients.with_others(record, &data_key, &context);
+                let records = list.recipients.with_others(record, &data_key, &context);
                 let (data_key, since) = (Arc::new(data_key), Instant::now());
                 Ok(Minted { data_key, data_key_id, records, since, origin: Some(origin) })
             }
@@ -298,11 +297,11 @@ impl Mint {
         if name::provisioned(&parsed.key.data_key_id) != name {
             return Err("it is a copy under another name");
         }
-        let record = &parsed.key.record;
-        if !self.is_allowed(record) {
+        let (record, list) = (&parsed.key.record, self.keys.get());
+        if !list.allows(record) {
             return Err("its wrapping key is not a key of this volume any more");
         }
-        if self.recipients.of(record).is_none() {
+        if list.recipients.of(record).is_none() {
             return Err("its provider is not one that this process uses");
         }
         Ok(parsed.key)
@@ -313,19 +312,16 @@ impl Mint {
         self.check(name, bytes).is_ok()
     }
 
-    fn is_allowed(&self, record: &Record) -> bool {
-        self.allowed.iter().any(|(tag, key_id)| *tag == record.provider && *key_id == record.key_id)
-    }
-
     /// A new provisioned key: the name and the bytes of its entry.
     pub(super) fn provision(&self) -> Result<(String, Vec<u8>), KeyError> {
         let data_key_id = random_array();
         let context = EncryptionContext::data_key(&self.volume_id, &data_key_id);
-        let first: &Watched = self.recipients.to_generate().into_iter().next().ok_or_else(no_recipient)?;
+        let list = self.keys.get();
+        let first: &Watched = list.recipients.to_generate().into_iter().next().ok_or_else(no_recipient)?;
         let wrapped = first.provider().generate_wrapped_key(&context)?;
         let kind: ProviderKind = first.recipient().kind;
         let record = Record::of(kind.tag(), wrapped.key_id.clone(), wrapped.bytes);
-        if !self.is_allowed(&record) {
+        if !list.allows(&record) {
             return Err(KeyError::NoUsableRecord(format!("{kind}:{}", wrapped.key_id)));
         }
         self.seal(ProvisionedKey { volume_id: self.volume_id, data_key_id, record })
@@ -343,18 +339,15 @@ impl Mint {
     #[cfg(test)]
     pub(super) fn for_tests(provider: Arc<dyn super::Provider>) -> Self {
         use super::Recipient;
+        use super::key_list::KeyList;
+        use super::recipients::Recipients;
         use crate::crypto::{DataKey, Suite, VolumeKeys};
         let volume_id = [1; 16];
         let key = VolumeKeys::derive(&DataKey::random(), &volume_id, Suite::Xaes256Gcm).provision;
         let allowed = vec![(provider.kind().tag(), b"k".to_vec())];
         let recipient = Recipient { kind: provider.kind(), key: "k".to_owned(), wraps_new: true, provider };
-        Self {
-            volume_id,
-            key,
-            allowed,
-            recipients: Arc::new(Recipients::new(vec![recipient])),
-            source: OnceLock::new(),
-        }
+        let keys = CurrentKeys::new(KeyList { allowed, recipients: Recipients::new(vec![recipient]) });
+        Self { volume_id, key, keys: Arc::new(keys), source: OnceLock::new() }
     }
 
     /// How many entries there are, good or not; none if they are not used.

@@ -15,6 +15,7 @@ use super::{EncryptionContext, Provider, ProviderError, ProviderErrorKind, Provi
 const DOWN: Duration = Duration::from_secs(30);
 
 /// A wrapping key on a volume's list.
+#[derive(Clone)]
 pub struct Recipient {
     /// Whose key it is.
     pub kind: ProviderKind,
@@ -64,7 +65,7 @@ impl Recipients {
     }
 
     /// The records that can be tried, with those first that cost least: whose provider answers, and is near.
-    pub(super) fn to_unwrap<'r>(&self, records: &'r [Record]) -> Vec<(&'r Record, &Watched)> {
+    pub(super) fn to_unwrap<'r, 'w>(&'w self, records: &'r [Record]) -> Vec<(&'r Record, &'w Watched)> {
         let mut usable: Vec<_> = records.iter().filter_map(|record| Some((record, self.of(record)?))).collect();
         if usable.len() > 1 {
             usable.sort_by_cached_key(|(_, watched)| (watched.is_silent(), watched.recipient.provider.is_remote()));

@@ -111,7 +111,8 @@ impl Ring {
         key: &Wanted,
         context: &EncryptionContext,
     ) -> Result<Option<Record>, KeyError> {
-        let sources = self.recipients.to_unwrap(records).into_iter();
+        let list = self.keys.get();
+        let sources = list.recipients.to_unwrap(records).into_iter();
         for (record, source) in
             sources.filter(|(_, source)| re_encrypts(key.kind) && source.recipient().kind == key.kind)
         {
@@ -126,7 +127,8 @@ impl Ring {
     }
 
     fn wrapped_for(&self, key: &Wanted, data_key: &DataKey, context: &EncryptionContext) -> Result<Record, KeyError> {
-        let target: Option<&Watched> = self.recipients.all().find(|watched| {
+        let list = self.keys.get();
+        let target: Option<&Watched> = list.recipients.all().find(|watched| {
             let recipient = watched.recipient();
             recipient.kind == key.kind && recipient.key == key.key
         });
@@ -177,7 +179,8 @@ impl Ring {
         }
         let context = EncryptionContext::data_key(&self.volume_id, &entry.data_key_id);
         let record = self.re_encrypted(std::slice::from_ref(&entry.record), first, &context)?;
-        entry.record = match (record, self.recipients.of(&entry.record)) {
+        let list = self.keys.get();
+        entry.record = match (record, list.recipients.of(&entry.record)) {
             (Some(record), _) => record,
             (None, None) => return Ok(None),
             (None, Some(source)) => {

@@ -13,22 +13,20 @@ use crate::format::hex;
 
 use super::cache::{Cache, CacheKey, Unwrapped};
 use super::flight::Flight;
+use super::key_list::{CurrentKeys, KeyList};
 use super::metered::{Budget, CallCounts, CallsByOperation, Metered};
 use super::pool::{Minted, Pool};
 use super::provisioned::{Mint, ProvisionedKeys, ProvisionedUse, Source};
 use super::recipients::{Recipient, Recipients, Watched};
 use super::refusals::Refusals;
-use super::{EncryptionContext, KeyError, KeyLimits, Provider, ProviderError, ProviderKind};
+use super::{EncryptionContext, KeyError, KeyLimits, ProviderError, ProviderKind};
 
 /// Opens headers and makes new ones, for one volume.
 pub struct Ring {
     pub(super) volume_id: [u8; 16],
     suite: Suite,
     pub(super) header_key: HeaderKey,
-    /// Tags and ids of the keys that may wrap data keys of this volume.
-    allowed: Vec<(u8, Vec<u8>)>,
-    /// There is at least one.
-    pub(super) recipients: Arc<Recipients>,
+    pub(super) keys: Arc<CurrentKeys>,
     cache: Cache,
     flight: Flight,
     refusals: Refusals,
@@ -40,6 +38,7 @@ pub struct Ring {
     warned: AtomicBool,
     counts: Counts,
     calls: Arc<CallCounts>,
+    budget: Arc<Budget>,
 }
 
 #[derive(Default)]
@@ -106,28 +105,22 @@ impl Ring {
     pub(super) fn new(parts: RingParts) -> Self {
         let calls: Arc<CallCounts> = Arc::default();
         let budget = Arc::new(Budget::new(parts.limits.calls_per_second));
-        let metered = |provider| -> Arc<dyn Provider> {
-            Arc::new(Metered::new(provider, Arc::clone(&calls), Arc::clone(&budget)))
-        };
-        let recipients = parts.recipients.into_iter();
-        let recipients =
-            recipients.map(|recipient| Recipient { provider: metered(recipient.provider), ..recipient }).collect();
-        let recipients = Arc::new(Recipients::new(recipients));
+        let recipients = parts.recipients.into_iter().map(|recipient| metered(recipient, &calls, &budget));
+        let recipients = Recipients::new(recipients.collect());
+        let keys = Arc::new(CurrentKeys::new(KeyList { allowed: parts.allowed, recipients }));
         let mint = Arc::new(Mint {
             volume_id: parts.volume_id,
             key: parts.provision_key,
-            allowed: parts.allowed.clone(),
-            recipients: Arc::clone(&recipients),
+            keys: Arc::clone(&keys),
             source: OnceLock::new(),
         });
         Self {
             volume_id: parts.volume_id,
             suite: parts.suite,
             header_key: parts.header_key,
-            allowed: parts.allowed,
+            keys,
             pool: Pool::new(Arc::clone(&mint), parts.files_per_data_key),
             mint,
-            recipients,
             cache: Cache::new(parts.limits),
             flight: Flight::default(),
             refusals: Refusals::new(parts.limits),
@@ -136,7 +129,40 @@ impl Ring {
             warned: AtomicBool::new(false),
             counts: Counts::default(),
             calls,
+            budget,
         }
+    }
+
+    /// Takes these as the volume's keys from now on. Those that are not among them open what they have wrapped for as long
+    /// as this ring is used: a file may be open that has no name, and whose records nobody can bring along. Data keys that
+    /// were made ahead are wiped; what an operation has already taken is of no use if [`Self::key_version`] was another then.
+    pub fn change_keys(&self, mut allowed: Vec<(u8, Vec<u8>)>, mut recipients: Vec<Recipient>) {
+        let (before, known) = (self.keys.get(), self.recipients());
+        let gone = |old: &&Recipient| !recipients.iter().any(|new| (new.kind, &new.key) == (old.kind, &old.key));
+        let gone: Vec<_> = known.iter().filter(gone).cloned().collect();
+        recipients.extend(gone.into_iter().map(|old| Recipient { wraps_new: false, ..old }));
+        let left: Vec<_> = before.allowed.iter().filter(|key| !allowed.contains(key)).cloned().collect();
+        allowed.extend(left);
+        let meter = |recipient: Recipient| {
+            let is_metered = known.iter().any(|known| Arc::ptr_eq(&known.provider, &recipient.provider));
+            if is_metered { recipient } else { metered(recipient, &self.calls, &self.budget) }
+        };
+        let recipients = Recipients::new(recipients.into_iter().map(meter).collect());
+        self.keys.replace(KeyList { allowed, recipients });
+        self.pool.clear();
+        self.refusals.clear();
+    }
+
+    /// The keys that are asked, with their providers.
+    #[must_use]
+    pub fn recipients(&self) -> Vec<Recipient> {
+        self.keys.get().recipients.all().map(|watched| watched.recipient().clone()).collect()
+    }
+
+    /// Counts changes of the list of keys.
+    #[must_use]
+    pub fn key_version(&self) -> u64 {
+        self.keys.version()
     }
 
     /// Checks the MACs of a header page without asking any provider. The valid slot with the highest generation wins;
@@ -237,8 +263,8 @@ impl Ring {
     /// The data key of a header, checked against its commitment, and the record that it was in.
     pub(super) fn unwrap_records<'h>(&self, header: &'h AuthenticHeader) -> Result<(DataKey, &'h Record), KeyError> {
         let context = EncryptionContext::data_key(&self.volume_id, &header.header.data_key_id);
-        let mut failures = Vec::new();
-        for (record, watched) in self.to_unwrap(&header.header.records) {
+        let (mut failures, list) = (Vec::new(), self.keys.get());
+        for (record, watched) in to_unwrap(&list, &header.header.records) {
             let key_id = String::from_utf8_lossy(&record.key_id);
             watched.begin();
             let answer = watched.provider().unwrap(&key_id, &record.wrapped, &context);
@@ -286,7 +312,7 @@ impl Ring {
     pub fn lock(&self) {
         self.locked.store(true, Ordering::SeqCst);
         self.clear();
-        self.recipients.all().for_each(|watched| watched.provider().hang_up());
+        self.keys.get().recipients.all().for_each(|watched| watched.provider().hang_up());
     }
 
     /// Lets keys be had again.
@@ -320,17 +346,6 @@ impl Ring {
     #[must_use]
     pub fn limits(&self) -> KeyLimits {
         self.limits
-    }
-
-    /// A record counts only if its wrapping key is on the volume's list and its provider is known.
-    fn to_unwrap<'r>(&self, records: &'r [Record]) -> Vec<(&'r Record, &Watched)> {
-        let mut usable = self.recipients.to_unwrap(records);
-        usable.retain(|(record, _)| self.is_allowed(record));
-        usable
-    }
-
-    fn is_allowed(&self, record: &Record) -> bool {
-        self.allowed.iter().any(|(tag, key_id)| *tag == record.provider && *key_id == record.key_id)
     }
 
     /// Keys and a header page for a new file. Waits for a provider if no data key is ready.
@@ -408,7 +423,7 @@ impl Ring {
     /// Whether a provider's call may take a network's time.
     #[must_use]
     pub fn is_remote(&self) -> bool {
-        self.recipients.is_remote()
+        self.keys.is_remote()
     }
 
     /// Wipes every unwrapped key that no open file uses.
@@ -435,6 +450,18 @@ impl Ring {
     pub(super) fn mac_for_tests(&self, signed: &[u8]) -> [u8; 32] {
         self.header_key.mac(signed)
     }
+}
+
+fn metered(recipient: Recipient, calls: &Arc<CallCounts>, budget: &Arc<Budget>) -> Recipient {
+    let provider = Arc::new(Metered::new(recipient.provider, Arc::clone(calls), Arc::clone(budget)));
+    Recipient { provider, ..recipient }
+}
+
+/// A record counts only if its wrapping key is on the volume's list and its provider is known.
+fn to_unwrap<'r, 'l>(list: &'l KeyList, records: &'r [Record]) -> Vec<(&'r Record, &'l Watched)> {
+    let mut usable = list.recipients.to_unwrap(records);
+    usable.retain(|(record, _)| list.allows(record));
+    usable
 }
 
 fn opened(header: &AuthenticHeader, unwrapped: &Unwrapped) -> Result<OpenedKeys, KeyError> {

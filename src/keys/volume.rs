@@ -186,16 +186,12 @@ impl Unlocked {
     pub fn volume(&self, recipients: Vec<Recipient>, limits: KeyLimits) -> Volume {
         let (keys, config) = (self.keys(), &self.config);
         let fingerprint = keys.fingerprint();
-        let allowed = config
-            .wrapping_keys
-            .iter()
-            .filter_map(|key| Some((ProviderKind::from_name(&key.provider)?.tag(), key.key.clone().into_bytes())));
         let ring = Ring::new(RingParts {
             volume_id: self.id,
             suite: self.suite,
             header_key: keys.header,
             provision_key: keys.provision,
-            allowed: allowed.collect(),
+            allowed: allowed_keys(config),
             recipients,
             files_per_data_key: config.files_per_data_key,
             limits,
@@ -211,6 +207,13 @@ impl Unlocked {
             fingerprint,
         }
     }
+}
+
+/// The keys whose records count, as headers name them: provider tags and key ids.
+#[must_use]
+pub fn allowed_keys(config: &VolumeConfig) -> Vec<(u8, Vec<u8>)> {
+    let known = config.wrapping_keys.iter().filter_map(|key| Some((ProviderKind::from_name(&key.provider)?, key)));
+    known.map(|(kind, key)| (kind.tag(), key.key.clone().into_bytes())).collect()
 }
 
 /// Whether new data keys get a record of this key on the list: a key without a copy of the volume key is kept for what it

@@ -12,4 +12,4 @@ mod tuning;
 
 pub use attach::{MountError, remount, unmount};
 pub use session::{Options, serve};
-pub use table::{is_ours_at, options_at};
+pub use table::{is_ours_at, options_at, places_of};

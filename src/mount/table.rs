@@ -1,7 +1,8 @@
 //! The table of mounts, which tells of a mount point without asking what is mounted there.
 
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +12,7 @@ pub(super) struct Mount {
     pub(super) device: String,
     options: String,
     is_ours: bool,
+    source: Vec<u8>,
 }
 
 /// The mounts of this process at `place`, the newest last; none if the table cannot be read.
@@ -30,6 +32,18 @@ pub fn is_ours_at(place: &Path) -> bool {
     mounts_at(place).iter().any(|mount| mount.is_ours)
 }
 
+/// Where the volume of the canonical cipher directory `source` is mounted, as far as the table tells.
+#[must_use]
+pub fn places_of(source: &Path) -> Vec<PathBuf> {
+    places_in(&std::fs::read("/proc/self/mountinfo").unwrap_or_default(), source)
+}
+
+fn places_in(table: &[u8], source: &Path) -> Vec<PathBuf> {
+    let mounts = table.split(|byte| *byte == b'\n').filter_map(parse);
+    let ours = mounts.filter(|mount| mount.is_ours && mount.source == source.as_os_str().as_bytes());
+    ours.map(|mount| PathBuf::from(OsString::from_vec(mount.place))).collect()
+}
+
 fn options_of(mounts: &[Mount]) -> Option<String> {
     mounts.last().filter(|mount| mount.is_ours).map(|mount| mount.options.clone())
 }
@@ -46,8 +60,10 @@ fn parse(line: &[u8]) -> Option<Mount> {
     let device = text(fields.nth(2)?);
     let place = unescape(fields.nth(1)?);
     let options = text(fields.next()?);
-    let is_ours = fields.skip_while(|field| *field != b"-").nth(1) == Some(b"fuse.kmsfs");
-    Some(Mount { place, device, options, is_ours })
+    let mut filesystem = fields.skip_while(|field| *field != b"-").skip(1);
+    let is_ours = filesystem.next() == Some(b"fuse.kmsfs");
+    let source = unescape(filesystem.next().unwrap_or_default());
+    Some(Mount { place, device, options, is_ours, source })
 }
 
 /// Undoes the `\040` of spaces, tabs, newlines and backslashes.
@@ -76,6 +92,14 @@ mod tests {
         assert!(!is_ours(line, "/mnt"));
         assert!(!is_ours(b"36 35 0:33 / /mnt rw - ext4 /dev/sda rw", "/mnt"));
         assert!(!is_ours(b"", "/mnt"));
+    }
+
+    #[test]
+    fn a_volume_is_found_by_its_cipher_directory() {
+        let table =
+            b"30 20 0:40 / /mnt/a\\040b rw - fuse.kmsfs /c\\040d rw\n31 20 0:41 / /mnt/c rw - ext4 /c\\040d rw\n";
+        assert_eq!(places_in(table, Path::new("/c d")), [PathBuf::from("/mnt/a b")]);
+        assert_eq!(places_in(table, Path::new("/c")), Vec::<PathBuf>::new());
     }
 
     #[test]

@@ -200,16 +200,15 @@ impl CipherDirectory {
     /// # Errors
     /// [`LockError`].
     pub fn lock(&self, mode: LockMode) -> Result<VolumeLock, LockError> {
-        let volume = open_directory(self.root.as_fd(), Path::new(VOLUME_DIRECTORY))?;
-        let operation = match mode {
-            LockMode::Exclusive => FlockOperation::NonBlockingLockExclusive,
-            LockMode::Shared => FlockOperation::NonBlockingLockShared,
-        };
-        match rustix::fs::flock(&volume, operation) {
-            Ok(()) => Ok(VolumeLock { _volume: volume }),
-            Err(Errno::WOULDBLOCK) => Err(LockError::Held { pid: lock_holder(&volume) }),
-            Err(error) => Err(LockError::Io(error.into())),
-        }
+        lock(open_directory(self.root.as_fd(), Path::new(VOLUME_DIRECTORY))?, mode)
+    }
+
+    /// Keeps others from changing the list of wrapping keys, without waiting. A mount does not hold this lock.
+    ///
+    /// # Errors
+    /// [`LockError`].
+    pub fn lock_keys(&self) -> Result<VolumeLock, LockError> {
+        lock(open_directory(self.root.as_fd(), Path::new("."))?, LockMode::Exclusive)
     }
 
     /// The stock of provisioned keys.
@@ -238,6 +237,18 @@ impl CipherDirectory {
     #[must_use]
     pub fn root_fd(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
+    }
+}
+
+fn lock(directory: OwnedFd, mode: LockMode) -> Result<VolumeLock, LockError> {
+    let operation = match mode {
+        LockMode::Exclusive => FlockOperation::NonBlockingLockExclusive,
+        LockMode::Shared => FlockOperation::NonBlockingLockShared,
+    };
+    match rustix::fs::flock(&directory, operation) {
+        Ok(()) => Ok(VolumeLock { _volume: directory }),
+        Err(Errno::WOULDBLOCK) => Err(LockError::Held { pid: lock_holder(&directory) }),
+        Err(error) => Err(LockError::Io(error.into())),
     }
 }
 

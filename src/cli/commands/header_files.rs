@@ -1,4 +1,4 @@
-//! The files of a cipher directory and their header pages, for commands that work on volumes that are not mounted.
+//! The files of a cipher directory and their header pages, for commands that change wrapped keys and nothing else. The volume may be mounted.
 //!
 //! Invariants: everything is found from the directory's own descriptor and no symlink is followed; each inode comes once,
 //! whatever its links; a page is replaced in one write, and the times that a file shows are put back.
@@ -50,8 +50,11 @@ impl HeaderFiles {
         let mut linked = HashSet::new();
         let mut waiting = vec![start.to_owned()];
         while let Some(path) = waiting.pop() {
-            if let Err(error) = self.visit(&path, &mut linked, &mut waiting, &mut each) {
-                each(&path, Err(error));
+            match self.visit(&path, &mut linked, &mut waiting, &mut each) {
+                // A program of a mount has removed it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => each(&path, Err(error)),
+                Ok(()) => {}
             }
         }
     }
@@ -99,7 +102,10 @@ impl HeaderFiles {
         change: impl FnOnce(&HeaderPage) -> Result<Option<Box<HeaderPage>>, CliError>,
     ) -> Result<(), CliError> {
         let failed = |error: io::Error| CliError::io(path, &error);
-        let node = self.node(path).map_err(failed)?;
+        let node = match self.node(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            node => node.map_err(failed)?,
+        };
         let stat = node.stat().map_err(failed)?;
         let file = open(&node, Access::ReadWrite).map_err(failed)?;
         let Some(page) = change(&*read_page(&file).map_err(failed)?)? else { return Ok(()) };

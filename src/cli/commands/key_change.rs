@@ -1,6 +1,6 @@
 //! Changing a volume's list of wrapping keys, for `kmsfs rewrap` and `kmsfs recipients`.
 //!
-//! Invariants: the volume is locked against mounts meanwhile, which know the list from when they began; each step is one
+//! Invariants: no mount works with another list than the one on disk, up to the step that is being taken; each step is one
 //! durable replacement of the config; a key gets onto the list only after it has wrapped the volume key.
 
 use std::path::Path;
@@ -16,9 +16,10 @@ use crate::format::config::{VolumeConfig, WrappedVolumeKey, WrappingKey};
 use crate::keys::providers::{self, ProviderSettings};
 use crate::keys::volume::{self, Unlocked};
 use crate::keys::{KeyLimits, ProviderKind, Recipient, Volume, Wanted};
-use crate::storage::cipher_directory::{CipherDirectory, CipherDirectoryError, LockMode, VolumeLock};
+use crate::storage::cipher_directory::{CipherDirectory, CipherDirectoryError};
 
 use super::init::{self, NewKeyring};
+use super::key_hold::Hold;
 use super::status;
 
 /// A locked volume whose list of keys may be changed.
@@ -26,7 +27,7 @@ pub(super) struct KeyChange {
     pub(super) directory: CipherDirectory,
     unlocked: Unlocked,
     providers: ProviderSettings,
-    _lock: VolumeLock,
+    hold: Hold,
 }
 
 impl KeyChange {
@@ -38,13 +39,13 @@ impl KeyChange {
         pins: Option<&Pins>,
     ) -> Result<Self, CliError> {
         let directory = CipherDirectory::open(path).map_err(|error| explain(path, error))?;
-        let lock = directory.lock(LockMode::Exclusive)?;
+        let hold = Hold::take(&directory)?;
         let sealed = unlock::read_config(&directory)?;
         let secret = settings.passphrase.as_ref().map(|source| source.read(environment, false)).transpose()?;
         let providers = settings.for_providers(secret.map(passphrase::for_provider));
         let expected = Expected::default();
         let (unlocked, _) = unlock::unlock_to_change(directory.path(), &sealed, &expected, pins, &providers)?;
-        Ok(Self { directory, unlocked, providers, _lock: lock })
+        Ok(Self { directory, unlocked, providers, hold })
     }
 
     /// What the config says now.
@@ -152,13 +153,37 @@ impl KeyChange {
     }
 
     fn change(&mut self, config: VolumeConfig, write: bool) -> Result<(), CliError> {
+        let before = self.unlocked.config().clone();
         let file = self.unlocked.change(config)?;
-        if write {
-            let replaced = self.directory.replace_config(&file);
-            replaced
-                .map_err(|error| CliError::io(self.directory.path().join(".kmsfs/volume.toml").display(), &error))?;
+        if !write {
+            return Ok(());
         }
-        Ok(())
+        self.replace(&file)?;
+        self.hold.tell(&self.directory).inspect_err(|_| {
+            // A mount that refuses works with the list as it was, and so must everybody else.
+            if let Ok(file) = self.unlocked.change(before)
+                && self.replace(&file).is_ok()
+            {
+                let _ = self.hold.tell(&self.directory);
+            }
+        })
+    }
+
+    fn replace(&self, file: &str) -> Result<(), CliError> {
+        let replaced = self.directory.replace_config(file);
+        replaced.map_err(|error| CliError::io(self.directory.path().join(".kmsfs/volume.toml").display(), &error))
+    }
+
+    /// Whether programs work on the volume meanwhile.
+    pub(super) fn is_mounted(&self) -> bool {
+        self.hold.is_mounted()
+    }
+
+    /// Whether `walk`, which looks at every file, can have missed none; and what it found.
+    pub(super) fn walk_all<T>(&self, walk: impl FnOnce() -> T) -> (bool, T) {
+        let before = self.hold.moves(&self.directory);
+        let found = walk();
+        (before.is_some() && before == self.hold.moves(&self.directory), found)
     }
 }
 
@@ -166,11 +191,8 @@ impl KeyChange {
 fn explain(path: &Path, error: CipherDirectoryError) -> CliError {
     let mounted = status::canonical(path).is_ok_and(|path| status::connect(&path).is_ok());
     if mounted {
-        return CliError::new(
-            Exit::Locked,
-            format_args!("{} is a mount: its keys cannot be changed now", path.display()),
-        )
-        .hint("unmount it, and name the cipher directory");
+        return CliError::new(Exit::Locked, format_args!("{} is a mount: name its cipher directory", path.display()))
+            .hint("`kmsfs status` shows it; the volume may stay mounted");
     }
     error.into()
 }

@@ -16,6 +16,9 @@ pub(super) mod init;
 pub(super) mod inspect;
 mod inspect_file;
 mod key_change;
+mod key_hold;
+#[cfg(feature = "mount")]
+mod key_reload;
 pub(super) mod keys;
 mod keys_list;
 mod keys_provision;

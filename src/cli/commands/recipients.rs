@@ -107,7 +107,12 @@ fn remove(args: &ChangeArgs) -> Result<(), CliError> {
     if !keys.iter().any(|other| name_of(other) != name && volume::wraps_new(change.config(), other)) {
         return Err(CliError::usage("the last recipient cannot be removed: nothing would open the volume"));
     }
-    let needed = count_needing(&change, &key)?;
+    let (whole, needed) = change.walk_all(|| count_needing(&change, &key));
+    let needed = needed?;
+    if !whole {
+        return Err(CliError::new(Exit::Other, "files were moved meanwhile, so that one may have been missed")
+            .hint("run the command again when no program moves files in the mount"));
+    }
     if needed > 0 {
         let what = format!("{needed} files or provisioned keys can be opened with {name} alone");
         return Err(
@@ -119,7 +124,7 @@ fn remove(args: &ChangeArgs) -> Result<(), CliError> {
 
 /// How many files and provisioned keys have no record of another key on the list. What does not authenticate does not count:
 /// no key opens it.
-fn count_needing(change: &KeyChange, key: &WrappingKey) -> Result<u64, CliError> {
+pub(super) fn count_needing(change: &KeyChange, key: &WrappingKey) -> Result<u64, CliError> {
     let volume = change.volume(KeyLimits::default());
     let others = change.wanted(Some(key));
     let opens = |record: &crate::format::header::Record| {

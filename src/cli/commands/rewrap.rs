@@ -6,6 +6,7 @@
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
@@ -17,18 +18,21 @@ use crate::cli::pins::Pins;
 use crate::cli::report;
 use crate::cli::settings::{self, Settings, SettingsArgs};
 use crate::daemon::log::Level;
+use crate::format::config::WrappingKey;
 use crate::keys::KeyLimits;
 
 use super::estimate::Cost;
 use super::header_files::HeaderFiles;
 use super::key_change::{self, KeyChange};
+use super::recipients;
 use super::rewrap_work::{Done, Failures, Todo, Work};
 
 /// Bring a volume's data keys under another wrapping key, or under all its recipients; headers only, no data is touched
 ///
 /// With --to the volume moves to that key: under AWS KMS by one ReEncrypt for each data key, so that no key leaves the KMS.
 /// Without --to each file gets a record of each recipient that it lacks, and loses those of keys that are no recipients any
-/// more. The volume must not be mounted. An interrupted run is continued by the same command.
+/// more. The volume may be mounted: the mount then
+/// takes each step along, if it can use the new key. An interrupted run is continued by the same command.
 #[derive(Debug, Args)]
 pub(crate) struct RewrapArgs {
     /// The directory that holds the ciphertext
@@ -117,9 +121,10 @@ pub(crate) fn run(args: &RewrapArgs) -> Result<(), CliError> {
         return report::print(&plan(&todo, args.kms_rate), args.json);
     }
     let parallel = args.kms_rate.map_or(args.parallel.into(), |rate| usize::from(args.parallel).min(as_usize(rate)));
-    let done = work.run(todo, parallel)?;
+    let mut done = work.run(todo, parallel)?;
     if let Some(old) = old.filter(|_| done.failed == 0 && args.path.is_none()) {
-        change.retire(&old, args.keep_old)?;
+        let again = || work.run(work.find("", true, volume.config.files_per_data_key > 1)?, parallel);
+        done = finish(&mut change, &old, args.keep_old, done, again)?;
     }
     if args.json {
         let calls = volume.ring.stats().calls;
@@ -137,6 +142,64 @@ pub(crate) fn run(args: &RewrapArgs) -> Result<(), CliError> {
         )?;
     }
     verdict(done, args.to.is_some())
+}
+
+/// So often what was made or moved meanwhile is looked for.
+const PASSES: u32 = 20;
+/// The wait before looking again while files are being moved.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Lets go of the old key once no file needs it: in a mount files are made and moved while the others are dealt with.
+fn finish(
+    change: &mut KeyChange,
+    old: &WrappingKey,
+    keep: bool,
+    mut done: Done,
+    again: impl Fn() -> Result<Done, CliError>,
+) -> Result<Done, CliError> {
+    for _ in 0..PASSES {
+        let nobody_works = || (true, Ok(0));
+        let look = || change.walk_all(|| recipients::count_needing(change, old));
+        let (whole, needing) = if change.is_mounted() { look() } else { nobody_works() };
+        match (whole, needing?) {
+            (true, 0) => {
+                change.retire(old, keep)?;
+                return drop_needless(change, done, again);
+            }
+            (false, 0) => std::thread::sleep(PAUSE),
+            _ => {
+                done.add(again()?);
+                if done.failed > 0 {
+                    return Ok(done);
+                }
+            }
+        }
+    }
+    let what =
+        "programs of the mount move files all the time, so that one may have been missed: the volume keeps the old key";
+    Err(CliError::new(Exit::Other, what).hint("run the command again when they pause"))
+}
+
+/// What was made while both keys were on the list has records of both. It opens, but looks as if it needed the old one.
+fn drop_needless(
+    change: &KeyChange,
+    mut done: Done,
+    again: impl Fn() -> Result<Done, CliError>,
+) -> Result<Done, CliError> {
+    for _ in 0..PASSES {
+        if !change.is_mounted() || done.failed > 0 {
+            break;
+        }
+        let (whole, more) = change.walk_all(&again);
+        let more = more?;
+        let is_last = whole && more.files == 0;
+        done.add(more);
+        if is_last {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(done)
 }
 
 fn as_usize(rate: NonZeroU32) -> usize {

@@ -57,6 +57,16 @@ pub(super) struct Done {
     pub(super) first_failure: Option<CliError>,
 }
 
+impl Done {
+    /// Takes another round into account.
+    pub(super) fn add(&mut self, more: Self) {
+        self.files += more.files;
+        self.provisioned += more.provisioned;
+        self.failed += more.failed;
+        self.first_failure = self.first_failure.take().or(more.first_failure);
+    }
+}
+
 pub(super) struct Work<'a> {
     pub(super) ring: &'a Ring,
     pub(super) files: &'a HeaderFiles,

@@ -34,6 +34,7 @@ use crate::mount::{self, MountError};
 use crate::storage::cipher_directory::{CipherDirectory, LockMode, VolumeLock};
 
 use super::init;
+use super::key_reload::KeyReload;
 use super::mount::MountArgs;
 
 /// Everything that is known before anything is touched.
@@ -186,7 +187,7 @@ impl Job<'_> {
         let Opened { directory, volume, lock, place } = opened;
         let pin = Pin::new(&volume.id_text(), &volume.fingerprint);
         let filesystem = Filesystem::open(directory, volume, self.fs_options())?;
-        let answers = answers_of(&filesystem, &place.mountpoint, &log.target);
+        let answers = answers_of(&filesystem, &place.mountpoint, &log.target, self.key_reload(&place)?);
         let socket = ControlSocket::bind(&place.sockets, &place.mountpoint, answers).map_err(control_failure)?;
         take_modes_as_given();
         let notifier = Arc::new(self.notifier()?);
@@ -210,6 +211,15 @@ impl Job<'_> {
         // Those who wait see the end of the process, not of this function.
         std::mem::forget(socket.finish(&ended));
         served.map_err(CliError::from).and(usable.map(drop))
+    }
+
+    fn key_reload(&self, place: &Place) -> Result<KeyReload, CliError> {
+        Ok(KeyReload {
+            directory: CipherDirectory::open(&place.cipher_directory)?,
+            providers: self.settings.for_providers(None),
+            expected_volume: self.args.volume_id.clone(),
+            expected_keys: self.args.expect_key.clone(),
+        })
     }
 
     /// What follows once the mount can be used; the watch is to be kept as long as the mount.
@@ -320,6 +330,7 @@ fn answers_of(
     filesystem: &Arc<Filesystem>,
     mountpoint: &Path,
     log: &Target,
+    keys: KeyReload,
 ) -> impl Fn(Ask) -> String + Send + Sync + 'static {
     let (filesystem, start) = (Arc::clone(filesystem), Instant::now());
     let mountpoint = mountpoint.to_string_lossy().into_owned();
@@ -332,6 +343,12 @@ fn answers_of(
             Ask::Status => {}
             Ask::Lock => filesystem.lock(),
             Ask::Unlock => filesystem.unlock(),
+            Ask::Keys => {
+                if let Err(error) = keys.run(&filesystem) {
+                    tracing::warn!("the volume's keys stay as they were: {error}");
+                    return serde_json::json!({"error": error.to_string()}).to_string();
+                }
+            }
         }
         let status = Status {
             mountpoint: &mountpoint,

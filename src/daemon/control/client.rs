@@ -60,6 +60,7 @@ impl Client {
             Ask::Status => Request::Status,
             Ask::Lock => Request::Lock,
             Ask::Unlock => Request::Unlock,
+            Ask::Keys => Request::Keys,
         };
         self.ask(request, deadline)
     }

@@ -1,6 +1,6 @@
 //! The control socket: one per mount, on which the process behind it answers.
 //!
-//! A request is one line of JSON, `{"command":"status"}`, `lock`, `unlock` or `wait`, and so is every answer. `wait` is
+//! A request is one line of JSON, `{"command":"status"}`, `lock`, `unlock`, `keys` or `wait`, and so is every answer. `wait` is
 //! answered with one line at once and with a second one, [`Ended`], when the mount has ended; the connection then closes
 //! with the process.
 //!
@@ -33,6 +33,7 @@ enum Request {
     Status,
     Lock,
     Unlock,
+    Keys,
     Wait,
 }
 
@@ -45,6 +46,8 @@ pub enum Ask {
     Lock,
     /// To let keys be had again.
     Unlock,
+    /// To read the volume's list of wrapping keys anew.
+    Keys,
 }
 
 /// How a mount ended; the last word to those who wait.

@@ -1,0 +1,105 @@
+//! What keeps others from a volume while its keys are changed: its lock, or a word with the mount that has it.
+//!
+//! Invariants: of those who change keys there is one at a time; every mount of the volume works with the new list before
+//! the next step is taken.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::cli::error::{CliError, Exit};
+use crate::daemon::control::{Ask, ClientError};
+use crate::fs::Stats;
+use crate::storage::cipher_directory::{CipherDirectory, LockError, LockMode, VolumeLock};
+
+use super::status;
+
+/// How long a mount may take to ask the providers of new keys.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// How long a mount may take to say how it fares.
+const QUICK: Duration = Duration::from_secs(10);
+
+/// Held while keys change.
+pub(super) struct Hold {
+    _change: VolumeLock,
+    /// None while the volume is mounted.
+    volume: Option<VolumeLock>,
+}
+
+impl Hold {
+    /// Locks the volume; if a mount of this host has it, that mount will be told of every step.
+    pub(super) fn take(directory: &CipherDirectory) -> Result<Self, CliError> {
+        let change = directory.lock_keys().map_err(|error| match error {
+            LockError::Held { .. } => {
+                CliError::new(Exit::Locked, "another process is changing the volume's keys: wait until it is done")
+            }
+            LockError::Io(_) => error.into(),
+        })?;
+        let volume = match directory.lock(LockMode::Exclusive) {
+            Ok(lock) => Some(lock),
+            Err(LockError::Held { .. }) if !served(directory.path()).is_empty() => None,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Self { _change: change, volume })
+    }
+
+    /// Whether programs work on the volume meanwhile.
+    pub(super) fn is_mounted(&self) -> bool {
+        self.volume.is_none()
+    }
+
+    /// Has every mount read the list of keys, and prove that it can use what is new on it.
+    pub(super) fn tell(&mut self, directory: &CipherDirectory) -> Result<(), CliError> {
+        if self.volume.is_some() {
+            return Ok(());
+        }
+        let mounts = served(directory.path());
+        for mountpoint in &mounts {
+            let answer = match status::connect(mountpoint).and_then(|client| client.tell(Ask::Keys, DEADLINE)) {
+                Ok(answer) => answer,
+                Err(ClientError::NotServed) => continue,
+                Err(error) => return Err(status::failure(mountpoint, &error)),
+            };
+            if let Some(why) = refusal(&answer) {
+                let what =
+                    format_args!("the mount at {} cannot take the new list of keys: {why}", mountpoint.display());
+                return Err(CliError::new(Exit::KeyRefused, what)
+                    .hint("let that mount use the key, or unmount it and run the command again"));
+            }
+        }
+        if mounts.is_empty() {
+            // Unmounted meanwhile.
+            self.volume = Some(directory.lock(LockMode::Exclusive)?);
+        }
+        Ok(())
+    }
+
+    /// How many names have been moved in mounts of the volume so far; none if that cannot be told, as while one is being moved.
+    pub(super) fn moves(&self, directory: &CipherDirectory) -> Option<u64> {
+        if self.volume.is_some() {
+            return Some(0);
+        }
+        let stats = served(directory.path()).into_iter().map(|mountpoint| {
+            let answer = status::connect(&mountpoint).and_then(|client| client.tell(Ask::Status, QUICK)).ok()?;
+            serde_json::from_str::<Stats>(&answer).ok().filter(|stats| stats.names_moving == 0)
+        });
+        stats.map(|stats| Some(stats?.names_moved)).sum()
+    }
+}
+
+/// Where the volume is mounted by processes that answer.
+#[cfg(feature = "mount")]
+fn served(cipher_directory: &Path) -> Vec<PathBuf> {
+    let mut places = crate::mount::places_of(cipher_directory);
+    places.retain(|place| status::connect(place).is_ok());
+    places
+}
+
+#[cfg(not(feature = "mount"))]
+fn served(_: &Path) -> Vec<PathBuf> {
+    Vec::new()
+}
+
+fn refusal(answer: &str) -> Option<String> {
+    let answer: serde_json::Value = serde_json::from_str(answer).ok()?;
+    answer.get("error")?.as_str().map(str::to_owned)
+}
