@@ -246,6 +246,11 @@ impl Content {
     /// the last reference.
     pub fn retire(&self) {
         let _nobody = self.ranges.exclusive(Range::ALL);
+        self.end();
+    }
+
+    /// Ends all later operations. Needs the exclusive lock of everything.
+    pub(super) fn end(&self) {
         self.shape().retired = true;
     }
 

@@ -16,6 +16,7 @@ mod file;
 mod pages;
 mod ranges;
 mod read;
+mod rekey;
 mod resize;
 mod rhythm;
 mod settle;
@@ -25,4 +26,5 @@ mod write;
 
 pub use file::{Content, ContentError, Events, Rules};
 pub use pages::{Opened, open as open_page};
+pub use rekey::apply_log;
 pub use settle::Unsettled;

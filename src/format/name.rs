@@ -21,8 +21,35 @@ pub const LINK_TARGET_MAX: usize = 4095 * 3 / 4 - 40;
 
 /// The directory of long symlink targets, in the volume's own.
 pub const LONG_TARGETS_DIR: &str = "links";
+/// The directory of redo logs, in the volume's own.
+pub const REDO_LOGS_DIR: &str = "rekey";
 /// A path, and so a symlink target, is shorter than this.
 pub const PATH_MAX: usize = 4096;
+
+/// The name of a redo log: which file it is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RedoLog {
+    /// The inode number of the backing file.
+    pub ino: u64,
+    /// The file id in its header.
+    pub file_id: [u8; 32],
+}
+
+impl RedoLog {
+    /// The inode number, `-`, and the file id in hexadecimal.
+    #[must_use]
+    pub fn text(&self) -> String {
+        format!("{}-{}", self.ino, super::hex::encode(&self.file_id))
+    }
+
+    /// What `text` names, if it is the name of a log.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (ino, id) = text.split_once('-')?;
+        let log = Self { ino: ino.parse().ok()?, file_id: super::hex::decode(id)? };
+        (log.text() == text).then_some(log)
+    }
+}
 
 /// What a backing symlink says whose target is too long for it: where the sealed target is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -49,6 +49,9 @@ pub enum Error {
     /// A link target does not authenticate.
     #[error("the link's target does not authenticate")]
     LinkTarget,
+    /// A file that was left half sealed under a new data key.
+    #[error("the file was getting a new data key: the next mount that may write finishes it, or says why it cannot")]
+    Unfinished,
     /// A file without a header in a volume where every file has one.
     #[error("the file has no header: it was cut off, or put there by something else")]
     NoHeader,
@@ -88,7 +91,9 @@ impl Error {
             Self::NameTooLong => Errno::NAMETOOLONG.raw_os_error(),
             Self::ReadOnly => Errno::ROFS.raw_os_error(),
             Self::WrongKind => Errno::INVAL.raw_os_error(),
-            Self::DirectoryId | Self::LinkTarget | Self::Attribute | Self::NoHeader => Errno::IO.raw_os_error(),
+            Self::DirectoryId | Self::LinkTarget | Self::Attribute | Self::NoHeader | Self::Unfinished => {
+                Errno::IO.raw_os_error()
+            }
             Self::LeftToKernel => Errno::NOSYS.raw_os_error(),
             Self::NoAttribute => Errno::NODATA.raw_os_error(),
             Self::NoRoom => Errno::RANGE.raw_os_error(),
@@ -102,7 +107,12 @@ impl Error {
     pub fn is_alarming(&self) -> bool {
         match self {
             Self::Content(error) => !matches!(error, ContentError::Io(_) | ContentError::TooLarge),
-            Self::Key(_) | Self::DirectoryId | Self::LinkTarget | Self::Attribute | Self::NoHeader => true,
+            Self::Key(_)
+            | Self::DirectoryId
+            | Self::LinkTarget
+            | Self::Attribute
+            | Self::NoHeader
+            | Self::Unfinished => true,
             _ => false,
         }
     }

@@ -22,13 +22,14 @@ mod open;
 mod order;
 mod prefetch;
 mod provisioned;
+mod rekey;
 mod set_ids;
 mod settle;
 mod stats;
 mod trim;
 mod xattrs;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -41,6 +42,7 @@ pub use inode::{InodeId, ROOT};
 pub use io::ReadAnswer;
 pub use listing::{DirectoryHandle, Listed};
 pub use open::Answer;
+pub use rekey::Rekeyed;
 pub use stats::Stats;
 
 pub use crate::storage::{Access, FileSystemStat, NodeKind, RenameMode, SetTime, Timestamp, XattrMode};
@@ -48,7 +50,7 @@ pub use crate::storage::{Access, FileSystemStat, NodeKind, RenameMode, SetTime, 
 use crate::content::{ContentError, Events, Rules};
 use crate::format::geometry::PAGE_SIZE;
 use crate::keys::{ProviderErrorKind, ProvisionedUse, Volume};
-use crate::storage::{CipherDirectory, LongTargets, Node};
+use crate::storage::{CipherDirectory, LongTargets, Node, RedoLogs};
 
 use inode::{Inode, InodeTable};
 use lane::Lane;
@@ -95,6 +97,10 @@ pub struct Filesystem {
     volume: Volume,
     directory: CipherDirectory,
     long_targets: LongTargets,
+    redo_logs: RedoLogs,
+    /// Files that were left half sealed anew.
+    fenced: Mutex<HashSet<InodeId>>,
+    has_fenced: AtomicBool,
     inodes: InodeTable,
     directories: OpenDirectories,
     order: NameOrder,
@@ -147,6 +153,9 @@ impl Filesystem {
             rules: Rules { holes: volume.config.holes, end: volume.config.end },
             volume,
             long_targets: directory.long_targets()?,
+            redo_logs: directory.redo_logs()?,
+            fenced: Mutex::default(),
+            has_fenced: AtomicBool::new(false),
             directory,
             order: NameOrder::new(&root)?,
             inodes: InodeTable::new(root, &stat),
@@ -173,6 +182,7 @@ impl Filesystem {
         let root = fs.inodes.get(ROOT)?;
         fs.directory_id(&root)?;
         fs.check_block_size()?;
+        fs.finish_rekeying()?;
         if !options.read_only {
             Settler::start(&fs)?;
         }

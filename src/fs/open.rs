@@ -191,6 +191,7 @@ impl Filesystem {
 
     /// The content, if no provider that is far away has to be asked for it.
     pub(super) fn open_at_once(&self, inode: &Arc<Inode>, access: Access) -> Result<Option<OpenFile>, Error> {
+        self.check_fence(inode)?;
         if let Some(open) = opened(inode, access) {
             return Ok(Some(open).filter(|open| !self.must_ask(open, access)));
         }
@@ -242,6 +243,7 @@ impl Filesystem {
     }
 
     fn try_open(&self, inode: &Arc<Inode>, access: Access) -> Result<OpenFile, Error> {
+        self.check_fence(inode)?;
         let open = match opened(inode, access) {
             Some(open) => open,
             None => {

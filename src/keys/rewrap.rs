@@ -3,7 +3,7 @@
 //! Invariants: a new header says everything that the old one said but its records; the slot that holds the old one stays as
 //! it is; records of providers that are not known here are kept.
 
-use crate::crypto::DataKey;
+use crate::crypto::{DataKey, FileKeys, Suite, commitment};
 use crate::format::header::{self, Header, HeaderPage, Record};
 
 use super::recipients::Watched;
@@ -65,6 +65,11 @@ impl Wanted {
 /// Whether a provider brings a data key from one of its keys to another inside.
 fn re_encrypts(kind: ProviderKind) -> bool {
     kind == ProviderKind::AwsKms
+}
+
+fn next_generation(header: &Header) -> Result<u64, KeyError> {
+    let exhausted = header::HeaderError::Malformed("it has the last generation that there is");
+    Ok(header.generation.checked_add(1).ok_or(exhausted)?)
 }
 
 fn is_unknown(record: &Record) -> bool {
@@ -150,12 +155,39 @@ impl Ring {
     ) -> Result<Box<HeaderPage>, KeyError> {
         let old = &header.header;
         let kept = old.records.iter().filter(|record| is_unknown(record));
-        let exhausted = header::HeaderError::Malformed("it has the last generation that there is");
+        let records = records.iter().chain(kept).cloned().collect();
+        self.in_other_slot(page, header, &Header { generation: next_generation(old)?, records, ..old.clone() })
+    }
+
+    /// Keys and the header page of a file that is to be sealed under a new data key. The file id stays, and so does the slot
+    /// that the header is in.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub fn rekeyed(
+        &self,
+        page: &HeaderPage,
+        header: &AuthenticHeader,
+    ) -> Result<(FileKeys, Box<HeaderPage>), KeyError> {
+        let (old, minted) = (&header.header, self.new_data_key()?);
+        let suite = Suite::from_id(old.suite).ok_or_else(|| KeyError::UnknownSuite(old.suite.to_string()))?;
         let next = Header {
-            generation: old.generation.checked_add(1).ok_or(exhausted)?,
-            records: records.iter().chain(kept).cloned().collect(),
+            generation: next_generation(old)?,
+            data_key_id: minted.data_key_id,
+            commitment: commitment(&minted.data_key, &old.file_id),
+            records: minted.records,
             ..old.clone()
         };
+        let keys = FileKeys::create(&minted.data_key, suite, &old.file_id);
+        Ok((keys, self.in_other_slot(page, header, &next)?))
+    }
+
+    fn in_other_slot(
+        &self,
+        page: &HeaderPage,
+        header: &AuthenticHeader,
+        next: &Header,
+    ) -> Result<Box<HeaderPage>, KeyError> {
         let signed = next.signed_bytes()?;
         let mut page = Box::new(*page);
         header::put_slot(&mut page, 1 - header.slot, &signed, &self.header_key.mac(&signed));

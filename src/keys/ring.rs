@@ -353,8 +353,7 @@ impl Ring {
     /// # Errors
     /// [`KeyError`].
     pub fn new_file(&self) -> Result<(OpenedKeys, Box<HeaderPage>), KeyError> {
-        self.check_unlocked()?;
-        self.seal_header(self.pool.take()?)
+        self.seal_header(self.new_data_key()?)
     }
 
     /// The same, if a data key is ready.
@@ -366,6 +365,12 @@ impl Ring {
             return Some(Err(locked));
         }
         Some(self.seal_header(self.pool.take_ready()?))
+    }
+
+    /// A data key for one file.
+    pub(super) fn new_data_key(&self) -> Result<Minted, KeyError> {
+        self.check_unlocked()?;
+        Ok(self.pool.take()?)
     }
 
     fn seal_header(&self, minted: Minted) -> Result<(OpenedKeys, Box<HeaderPage>), KeyError> {

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::{KeyStock, LongTargets};
+use super::{KeyStock, LongTargets, RedoLogs};
 
 /// The volume's own directory in the root of the cipher directory.
 const VOLUME_DIRECTORY: &str = ".kmsfs";
@@ -217,6 +217,14 @@ impl CipherDirectory {
     /// Those of `open(2)`.
     pub fn key_stock(&self) -> io::Result<KeyStock> {
         open_directory(self.root.as_fd(), Path::new(VOLUME_DIRECTORY)).map(KeyStock::new)
+    }
+
+    /// The redo logs of files that are sealed anew.
+    ///
+    /// # Errors
+    /// Those of `open(2)`.
+    pub fn redo_logs(&self) -> io::Result<RedoLogs> {
+        open_directory(self.root.as_fd(), Path::new(VOLUME_DIRECTORY)).map(RedoLogs::new)
     }
 
     /// The targets of symlinks that are too long for the backing filesystem's.

@@ -1,0 +1,106 @@
+//! Sealing a whole file anew, under keys of another data key. `docs/FORMAT.md` section 6.
+//!
+//! The new file is first written whole beside the old one, as a redo log, and made durable. Only then is the old one
+//! overwritten, page by page, in place: its inode, names, holes and attributes stay. Whoever finds a log that was completed
+//! applies it again, however often, before anything else is done with the file.
+
+use std::io;
+
+use crate::crypto::{FileKeys, random_array};
+use crate::format::geometry::{PAGE_LEN, PAGE_SIZE, PageIndex};
+use crate::format::header::HeaderPage;
+use crate::format::page;
+use crate::storage::RawFile;
+
+use super::buffers::Plain;
+use super::pages::{self, Opened};
+use super::ranges::Range;
+use super::{Content, ContentError};
+
+/// Pages read, sealed and written at a time.
+const BATCH: usize = 256;
+
+impl Content {
+    /// Seals the file under `keys`, whose header page is `header`, by way of `log`, an empty file. `commit` makes the log one
+    /// that is found after a crash. Nothing else is done with the file meanwhile, and this content ends: whether or not
+    /// this succeeds, the file must be opened again, and if it fails after `commit`, not before the log has been applied.
+    ///
+    /// # Errors
+    /// [`ContentError`]. Before `commit` the file is as it was.
+    pub fn rekey(
+        &self,
+        keys: &FileKeys,
+        header: &HeaderPage,
+        log: &dyn RawFile,
+        commit: impl FnOnce() -> io::Result<()>,
+    ) -> Result<(), ContentError> {
+        let (_nobody, _) = self.lock_for_change(|_| Range::ALL)?;
+        self.seal_into(keys, header, log)?;
+        log.sync(true)?;
+        commit()?;
+        self.end();
+        Ok(apply_log(log, self.file.as_ref())?)
+    }
+
+    fn seal_into(&self, keys: &FileKeys, header: &HeaderPage, log: &dyn RawFile) -> Result<(), ContentError> {
+        let size = self.file.size()?;
+        log.set_size(size)?;
+        log.write_at(&header[..], 0)?;
+        let pages = (size / PAGE_SIZE).saturating_sub(1);
+        let mut disk = vec![0; BATCH * PAGE_LEN];
+        let mut plain = Plain::zeros();
+        let (mut old, mut new) = (self.keys()?.session(), keys.session());
+        let base: [u8; 24] = random_array();
+        let mut first = 0;
+        while first < pages {
+            let count = usize::try_from(pages - first).map_or(BATCH, |left| left.min(BATCH));
+            let disk = &mut disk[..count * PAGE_LEN];
+            let offset = PageIndex(first).disk().0;
+            if self.file.read_at(disk, offset)? < disk.len() {
+                return Err(ContentError::Cut { page: first });
+            }
+            for (page, index) in pages::each_mut(disk).zip((first..).map(PageIndex)) {
+                if let Opened::Sealed(trailer) = pages::open(&mut old, index, page, &mut plain[..])? {
+                    pages::seal(&mut new, &page::nonce(&base, index.0), index, trailer, &plain[..], page);
+                }
+            }
+            write_pages(log, disk, offset)?;
+            first += count as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Makes `file` what `log` says. Of the same log it can be done any number of times.
+///
+/// # Errors
+/// Those of the backing filesystem; then a part of it may have been done.
+pub fn apply_log(log: &dyn RawFile, file: &dyn RawFile) -> io::Result<()> {
+    let end = log.size()?;
+    let mut disk = vec![0; BATCH * PAGE_LEN];
+    let mut offset = 0;
+    loop {
+        let read = log.read_at(&mut disk, offset)?;
+        // What comes after the last whole page is a hole that only makes the size.
+        let whole = read / PAGE_LEN * PAGE_LEN;
+        write_pages(file, &disk[..whole], offset)?;
+        offset += whole as u64;
+        if read < disk.len() || offset >= end {
+            return file.sync(true);
+        }
+    }
+}
+
+/// Writes pages that are not holes; where they are, the file has holes.
+fn write_pages(file: &dyn RawFile, disk: &[u8], offset: u64) -> io::Result<()> {
+    let is_hole = |at: usize| disk[at..].first_chunk().is_some_and(page::is_hole);
+    let mut at = 0;
+    while at < disk.len() {
+        let end = (at..disk.len()).step_by(PAGE_LEN).find(|at| is_hole(*at)).unwrap_or(disk.len());
+        if end > at {
+            file.write_at(&disk[at..end], offset + at as u64)?;
+        }
+        at = end + PAGE_LEN;
+    }
+    Ok(())
+}
