@@ -255,6 +255,9 @@ impl Tree {
             if part == b".." {
                 return Err(TransferError::Path);
             }
+            if self.side.meta(&at)?.kind != NodeKind::Directory {
+                return Err(TransferError::NotFound);
+            }
             at = self.side.lookup(&at, part)?.ok_or(TransferError::NotFound)?;
         }
         Ok(at)
