@@ -19,6 +19,8 @@
 //! * [`content`]: the plaintext view of one sealed file; imports crypto, format and storage.
 //! * [`fs`]: what a filesystem means; imports content, keys, storage, format, and the names of crypto's keys.
 //! * [`check`]: whether what lies in a cipher directory is whole; imports what fs does, and crypto's names.
+//! * [`transfer`]: volumes without a mount, and copying trees out of them and into them; imports fs and what opens one.
+//! * `queue`: work for many threads; imports nothing of ours.
 //! * `mount`: the kernel's side; imports fs, decides nothing.
 //! * `daemon`: this process; imports neither fs nor keys.
 //! * `cli`: arguments, settings, commands; imports everything, and only `main` imports it.
@@ -35,4 +37,6 @@ pub mod fs;
 pub mod keys;
 #[cfg(feature = "mount")]
 pub mod mount;
+mod queue;
 pub mod storage;
+pub mod transfer;

@@ -14,10 +14,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("keys", &["crypto", "format"]),
     ("content", &["crypto", "format", "storage"]),
     ("fs", &["content", "keys", "storage", "format", "crypto"]),
-    ("check", &["content", "keys", "storage", "format", "crypto"]),
+    ("queue", &[]),
+    ("check", &["content", "keys", "storage", "format", "crypto", "queue"]),
+    ("transfer", &["fs", "content", "keys", "storage", "format", "queue"]),
     ("mount", &["fs"]),
     ("daemon", &[]),
-    ("cli", &["crypto", "format", "storage", "keys", "content", "fs", "check", "mount", "daemon"]),
+    ("cli", &["crypto", "format", "storage", "keys", "content", "fs", "check", "transfer", "mount", "daemon"]),
 ];
 /// Of crypto, the filesystem knows the names of keys and nothing that computes with pages.
 const FS_MAY_NAME: &[&str] = &["FileKeys", "LinkKey", "NameKey"];

@@ -71,7 +71,7 @@ impl Checker<'_> {
         if !holds_nothing(directory)? {
             return Ok(false);
         }
-        directory.symlink(&name::encode(&volume.names.new_directory_id().1), DIRECTORY_ID)?;
+        directory.symlink(name::encode(&volume.names.new_directory_id().1), DIRECTORY_ID)?;
         Ok(true)
     }
 

@@ -16,7 +16,6 @@ mod keys;
 mod mend;
 mod pages;
 mod places;
-mod queue;
 mod salvage;
 mod targets;
 mod volume_files;

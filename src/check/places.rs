@@ -145,7 +145,7 @@ fn is_sealed_name(sealed: &[u8]) -> bool {
 
 /// The encrypted name behind a long-name entry, or what is wrong with its symlink.
 fn long_name(dir: &Dir, entry: &str) -> Result<Vec<u8>, String> {
-    let text = match dir.node.readlink(&name::link_of(entry)) {
+    let text = match dir.node.readlink(name::link_of(entry)) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err("the symlink with the long name (`.n`) is missing: the name is lost".to_owned());

@@ -13,9 +13,9 @@ use super::entries::Looked;
 use super::files::{Large, Pieces};
 use super::finding::{Finding, Found, Place, Severity};
 use super::places::{Dir, each_entry};
-use super::queue::Queue;
 use super::targets::{Target, TargetError};
 use super::{Checker, count, locked};
+use crate::queue::Queue;
 
 /// What has not changed for so long is not being changed now.
 const AT_REST: Duration = Duration::from_secs(30);

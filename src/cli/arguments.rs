@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use super::commands::{
-    check, completions, doctor, estimate, forget, init, inspect, keys, lock, man, mount, recipients, rewrap, speed,
-    status, umount,
+    cat, check, completions, copy_trees, doctor, estimate, forget, init, inspect, keys, lock, ls, man, mount,
+    recipients, rewrap, speed, status, umount,
 };
 
 const EXIT_CODES: &str = "\
@@ -51,6 +51,10 @@ pub(super) enum Command {
     Lock(lock::LockArgs),
     Unlock(lock::UnlockArgs),
     Inspect(inspect::InspectArgs),
+    Cat(Box<cat::CatArgs>),
+    Ls(Box<ls::LsArgs>),
+    Export(Box<copy_trees::ExportArgs>),
+    Import(Box<copy_trees::ImportArgs>),
     Check(Box<check::CheckArgs>),
     Doctor(Box<doctor::DoctorArgs>),
     Estimate(estimate::EstimateArgs),

@@ -4,9 +4,11 @@ use std::fmt;
 use std::io;
 use std::process::ExitCode;
 
+use crate::content::ContentError;
 use crate::format::config::ConfigError;
 use crate::keys::{KeyError, ProviderError, ProviderErrorKind};
 use crate::storage::cipher_directory::{CipherDirectoryError, LockError};
+use crate::transfer::TransferError;
 
 /// The exit codes; `kmsfs --help` documents them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,6 +198,30 @@ impl From<crate::mount::MountError> for CliError {
             MountError::NotMounted => Exit::NotMounted,
             MountError::Busy => Exit::Other,
             MountError::Session(_) => Exit::Io,
+        };
+        Self::new(exit, error)
+    }
+}
+
+/// For what is not done through a mount.
+impl From<TransferError> for CliError {
+    fn from(error: TransferError) -> Self {
+        let exit = match error {
+            TransferError::Volume(crate::fs::Error::Content(ContentError::Io(error))) => {
+                return Self::io("the cipher directory", &error);
+            }
+            TransferError::Volume(error) => return error.into(),
+            TransferError::Plain(_) | TransferError::Differs(_) => Exit::Io,
+            TransferError::Names => Exit::Unauthentic,
+            TransferError::EndMarks => Exit::Amiss,
+            TransferError::Path => Exit::Usage,
+            TransferError::Late => Exit::ProviderUnreachable,
+            TransferError::Refused(_) => Exit::KeyRefused,
+            TransferError::Changing
+            | TransferError::InTheWay(_)
+            | TransferError::LinkFailed(_)
+            | TransferError::NotFound
+            | TransferError::Kind(_) => Exit::Other,
         };
         Self::new(exit, error)
     }

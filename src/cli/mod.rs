@@ -21,6 +21,7 @@ mod mount_options;
 mod mount_point;
 mod passphrase;
 mod pins;
+mod progress;
 mod report;
 mod settings;
 mod unlock;
@@ -60,6 +61,10 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
         Command::Lock(args) => commands::lock::lock(args),
         Command::Unlock(args) => commands::lock::unlock(args),
         Command::Inspect(args) => commands::inspect::run(args),
+        Command::Cat(args) => commands::cat::run(args),
+        Command::Ls(args) => commands::ls::run(args),
+        Command::Export(args) => commands::copy_trees::export(args),
+        Command::Import(args) => commands::copy_trees::import(args),
         Command::Check(args) => commands::check::run(args),
         Command::Doctor(args) => commands::doctor::run(args),
         Command::Estimate(args) => commands::estimate::run(args),

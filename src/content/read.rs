@@ -1,6 +1,7 @@
 //! Reading: map the range, one read, open, crop.
 
-use crate::format::geometry::{PAGE_LEN, PAYLOAD_LEN, PageIndex, PlainOffset, pages_of};
+use crate::format::config::Holes;
+use crate::format::geometry::{DiskOffset, PAGE_LEN, PAYLOAD_LEN, PageIndex, PlainOffset, pages_of};
 use crate::format::page::Page;
 
 use super::buffers::{Plain, with_disk_buffer};
@@ -26,6 +27,27 @@ impl Content {
             self.open_into(PlainOffset(offset), disk, &mut plain[..len])
         })?;
         Ok(len)
+    }
+
+    /// The first plain range from `offset` on that may hold anything but zeros: whole pages, of which the last may reach past
+    /// the end. `None` if the rest of the file is a hole. Where holes are denied everything is to be read.
+    ///
+    /// # Errors
+    /// [`ContentError::Io`].
+    pub fn data_from(&self, offset: u64) -> Result<Option<std::ops::Range<u64>>, ContentError> {
+        let size = self.size();
+        if offset >= size {
+            return Ok(None);
+        }
+        if self.rules.holes == Holes::Deny {
+            return Ok(Some(offset..size));
+        }
+        let first = PlainOffset(offset).page();
+        let Some(disk) = self.file.data_from(first.disk().0)? else { return Ok(None) };
+        let start = DiskOffset(disk.start).page_from(first);
+        let end = DiskOffset(disk.end.saturating_sub(1)).page_from(first);
+        let range = start.start().0.max(offset)..end.end().0.min(size);
+        Ok(Some(range).filter(|range| !range.is_empty()))
     }
 
     /// Fills `disk` with the pages from `first` on.

@@ -62,6 +62,14 @@ impl PageIndex {
     }
 }
 
+impl DiskOffset {
+    /// The page that lies at this place of a file, or `first` where the header does.
+    #[must_use]
+    pub fn page_from(self, first: PageIndex) -> PageIndex {
+        PageIndex((self.0 / PAGE_SIZE).saturating_sub(1).min(MAX_PLAIN_SIZE / PAYLOAD)).max(first)
+    }
+}
+
 /// The plain size of a file as its disk size tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SizeHint {

@@ -1,12 +1,13 @@
 //! Reading, writing and syncing through an inode: content is kept per inode, so no handle is needed.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::storage::{Access, RawFile};
 
 use super::inode::Inode;
-use super::{Answer, ContentError, Error, Filesystem, InodeId};
+use super::{Answer, ContentError, Error, Filesystem, InodeId, ROOT};
 
 /// Takes what was read, now or later.
 pub type ReadAnswer = Box<dyn FnOnce(Result<&[u8], Error>) + Send>;
@@ -20,6 +21,27 @@ impl Filesystem {
         self.note_use();
         let inode = self.inodes.get(id)?;
         self.on_content(&inode, Access::Read, |open| Ok(open.content.read(offset, plain)?))
+    }
+
+    /// The first range from `offset` on that may hold anything but zeros; none if there is nothing else up to the end.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn data_from(&self, id: InodeId, offset: u64) -> Result<Option<Range<u64>>, Error> {
+        let inode = self.inodes.get(id)?;
+        self.on_content(&inode, Access::Read, |open| Ok(open.content.data_from(offset)?))
+    }
+
+    /// Makes everything durable that was changed so far, and lets all files that rest tell their sizes.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn sync_everything(&self) -> Result<(), Error> {
+        self.inodes.get(ROOT)?.node.sync_filesystem()?;
+        // A first look settles, a second one closes.
+        self.settle_rested(true);
+        self.settle_rested(false);
+        Ok(())
     }
 
     /// Writes at `offset`.

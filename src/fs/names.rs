@@ -43,7 +43,7 @@ impl Filesystem {
 
     /// The encrypted name behind a long-name entry, if its symlink is there and is the one that the entry is a digest of.
     fn long_name(&self, directory: &Inode, entry: &str) -> Option<Vec<u8>> {
-        let text = directory.node.readlink(&name::link_of(entry)).ok()?;
+        let text = directory.node.readlink(name::link_of(entry)).ok()?;
         let sealed = name::decode(&text)?;
         (Stored::new(&sealed, NameKey::digest).entry() == entry).then_some(sealed)
     }
@@ -75,7 +75,7 @@ impl Filesystem {
     /// Puts a new id on a directory.
     pub(super) fn give_directory_id(&self, directory: &Node) -> Result<[u8; 16], Error> {
         let (id, signed) = self.volume.names.new_directory_id();
-        directory.symlink(&name::encode(&signed), DIRECTORY_ID)?;
+        directory.symlink(name::encode(&signed), DIRECTORY_ID)?;
         self.order.note(directory);
         Ok(id)
     }

@@ -88,3 +88,17 @@ impl DirStream {
         Ok(())
     }
 }
+
+/// The names in an open directory but `.` and `..`.
+pub(super) fn names(directory: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
+    let mut buffer = vec![MaybeUninit::uninit(); BATCH];
+    let mut entries = RawDir::new(directory, &mut buffer);
+    let mut names = Vec::new();
+    while let Some(entry) = entries.next() {
+        let name = entry?.file_name().to_bytes().to_vec();
+        if name != b"." && name != b".." {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}

@@ -1,10 +1,11 @@
 //! Positioned I/O on one backing file.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{FallocateFlags, Timestamps, fallocate, fdatasync, fstat, fsync, ftruncate, futimens};
+use rustix::fs::{FallocateFlags, SeekFrom, Timestamps, fallocate, fdatasync, fstat, fsync, ftruncate, futimens, seek};
 use rustix::io::{Errno, pread, pwrite};
 
 /// A ciphertext file as the content layer sees it.
@@ -76,6 +77,14 @@ pub trait RawFile: Send + Sync {
     /// # Errors
     /// Those of `sync_file_range(2)`.
     fn push_out(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// The first range from `offset` on that is no hole; none if there are only holes. A file that cannot tell has none.
+    ///
+    /// # Errors
+    /// Those of `lseek(2)`.
+    fn data_from(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        Ok(Some(offset..u64::MAX))
+    }
 }
 
 /// A file of the backing filesystem. It may begin as readable and become writable later.
@@ -202,5 +211,15 @@ impl RawFile for DiskFile {
     fn push_out(&self, offset: u64, len: u64) -> io::Result<()> {
         let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
         self.sync_range(offset, len, flags)
+    }
+
+    fn data_from(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let start = match seek(self.fd(), SeekFrom::Data(offset)) {
+            Err(Errno::NXIO) => return Ok(None),
+            // The filesystem does not tell.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some(offset..u64::MAX)),
+            start => start?,
+        };
+        Ok(Some(start..seek(self.fd(), SeekFrom::Hole(start))?))
     }
 }

@@ -9,6 +9,7 @@ use rustix::fs::{
     self, AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid,
 };
 use rustix::io::Errno;
+use rustix::path::Arg;
 
 use super::DirStream;
 
@@ -205,7 +206,7 @@ impl Node {
     ///
     /// # Errors
     /// Those of `openat2(2)`; `EXDEV` for a mount point.
-    pub fn lookup(&self, name: &str) -> io::Result<Self> {
+    pub fn lookup(&self, name: impl Arg) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
         Ok(Self::pin(fs::openat2(&self.fd, name, flags, Mode::empty(), resolve)?))
@@ -215,7 +216,7 @@ impl Node {
     ///
     /// # Errors
     /// Those of `openat(2)`.
-    pub fn create_file(&self, name: &str, mode: u32) -> io::Result<Self> {
+    pub fn create_file(&self, name: impl Arg, mode: u32) -> io::Result<Self> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = fs::openat(&self.fd, name, flags, Mode::from_raw_mode(mode & 0o7777))?;
         Ok(Self { fd: Arc::new(fd), openable: true })
@@ -256,6 +257,14 @@ impl Node {
         Ok(DirStream::new(self.reopen(OFlags::RDONLY | OFlags::DIRECTORY)?))
     }
 
+    /// The names in this directory but `.` and `..`, whatever bytes they are.
+    ///
+    /// # Errors
+    /// Those of `open(2)` and `getdents(2)`.
+    pub fn names(&self) -> io::Result<Vec<Vec<u8>>> {
+        super::directory::names(&self.reopen(OFlags::RDONLY | OFlags::DIRECTORY)?)
+    }
+
     fn reopen(&self, flags: OFlags) -> io::Result<OwnedFd> {
         Ok(fs::openat(own_descriptors()?, self.descriptor_name(), flags | OFlags::CLOEXEC, Mode::empty())?)
     }
@@ -289,7 +298,7 @@ impl Node {
     ///
     /// # Errors
     /// Those of `mkdirat(2)`.
-    pub fn mkdir(&self, name: &str, mode: u32) -> io::Result<()> {
+    pub fn mkdir(&self, name: impl Arg, mode: u32) -> io::Result<()> {
         Ok(fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode & 0o7777))?)
     }
 
@@ -297,7 +306,7 @@ impl Node {
     ///
     /// # Errors
     /// Those of `symlinkat(2)`.
-    pub fn symlink(&self, target: &str, name: &str) -> io::Result<()> {
+    pub fn symlink(&self, target: impl Arg, name: impl Arg) -> io::Result<()> {
         Ok(fs::symlinkat(target, &self.fd, name)?)
     }
 
@@ -305,7 +314,7 @@ impl Node {
     ///
     /// # Errors
     /// Those of `mknodat(2)`.
-    pub fn mknod(&self, name: &str, kind: NodeKind, mode: u32, rdev: u64) -> io::Result<()> {
+    pub fn mknod(&self, name: impl Arg, kind: NodeKind, mode: u32, rdev: u64) -> io::Result<()> {
         Ok(fs::mknodat(&self.fd, name, kind.to_raw(), Mode::from_raw_mode(mode & 0o7777), rdev)?)
     }
 
@@ -313,7 +322,7 @@ impl Node {
     ///
     /// # Errors
     /// Those of `readlinkat(2)`.
-    pub fn readlink(&self, name: &str) -> io::Result<Vec<u8>> {
+    pub fn readlink(&self, name: impl Arg) -> io::Result<Vec<u8>> {
         Ok(fs::readlinkat(&self.fd, name, Vec::with_capacity(256))?.into_bytes())
     }
 
@@ -329,7 +338,7 @@ impl Node {
     ///
     /// # Errors
     /// Those of `unlinkat(2)`.
-    pub fn unlink(&self, name: &str) -> io::Result<()> {
+    pub fn unlink(&self, name: impl Arg) -> io::Result<()> {
         Ok(fs::unlinkat(&self.fd, name, AtFlags::empty())?)
     }
 
@@ -337,7 +346,7 @@ impl Node {
     ///
     /// # Errors
     /// Those of `unlinkat(2)`.
-    pub fn rmdir(&self, name: &str) -> io::Result<()> {
+    pub fn rmdir(&self, name: impl Arg) -> io::Result<()> {
         Ok(fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR)?)
     }
 
@@ -345,7 +354,7 @@ impl Node {
     ///
     /// # Errors
     /// Those of `linkat(2)`.
-    pub fn link_as(&self, directory: &Self, name: &str) -> io::Result<()> {
+    pub fn link_as(&self, directory: &Self, name: impl Arg) -> io::Result<()> {
         let from = own_descriptors()?;
         Ok(fs::linkat(from, self.descriptor_name(), &directory.fd, name, AtFlags::SYMLINK_FOLLOW)?)
     }
@@ -354,7 +363,7 @@ impl Node {
     ///
     /// # Errors
     /// Those of `renameat2(2)`.
-    pub fn rename(&self, from: &str, directory: &Self, to: &str, mode: RenameMode) -> io::Result<()> {
+    pub fn rename(&self, from: impl Arg, directory: &Self, to: impl Arg, mode: RenameMode) -> io::Result<()> {
         let flags = match mode {
             RenameMode::Replace => RenameFlags::empty(),
             RenameMode::NoReplace => RenameFlags::NOREPLACE,

@@ -4,12 +4,11 @@
 //! is new or empty, and outside of every volume that is checked.
 
 use std::fs::{self, DirBuilder};
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io;
 use std::num::NonZeroU32;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Args;
 
@@ -19,6 +18,7 @@ use crate::cli::error::{CliError, Exit};
 use crate::cli::mount_point;
 use crate::cli::passphrase;
 use crate::cli::pins::Pins;
+use crate::cli::progress;
 use crate::cli::settings::{self, Settings, SettingsArgs};
 use crate::daemon::log::Level;
 use crate::keys::KeyLimits;
@@ -163,12 +163,12 @@ fn fill(
     repair: bool,
     salvage: Option<&Path>,
 ) -> Result<(), CliError> {
-    let finished = AtomicBool::new(false);
-    let found = std::thread::scope(|scope| {
-        scope.spawn(|| show(checker, &finished));
-        let _finished = Finished(&finished);
-        checker.run(targets)
-    });
+    let line = |seconds| {
+        let at = checker.progress();
+        let (directories, files, mib, findings) = (at.directories, at.files, at.pages / 256, at.findings);
+        format!("{directories} directories, {files} files, {mib} MiB, {findings} findings, {seconds} s")
+    };
+    let found = progress::show_while(line, || checker.run(targets));
     report.findings = found.map_err(|error| match error {
         TargetError::NeedsKeys => CliError::usage(error),
         TargetError::NoId => CliError::new(Exit::Unauthentic, error),
@@ -191,40 +191,8 @@ fn fill(
     Ok(())
 }
 
-/// Says so when it is dropped, after a panic too.
-struct Finished<'f>(&'f AtomicBool);
-
-impl Drop for Finished<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
-
-fn parallel(wanted: Option<u8>, remote: bool) -> usize {
+/// Threads: as many as wanted, else as many as are of use.
+pub(super) fn parallel(wanted: Option<u8>, remote: bool) -> usize {
     let cpus = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     wanted.map_or_else(|| if remote { CALLS } else { cpus() }, usize::from)
-}
-
-/// Tells a person how far it is.
-fn show(checker: &Checker<'_>, finished: &AtomicBool) {
-    let mut terminal = io::stderr();
-    if !terminal.is_terminal() {
-        return;
-    }
-    let started = Instant::now();
-    while !finished.load(Ordering::SeqCst) {
-        std::thread::sleep(Duration::from_millis(200));
-        let (at, seconds) = (checker.progress(), started.elapsed().as_secs());
-        // What cannot be shown is not worth an error.
-        let _ = write!(
-            terminal,
-            "\r{} directories, {} files, {} MiB, {} findings, {seconds} s ",
-            at.directories,
-            at.files,
-            at.pages / 256,
-            at.findings
-        );
-        let _ = terminal.flush();
-    }
-    let _ = writeln!(terminal);
 }

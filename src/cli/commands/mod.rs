@@ -1,10 +1,12 @@
 //! One file for each command.
 
+pub(super) mod cat;
 pub(super) mod check;
 mod check_config;
 mod check_paths;
 mod check_report;
 pub(super) mod completions;
+pub(super) mod copy_trees;
 pub(super) mod doctor;
 mod doctor_host;
 mod doctor_keys;
@@ -23,6 +25,7 @@ pub(super) mod keys;
 mod keys_list;
 mod keys_provision;
 pub(super) mod lock;
+pub(super) mod ls;
 pub(super) mod man;
 pub(super) mod mount;
 mod policy;
@@ -36,3 +39,4 @@ mod serve;
 pub(super) mod speed;
 pub(super) mod status;
 pub(super) mod umount;
+mod unmounted;

@@ -9,7 +9,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 /// With more waiting than this, small pieces are done by the thread that found them.
 const ENOUGH: usize = 4096;
 
-pub(super) struct Queue<T> {
+pub(crate) struct Queue<T> {
     state: Mutex<State<T>>,
     changed: Condvar,
 }
@@ -21,18 +21,18 @@ struct State<T> {
 }
 
 impl<T: Send> Queue<T> {
-    pub(super) fn new(first: Vec<T>) -> Self {
+    pub(crate) fn new(first: Vec<T>) -> Self {
         Self { state: Mutex::new(State { waiting: first, busy: 0 }), changed: Condvar::new() }
     }
 
     /// Adds work.
-    pub(super) fn push(&self, work: T) {
+    pub(crate) fn push(&self, work: T) {
         self.state().waiting.push(work);
         self.changed.notify_one();
     }
 
     /// Adds work, or gives it back if there is enough of it: then the caller does it.
-    pub(super) fn offer(&self, work: T) -> Option<T> {
+    pub(crate) fn offer(&self, work: T) -> Option<T> {
         let mut state = self.state();
         if state.waiting.len() >= ENOUGH {
             return Some(work);
@@ -44,7 +44,7 @@ impl<T: Send> Queue<T> {
     }
 
     /// Does all of the work with so many threads.
-    pub(super) fn run(&self, threads: usize, work: impl Fn(T) + Sync) {
+    pub(crate) fn run(&self, threads: usize, work: impl Fn(T) + Sync) {
         std::thread::scope(|scope| {
             for _ in 0..threads.max(1) {
                 scope.spawn(|| {

@@ -1,0 +1,176 @@
+//! `kmsfs ls`: the names in a volume, without a mount.
+
+use std::ffi::OsString;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::cli::error::CliError;
+use crate::cli::report;
+use crate::transfer::{Meta, NodeKind, Timestamp, Tree};
+
+use super::cat::named;
+use super::unmounted::{self, UnlockArgs};
+
+/// List a directory of a volume, without a mount
+///
+/// One name in a line, in the order of their bytes. May run beside a mount. On a terminal control characters show as U+FFFD.
+#[derive(Debug, Args)]
+pub(crate) struct LsArgs {
+    /// The directory that holds the ciphertext
+    #[arg(value_name = "CIPHERDIR")]
+    cipher_directory: PathBuf,
+    /// A directory or file in the volume [default: its root]
+    #[arg(value_name = "PATH")]
+    path: Option<OsString>,
+    /// Show kind and mode, links, owner, group, plain size and modification time (UTC) too
+    #[arg(short, long)]
+    long: bool,
+    /// Show what is in the directories too, by paths from PATH
+    #[arg(short = 'R', long)]
+    recursive: bool,
+    /// End each line with a NUL
+    #[arg(short = '0', long)]
+    null: bool,
+    #[command(flatten)]
+    unlock: UnlockArgs,
+}
+
+/// Lists it.
+pub(crate) fn run(args: &LsArgs) -> Result<(), CliError> {
+    let volume = unmounted::open(&args.cipher_directory, &args.unlock, false)?;
+    let start = args.path.as_ref().map_or(&b""[..], |path| path.as_bytes());
+    let failed = |path: &[u8]| {
+        let path = String::from_utf8_lossy(path).into_owned();
+        move |error| named(&path, error)
+    };
+    let meta = volume.tree.meta(start).map_err(failed(start))?;
+    let mut lines = Lines { tree: &volume.tree, args, printable: io::stdout().is_terminal() };
+    let shown = if meta.kind == NodeKind::Directory {
+        lines.directory(start, b"").map_err(|(path, error)| failed(&path)(error))?
+    } else {
+        lines.entry(start, start, &meta).map_err(|(path, error)| failed(&path)(error))?
+    };
+    match shown {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError::io("standard output", &error)),
+        _ => Ok(()),
+    }
+}
+
+struct Lines<'a> {
+    tree: &'a Tree,
+    args: &'a LsArgs,
+    printable: bool,
+}
+
+/// What was shown, or where looking failed.
+type Shown = Result<io::Result<()>, (Vec<u8>, crate::transfer::TransferError)>;
+
+impl Lines<'_> {
+    /// Shows the entries of the directory at `path`, as `shown` and their names.
+    fn directory(&mut self, path: &[u8], shown: &[u8]) -> Shown {
+        let join = |a: &[u8], b: &[u8]| if a.is_empty() { b.to_vec() } else { [a, b"/", b].concat() };
+        // Those that wait, the next one last: a tree may be deeper than a stack.
+        let mut waiting = vec![(path.to_vec(), shown.to_vec(), None)];
+        while let Some((path, shown, meta)) = waiting.pop() {
+            if let Some(meta) = &meta
+                && let Err(error) = self.entry(&path, &shown, meta)?
+            {
+                return Ok(Err(error));
+            }
+            if meta.is_some_and(|meta| meta.kind != NodeKind::Directory || !self.args.recursive) {
+                continue;
+            }
+            let entries = self.tree.list(&path).map_err(|error| (path.clone(), error))?;
+            let below = entries.into_iter().rev();
+            waiting.extend(below.map(|(name, meta)| (join(&path, &name), join(&shown, &name), Some(meta))));
+        }
+        Ok(Ok(()))
+    }
+
+    fn entry(&self, path: &[u8], shown: &[u8], meta: &Meta) -> Shown {
+        let mut line = Vec::new();
+        if self.args.long {
+            line.extend_from_slice(details(meta).as_bytes());
+        }
+        line.extend_from_slice(shown);
+        if self.args.long && meta.kind == NodeKind::Symlink {
+            line.extend_from_slice(b" -> ");
+            line.extend(self.tree.readlink(path).map_err(|error| (path.to_vec(), error))?);
+        }
+        if self.printable {
+            line = report::printable(&String::from_utf8_lossy(&line)).into_bytes();
+        }
+        line.push(if self.args.null { 0 } else { b'\n' });
+        Ok(io::stdout().write_all(&line))
+    }
+}
+
+/// `drwxr-xr-x   2  1000  1000         4096 2026-11-27 10:00:00 `.
+fn details(meta: &Meta) -> String {
+    let size = match meta.kind {
+        NodeKind::CharDevice | NodeKind::BlockDevice => {
+            format!("{}, {}", rustix::fs::major(meta.rdev), rustix::fs::minor(meta.rdev))
+        }
+        _ => meta.size.to_string(),
+    };
+    let (mode, time) = (mode_text(meta), time_text(meta.mtime));
+    format!("{mode} {:>3} {:>5} {:>5} {size:>12} {time} ", meta.nlink, meta.uid, meta.gid)
+}
+
+fn mode_text(meta: &Meta) -> String {
+    let kind = match meta.kind {
+        NodeKind::File => '-',
+        NodeKind::Directory => 'd',
+        NodeKind::Symlink => 'l',
+        NodeKind::Fifo => 'p',
+        NodeKind::Socket => 's',
+        NodeKind::CharDevice => 'c',
+        NodeKind::BlockDevice => 'b',
+    };
+    let bit = |bit: u32, letter: char| if meta.mode & bit != 0 { letter } else { '-' };
+    let execute = |bit: u32, special: u32, letter: char| match (meta.mode & special != 0, meta.mode & bit != 0) {
+        (false, false) => '-',
+        (false, true) => 'x',
+        (true, true) => letter,
+        (true, false) => letter.to_ascii_uppercase(),
+    };
+    let who = |shift: u32| [bit(0o4 << shift, 'r'), bit(0o2 << shift, 'w')];
+    let mut text = String::from(kind);
+    for (shift, special, letter) in [(6, 0o4000, 's'), (3, 0o2000, 's'), (0, 0o1000, 't')] {
+        text.extend(who(shift));
+        text.push(execute(1 << shift, special, letter));
+    }
+    text
+}
+
+/// UTC, by the proleptic Gregorian calendar.
+fn time_text(time: Timestamp) -> String {
+    let (days, seconds) = (time.seconds.div_euclid(86_400), time.seconds.rem_euclid(86_400));
+    // Days since 0000-03-01, in eras of 400 years.
+    let days = days.saturating_add(719_468);
+    let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day_of_year = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let (year, month) = (year + 400 * era + i64::from(month >= 10), if month < 10 { month + 3 } else { month - 9 });
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_shown_in_utc() {
+        let shown = |seconds| time_text(Timestamp { seconds, nanoseconds: 0 });
+        assert_eq!(shown(0), "1970-01-01 00:00:00");
+        assert_eq!(shown(-1), "1969-12-31 23:59:59");
+        assert_eq!(shown(951_782_399), "2000-02-28 23:59:59");
+        assert_eq!(shown(951_868_800), "2000-03-01 00:00:00");
+        assert_eq!(shown(1_795_773_600), "2026-11-27 10:00:00");
+    }
+}
