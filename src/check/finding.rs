@@ -61,6 +61,8 @@ pub enum Kind {
     Stray,
     /// Something that a crash left.
     Leftover,
+    /// A file that is half way to a new data key.
+    Unfinished,
     /// The volume config is missing, or does not hold.
     Config,
     /// A provisioned key that is not this volume's.

@@ -4,7 +4,9 @@ use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::format::config::{BROKEN_CONFIG_FILE, CONFIG_FILE, PREVIOUS_CONFIG_FILE};
-use crate::format::name::{LONG_TARGETS_DIR, LongTarget, PROVISIONED_DIR, VOLUME_DIR, is_provisioned};
+use crate::format::name::{
+    LONG_TARGETS_DIR, LongTarget, PROVISIONED_DIR, REDO_LOGS_DIR, REKEYED, RedoLog, VOLUME_DIR, is_provisioned,
+};
 use crate::format::provisioned;
 use crate::storage::{KeyStock, Node};
 
@@ -42,8 +44,25 @@ impl Checker<'_> {
                 // One that no symlink names is harmless: a crash leaves such.
                 let strange = names(&links)?.into_iter().filter(|name| !LongTarget::is_file(name));
                 strange.for_each(|name| other(&links, &name, &place, found));
+            } else if entry == REDO_LOGS_DIR {
+                self.look_at_redo_logs(&node.lookup(&entry)?, &place.entry(&entry, None), found)?;
             } else {
                 other(&node, &entry, place, found);
+            }
+        }
+        Ok(())
+    }
+
+    fn look_at_redo_logs(&self, node: &Node, place: &Place, found: &mut Found) -> io::Result<()> {
+        for entry in names(node)? {
+            if RedoLog::parse(&entry).is_none() {
+                if entry != REKEYED {
+                    other(node, &entry, place, found);
+                }
+            } else {
+                let what = "a file is half way to a new data key, and pages of it may not authenticate: unless `kmsfs rekey` is at it \
+                            now, the next mount that may write finishes it";
+                found.add(&place.entry(&entry, None), Severity::Amiss, Kind::Unfinished, what);
             }
         }
         Ok(())

@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use super::commands::{
     cat, check, completions, copy_trees, doctor, estimate, forget, init, inspect, keys, lock, ls, man, mount,
-    recipients, rewrap, speed, status, umount,
+    recipients, rekey, rewrap, speed, status, umount,
 };
 
 const EXIT_CODES: &str = "\
@@ -59,6 +59,7 @@ pub(super) enum Command {
     Doctor(Box<doctor::DoctorArgs>),
     Estimate(estimate::EstimateArgs),
     Keys(keys::KeysArgs),
+    Rekey(Box<rekey::RekeyArgs>),
     Rewrap(Box<rewrap::RewrapArgs>),
     Recipients(recipients::RecipientsArgs),
     Forget(forget::ForgetArgs),

@@ -69,6 +69,7 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
         Command::Doctor(args) => commands::doctor::run(args),
         Command::Estimate(args) => commands::estimate::run(args),
         Command::Keys(args) => commands::keys::run(args),
+        Command::Rekey(args) => commands::rekey::run(args),
         Command::Rewrap(args) => commands::rewrap::run(args),
         Command::Recipients(args) => commands::recipients::run(args),
         Command::Forget(args) => commands::forget::run(args),

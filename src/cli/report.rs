@@ -32,6 +32,11 @@ pub(crate) fn say(text: &str) -> Result<(), CliError> {
     }
 }
 
+/// Writes a line to standard error, where whoever does not hear it still gets the exit code.
+pub(crate) fn tell(text: &str) {
+    let _ = writeln!(io::stderr(), "{}", printable(text));
+}
+
 /// What others named must not steer the terminal.
 pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()

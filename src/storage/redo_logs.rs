@@ -2,14 +2,15 @@
 //!
 //! Invariants: a log under its name is whole and durable; one that is not has a name that ends in `.new` and means nothing.
 
-use std::io;
+use std::collections::HashSet;
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::format::name::{REDO_LOGS_DIR, RedoLog};
+use crate::format::name::{REDO_LOGS_DIR, REKEYED, RedoLog};
 
 use super::own_directory::{OwnDirectory, beneath};
 use super::{DiskFile, Node};
@@ -91,6 +92,43 @@ impl RedoLogs {
             }
         }
         Ok(())
+    }
+
+    /// Notes that the file with this id needs no log any more in the run under way. Not durable: it saves work, nothing else.
+    ///
+    /// # Errors
+    /// Those of the backing filesystem.
+    pub fn note_done(&self, file_id: &[u8; 32]) -> io::Result<()> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = self.directory.open_or_make()?;
+        let file = rustix::fs::openat(&directory, REKEYED, flags, Mode::RUSR | Mode::WUSR)?;
+        // Appended in one piece, by whatever thread.
+        Ok(rustix::io::write(file, file_id).map(drop)?)
+    }
+
+    /// The files that were noted.
+    ///
+    /// # Errors
+    /// Those of the backing filesystem.
+    pub fn done(&self) -> io::Result<HashSet<[u8; 32]>> {
+        let Some(directory) = self.directory.open()? else { return Ok(HashSet::new()) };
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat2(directory.as_fd(), REKEYED, flags, Mode::empty(), beneath()) {
+            Ok(file) => file,
+            Err(Errno::NOENT) => return Ok(HashSet::new()),
+            Err(error) => return Err(error.into()),
+        };
+        let mut bytes = Vec::new();
+        std::fs::File::from(file).read_to_end(&mut bytes)?;
+        Ok(bytes.as_chunks().0.iter().copied().collect())
+    }
+
+    /// Forgets all notes: the run is over.
+    ///
+    /// # Errors
+    /// Those of the backing filesystem.
+    pub fn forget_done(&self) -> io::Result<()> {
+        self.directory.open()?.map_or(Ok(()), |directory| remove(&directory, REKEYED))
     }
 
     /// Opens a log for reading.

@@ -47,13 +47,22 @@ impl HeaderFiles {
 
     /// Calls `each` with every regular file at or below `start`, and with what could not be looked at.
     pub(super) fn walk(&self, start: &str, mut each: impl FnMut(&str, io::Result<Option<Box<HeaderPage>>>)) {
+        self.walk_with_sizes(start, |path, _, page| each(path, page));
+    }
+
+    /// The same, with the bytes that the file has on the disk.
+    pub(super) fn walk_with_sizes(
+        &self,
+        start: &str,
+        mut each: impl FnMut(&str, u64, io::Result<Option<Box<HeaderPage>>>),
+    ) {
         let mut linked = HashSet::new();
         let mut waiting = vec![start.to_owned()];
         while let Some(path) = waiting.pop() {
             match self.visit(&path, &mut linked, &mut waiting, &mut each) {
                 // A program of a mount has removed it.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => each(&path, Err(error)),
+                Err(error) => each(&path, 0, Err(error)),
                 Ok(()) => {}
             }
         }
@@ -64,7 +73,7 @@ impl HeaderFiles {
         path: &str,
         linked: &mut HashSet<(u64, u64)>,
         waiting: &mut Vec<String>,
-        each: &mut impl FnMut(&str, io::Result<Option<Box<HeaderPage>>>),
+        each: &mut impl FnMut(&str, u64, io::Result<Option<Box<HeaderPage>>>),
     ) -> io::Result<()> {
         let node = self.node(path)?;
         let stat = node.stat()?;
@@ -87,7 +96,7 @@ impl HeaderFiles {
                 } else {
                     open(&node, Access::Read).and_then(|file| read_page(&file)).map(Some)
                 };
-                each(path, page);
+                each(path, stat.blocks * 512, page);
             }
             _ => {}
         }

@@ -88,14 +88,14 @@ impl Hold {
 
 /// Where the volume is mounted by processes that answer.
 #[cfg(feature = "mount")]
-fn served(cipher_directory: &Path) -> Vec<PathBuf> {
+pub(super) fn served(cipher_directory: &Path) -> Vec<PathBuf> {
     let mut places = crate::mount::places_of(cipher_directory);
     places.retain(|place| status::connect(place).is_ok());
     places
 }
 
 #[cfg(not(feature = "mount"))]
-fn served(_: &Path) -> Vec<PathBuf> {
+pub(super) fn served(_: &Path) -> Vec<PathBuf> {
     Vec::new()
 }
 

@@ -30,6 +30,7 @@ pub(super) mod man;
 pub(super) mod mount;
 mod policy;
 pub(super) mod recipients;
+pub(super) mod rekey;
 #[cfg(feature = "mount")]
 mod remount;
 pub(super) mod rewrap;

@@ -36,6 +36,7 @@ use crate::storage::cipher_directory::{CipherDirectory, LockMode, VolumeLock};
 use super::init;
 use super::key_reload::KeyReload;
 use super::mount::MountArgs;
+use super::rekey;
 
 /// Everything that is known before anything is touched.
 struct Job<'a> {
@@ -343,6 +344,10 @@ fn answers_of(
             Ask::Status => {}
             Ask::Lock => filesystem.lock(),
             Ask::Unlock => filesystem.unlock(),
+            Ask::Rekey(path) => {
+                let answer = rekey::Answer::of(&filesystem, &path);
+                return serde_json::to_string(&answer).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"));
+            }
             Ask::Keys => {
                 if let Err(error) = keys.run(&filesystem) {
                     tracing::warn!("the volume's keys stay as they were: {error}");

@@ -61,6 +61,7 @@ impl Client {
             Ask::Lock => Request::Lock,
             Ask::Unlock => Request::Unlock,
             Ask::Keys => Request::Keys,
+            Ask::Rekey(path) => Request::Rekey { path },
         };
         self.ask(request, deadline)
     }

@@ -1,6 +1,6 @@
 //! The control socket: one per mount, on which the process behind it answers.
 //!
-//! A request is one line of JSON, `{"command":"status"}`, `lock`, `unlock`, `keys` or `wait`, and so is every answer. `wait` is
+//! A request is one line of JSON, `{"command":"status"}`, `lock`, `unlock`, `keys`, `rekey` (with a `path`) or `wait`, and so is every answer. `wait` is
 //! answered with one line at once and with a second one, [`Ended`], when the mount has ended; the connection then closes
 //! with the process.
 //!
@@ -27,18 +27,19 @@ pub use server::{ControlSocket, Farewell};
 const MAX_LINE: u64 = 65536;
 
 /// What a client asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
 enum Request {
     Status,
     Lock,
     Unlock,
     Keys,
+    Rekey { path: String },
     Wait,
 }
 
 /// What a mount is asked to do. It answers with its status after that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ask {
     /// Nothing but to tell its status.
     Status,
@@ -48,6 +49,8 @@ pub enum Ask {
     Unlock,
     /// To read the volume's list of wrapping keys anew.
     Keys,
+    /// To seal the file at this path in the cipher directory under a new data key. The answer is what became of it.
+    Rekey(String),
 }
 
 /// How a mount ended; the last word to those who wait.

@@ -1,0 +1,228 @@
+//! `kmsfs rekey`: new data keys for old files, mounted or not, and killed.
+#![cfg(all(feature = "mount", feature = "aws-kms"))]
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // how a test fails, and how it tells what it met
+
+#[path = "support/fault_proxy.rs"]
+mod fault_proxy;
+#[path = "support/kms_mount.rs"]
+mod kms_mount;
+#[path = "support/kms_server.rs"]
+mod kms_server;
+#[path = "support/mount.rs"]
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use kms_mount::{KmsVolume, content};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use support::{Argument, Volume, bytes, errno, set_times, tree};
+
+/// Kills of the test that kills, unless this variable says more.
+const KILLS: &str = "KMSFS_TEST_KILLS";
+
+fn rekey(volume: &Volume, more: &[&str]) -> Value {
+    let mut words: Vec<Argument<'_>> = vec![&"rekey", &volume.cipher, &"--json"];
+    words.extend(more.iter().map(|word| word as Argument<'_>));
+    serde_json::from_str(&volume.home.ok(&words)).unwrap()
+}
+
+/// The header page of each ciphertext file with one, by its inode number.
+fn headers(volume: &Volume) -> BTreeMap<u64, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut waiting = vec![volume.cipher.clone()];
+    while let Some(directory) = waiting.pop() {
+        for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
+            let (path, kind) = (entry.path(), entry.file_type().unwrap());
+            if kind.is_dir() && entry.file_name() != ".kmsfs" {
+                waiting.push(path);
+            } else if kind.is_file() && fs::metadata(&path).unwrap().len() >= 4096 {
+                found.insert(fs::metadata(&path).unwrap().ino(), fs::read(&path).unwrap()[..4096].to_vec());
+            }
+        }
+    }
+    found
+}
+
+/// The data key id in the slot with the highest generation.
+fn data_key(page: &[u8]) -> Vec<u8> {
+    let generation = |slot: &[u8]| u64::from_le_bytes(slot[8..16].try_into().unwrap());
+    let slots = [&page[..2048], &page[2048..]];
+    let valid = slots.into_iter().filter(|slot| slot.starts_with(b"KMSFS"));
+    let newest = valid.max_by_key(|slot| generation(slot)).unwrap();
+    newest[64..80].to_vec()
+}
+
+fn fill(volume: &Volume) {
+    for (n, size) in [0, 1, 4047, 4048, 4049, 100_000, 3_000_000].into_iter().enumerate() {
+        fs::write(volume.path(format!("{n}")), bytes(n as u64, size)).unwrap();
+    }
+    let sparse = File::create(volume.path("sparse")).unwrap();
+    sparse.write_all_at(b"in the middle", 50_000_000).unwrap();
+    sparse.set_len(90_000_001).unwrap();
+    fs::create_dir(volume.path("d")).unwrap();
+    fs::hard_link(volume.path("5"), volume.path("d").join("link")).unwrap();
+    rustix::fs::setxattr(volume.path("5"), "user.note", b"bound to the file", rustix::fs::XattrFlags::empty()).unwrap();
+    set_times(&volume.path("4"), 1_500_000_000, 7);
+}
+
+#[test]
+fn every_file_gets_another_data_key_and_stays_what_it_was() {
+    let volume = Volume::new(&[]);
+    fill(&volume);
+    let (expected, inode) = (tree(&volume.plain), fs::metadata(volume.path("5")).unwrap().ino());
+    volume.unmount();
+    let before = headers(&volume);
+    let plan = rekey(&volume, &["--dry-run"]);
+    assert_eq!((&plan["files"], &plan["calls"]), (&json!(7), &json!(0)), "{plan}");
+    assert_eq!(headers(&volume), before);
+    let report = rekey(&volume, &[]);
+    assert_eq!((&report["files"], &report["failed"]), (&json!(7), &json!(0)), "{report}");
+    let after = headers(&volume);
+    assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>(), "the inodes stay");
+    for (ino, page) in &before {
+        assert_ne!(data_key(page), data_key(&after[ino]), "{ino}");
+        assert_eq!(page[32..64], after[ino][32..64], "the file id stays");
+    }
+    volume.mount();
+    support::assert_same("sealed anew", &tree(&volume.plain), &expected);
+    assert_eq!(fs::metadata(volume.path("5")).unwrap().ino(), inode);
+    let mut note = [0; 64];
+    let len = rustix::fs::getxattr(volume.path("5"), "user.note", &mut note).unwrap();
+    assert_eq!(&note[..len], b"bound to the file");
+    assert!(fs::metadata(volume.path("sparse")).unwrap().blocks() < 1000, "holes stay holes");
+    volume.home.ok(&[&"check", &volume.cipher]);
+}
+
+#[test]
+fn programs_go_on_while_their_files_are_sealed_anew() {
+    let kms = KmsVolume::new(&[]);
+    let volume = &kms.volume;
+    kms.files("f", 40, 30_000);
+    let path = volume.path("used");
+    let file = File::options().create_new(true).read(true).write(true).open(&path).unwrap();
+    file.set_len(400_000).unwrap();
+    let mapped = File::options().read(true).write(true).open(volume.path("f0")).unwrap();
+    let before = headers(volume);
+    let (over, written) = (AtomicBool::new(false), std::sync::Mutex::new(vec![0_u8; 400_000]));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut state = 7_u64;
+            while !over.load(Ordering::Relaxed) {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let (at, data) = ((state >> 33) as usize % 390_000, bytes(state, 5000));
+                file.write_all_at(&data, at as u64).unwrap();
+                written.lock().unwrap()[at..at + 5000].copy_from_slice(&data);
+                if state % 5 == 0 {
+                    file.sync_data().unwrap();
+                }
+                let mut read = vec![0; 5000];
+                file.read_exact_at(&mut read, at as u64).unwrap();
+                assert!(read == data, "read back at {at}");
+            }
+        });
+        for _ in 0..3 {
+            let report = rekey(volume, &[]);
+            assert_eq!((&report["files"], &report["failed"]), (&json!(41), &json!(0)), "{report}");
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    file.sync_all().unwrap();
+    mapped.write_all_at(b"through an old handle", 0).unwrap();
+    drop((file, mapped));
+    for _ in 0..2 {
+        kms.make_cold();
+        assert!(fs::read(&path).unwrap() == *written.lock().unwrap());
+        for n in 1..40 {
+            assert!(fs::read(volume.path(format!("f{n}"))).unwrap() == content(n, 30_000), "{n}");
+        }
+        assert_eq!(&fs::read(volume.path("f0")).unwrap()[..21], b"through an old handle");
+        volume.unmount();
+        volume.mount();
+    }
+    let after = headers(volume);
+    assert!(before.iter().all(|(ino, page)| data_key(page) != data_key(&after[ino])));
+}
+
+/// The process that seals is killed at any moment: every file opens, with the old or the new key.
+#[test]
+fn a_kill_leaves_every_file_whole_and_the_next_run_goes_on() {
+    const FILES: usize = 25;
+    let kills: usize = std::env::var(KILLS).map_or(20, |text| text.parse().unwrap());
+    let volume = Volume::new(&[]);
+    let path = |n: usize| -> PathBuf { volume.path(format!("f{n}")) };
+    for n in 0..FILES {
+        fs::write(path(n), content(n, 200_000 + n)).unwrap();
+    }
+    let check = |round: usize| {
+        for n in 0..FILES {
+            assert!(fs::read(path(n)).unwrap() == content(n, 200_000 + n), "round {round}: f{n}");
+        }
+    };
+    let (mut state, mut logs, mut half) = (3_u64, 0, 0);
+    for round in 0..kills {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let mounted = round % 2 == 0;
+        if !mounted {
+            volume.unmount();
+        }
+        let pid = mounted.then(|| volume.pid());
+        let running = volume.home.start("rekey", &[&"rekey", &volume.cipher, &"--json"]);
+        std::thread::sleep(Duration::from_millis(20 + (state >> 33) % 500));
+        if let Some(pid) = pid {
+            // The mount is the one that seals.
+            rustix::process::kill_process(pid, Signal::KILL).unwrap();
+            support::eventually("it is dead", || support::is_dead(pid));
+        }
+        running.signal(Signal::KILL);
+        running.status();
+        let names = fs::read_dir(volume.cipher.join(".kmsfs/rekey"))
+            .map(|entries| entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>());
+        let names = names.unwrap_or_default();
+        logs += names.iter().filter(|name| !name.ends_with(".new") && *name != "done").count();
+        half += usize::from(names.contains(&"done".to_owned()));
+        volume.mount();
+        check(round);
+        if round % 3 == 0 {
+            rekey(&volume, &[]);
+            check(round);
+        }
+    }
+    println!("{kills} kills: {logs} files were half way, {half} runs");
+    assert!(half > 0, "no kill came between two files");
+    assert_eq!(rekey(&volume, &[])["failed"], json!(0));
+    check(kills);
+    volume.unmount();
+    volume.home.ok(&[&"check", &volume.cipher]);
+}
+
+#[test]
+fn a_log_that_does_not_fit_its_file_is_left_alone_and_the_file_closed() {
+    let volume = Volume::new(&[]);
+    fs::write(volume.path("a"), bytes(1, 9000)).unwrap();
+    fs::write(volume.path("b"), bytes(2, 9000)).unwrap();
+    let (a, b) = (volume.behind("a"), volume.behind("b"));
+    volume.unmount();
+    let logs = volume.cipher.join(".kmsfs/rekey");
+    fs::create_dir(&logs).unwrap();
+    let page = fs::read(&b).unwrap();
+    let id: String = page[32..64].iter().map(|byte| format!("{byte:02x}")).collect();
+    // It says that a is to become b.
+    fs::write(logs.join(format!("{}-{id}", fs::metadata(&a).unwrap().ino())), page).unwrap();
+    volume.mount();
+    assert_eq!(errno(fs::read(volume.path("a"))), Some(libc::EIO));
+    assert_eq!(errno(fs::write(volume.path("a"), "x")), Some(libc::EIO));
+    assert!(fs::read(volume.path("b")).unwrap() == bytes(2, 9000));
+    volume.unmount();
+    let output = volume.home.kmsfs(&[&"check", &volume.cipher]);
+    let said = support::text(&output.stdout);
+    assert!(output.status.code() == Some(15) && said.contains("half way to a new data key"), "{said}");
+    fs::remove_dir_all(&logs).unwrap();
+    volume.mount();
+    assert!(fs::read(volume.path("a")).unwrap() == bytes(1, 9000));
+}
