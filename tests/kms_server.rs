@@ -1,11 +1,14 @@
-//! The tests' own KMS against moto, case by case, and what only the own one does: signatures, Regions, throttling, TLS.
+//! The tests' own KMS against moto and ministack, case by case, and what only the own one does: signatures, Regions, throttling, TLS.
 //!
-//! Every case says what KMS does. The own server must do that; moto must too, except where [`MOTO_DIFFERS`] says why not.
+//! Every case says what KMS does. The own server must do that; moto and ministack must too, except where
+//! [`MOTO_DIFFERS`] and [`MINISTACK_DIFFERS`] say why not.
 #![cfg(feature = "aws-kms")]
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // how a test fails, and how it tells what it measured
 
 #[path = "support/kms_server.rs"]
 mod kms_server;
+#[path = "support/ministack.rs"]
+mod ministack;
 #[path = "support/moto.rs"]
 mod moto;
 
@@ -22,6 +25,7 @@ use kms_server::wire::{Request, Response};
 use kms_server::{ACCESS_KEY, CreatedKey, KmsServer, Options, REGION, SECRET, isolated_in, sigv4};
 use kmsfs::keys::providers::{AwsSettings, ProviderSettings, open};
 use kmsfs::keys::{EncryptionContext, Provider, ProviderErrorKind, ProviderKind, WrappedKey};
+use ministack::Ministack;
 use moto::Moto;
 use serde_json::{Value, json};
 
@@ -64,6 +68,45 @@ const MOTO_DIFFERS: [(&str, &str, &str); 31] = [
     ("signature: none", OK, NO_SIGNATURES),
     ("an operation that KMS does not have", "500", "moto fails on it"),
 ];
+/// Where ministack is known to differ from KMS.
+const MINISTACK_DIFFERS: [(&str, &str, &str); 35] = [
+    ("an operation that KMS does not have", "400 InvalidAction", "ministack has another code for it"),
+    ("decrypt: 6145 bytes", "400 InvalidCiphertextException", "ministack has another code for it"),
+    ("decrypt: a bit of the ciphertext flipped", OK, "ministack does not authenticate what it unwraps"),
+    ("decrypt: an unknown key is named", OK, "ministack does not authenticate what it unwraps"),
+    ("decrypt: another key is named", OK, "ministack does not authenticate what it unwraps"),
+    ("decrypt: dry run", OK, "ministack ignores DryRun"),
+    ("decrypt: in another Region", "400 InvalidCiphertextException", "ministack does not find the key there"),
+    ("decrypt: one byte cut off", OK, "ministack does not authenticate what it unwraps"),
+    ("decrypt: the last bit flipped", OK, "ministack does not authenticate what it unwraps"),
+    ("disabled: re-encrypt from it", "400 InvalidAction", NO_RE_ENCRYPT),
+    ("disabled: re-encrypt to it", "400 InvalidAction", NO_RE_ENCRYPT),
+    ("encrypt: 4097 bytes", OK, "ministack takes any size"),
+    ("encrypt: length of the wrapped key", "116", "ministack's wrapped keys have a layout of its own"),
+    ("generate: 1025 bytes", OK, "ministack takes any size"),
+    ("generate: an unknown spec", OK, "ministack takes any size"),
+    ("generate: both spec and length", OK, "ministack takes any size"),
+    ("generate: dry run", OK, "ministack ignores DryRun"),
+    ("generate: length of the wrapped key", "116", "ministack's wrapped keys have a layout of its own"),
+    ("generate: neither spec nor length", OK, "ministack takes any size"),
+    ("pending deletion: enable", OK, "ministack lets a key that is to be deleted be changed"),
+    ("pending deletion: rotation", OK, "ministack lets a key that is to be deleted be changed"),
+    ("pending deletion: schedule again", OK, "ministack lets a key that is to be deleted be changed"),
+    ("pending deletion: state", "Enabled", "ministack lets a key that is to be deleted be changed"),
+    ("re-encrypt", "400 InvalidAction", NO_RE_ENCRYPT),
+    ("re-encrypt: another context", "400 InvalidAction", NO_RE_ENCRYPT),
+    ("re-encrypt: another source is named", "400 InvalidAction", NO_RE_ENCRYPT),
+    ("re-encrypt: decrypt it", "400 InvalidCiphertextException", NO_RE_ENCRYPT),
+    ("re-encrypt: the destination's ARN is told", "", NO_RE_ENCRYPT),
+    ("re-encrypt: the plaintext comes back", "", NO_RE_ENCRYPT),
+    ("re-encrypt: the source is named", "400 InvalidAction", NO_RE_ENCRYPT),
+    ("re-encrypt: the source's ARN is told", "", NO_RE_ENCRYPT),
+    ("re-encrypt: to an unknown key", "400 InvalidAction", NO_RE_ENCRYPT),
+    ("signature: a wrong secret", OK, "ministack does not check signatures"),
+    ("signature: none", OK, "ministack does not check signatures"),
+    ("signature: the body was changed", OK, "ministack does not check signatures"),
+];
+const NO_RE_ENCRYPT: &str = "ministack has no ReEncrypt";
 const OK: &str = "200";
 const CONCATENATES: &str = "moto joins names and values without separators";
 const NO_LIMIT: &str = "moto does not limit the length, and takes the first 36 bytes for a key's id";
@@ -436,20 +479,24 @@ fn signatures(run: &mut Run) {
 }
 
 #[test]
-fn every_case_is_answered_as_by_kms_and_moto_differs_where_it_is_known_to() {
-    let server = KmsServer::start();
-    let moto = Moto::start();
+fn every_case_is_answered_as_by_kms_and_others_differ_where_they_are_known_to() {
+    let (server, moto, ministack) = (KmsServer::start(), Moto::start(), Ministack::start());
     let moto_address = moto.endpoint().strip_prefix("http://").unwrap().parse().unwrap();
-    let (own, moto) = (run(server.address()), run(moto_address));
-    assert!(own.keys().eq(moto.keys()));
+    let own = run(server.address());
     let wrong = surprises(&own, |_| None);
     assert!(wrong.is_empty(), "the own server: {wrong:#?}");
-    let wrong =
-        surprises(&moto, |case| MOTO_DIFFERS.iter().find(|(known, ..)| *known == case).map(|(_, does, _)| *does));
-    assert!(wrong.is_empty(), "moto: {wrong:#?}");
-    let differs = |(case, does, _): &&(_, _, _)| own.get(case).is_some_and(|(kms, _)| kms != does);
-    let stale: Vec<_> = MOTO_DIFFERS.iter().filter(|known| !differs(known)).collect();
-    assert!(stale.is_empty(), "no such case, or no difference: {stale:#?}");
+    let others: [(_, _, &[(&str, &str, &str)]); 2] =
+        [("moto", moto_address, &MOTO_DIFFERS), ("ministack", ministack.address, &MINISTACK_DIFFERS)];
+    for (name, address, differences) in others {
+        let other = run(address);
+        assert!(own.keys().eq(other.keys()), "{name}");
+        let wrong =
+            surprises(&other, |case| differences.iter().find(|(known, ..)| *known == case).map(|(_, does, _)| *does));
+        assert!(wrong.is_empty(), "{name}: {wrong:#?}");
+        let differs = |(case, does, _): &&(_, _, _)| own.get(case).is_some_and(|(kms, _)| kms != does);
+        let stale: Vec<_> = differences.iter().filter(|known| !differs(known)).collect();
+        assert!(stale.is_empty(), "{name}: no such case, or no difference: {stale:#?}");
+    }
 }
 
 /// The cases where a server did not do as KMS does, or as it is `known` to do instead.
@@ -746,16 +793,24 @@ fn what_a_multi_region_key_wrapped_survives_its_region() {
 }
 
 #[test]
-fn the_sdk_uses_both() {
-    isolated_in(&moto::environment(), "the_sdk_uses_both", || {
-        let (server, moto) = (KmsServer::start(), Moto::start());
+fn the_sdk_uses_all_of_them() {
+    isolated_in(&moto::environment(), "the_sdk_uses_all_of_them", || {
+        let (server, moto, ministack) = (KmsServer::start(), Moto::start(), Ministack::start());
         round_trip(&server.create_key().arn, &server.endpoint());
         round_trip(&moto.create_key().arn, &moto.endpoint());
+        let other = Run { address: ministack.address, seen: BTreeMap::new() };
+        let [key, replicated] = [json!({}), json!({ "MultiRegion": true })].map(|input| other.create_key(&input));
+        round_trip(key["Arn"].as_str().unwrap(), &ministack.endpoint());
+        round_trip(replicated["Arn"].as_str().unwrap(), &ministack.endpoint());
         let CreatedKey { arn, id } = server.create_key();
         server.administer("DisableKey", &json!({ "KeyId": id }));
+        other.must("DisableKey", &json!({ "KeyId": key["KeyId"] }));
         let context = EncryptionContext::data_key(&[1; 16], &[2; 16]);
-        let error = provider(&arn, &server.endpoint()).generate_data_key(&context).err().unwrap();
-        assert_eq!(error.kind, ProviderErrorKind::KeyUnusable, "{error}");
+        for (arn, endpoint) in [(arn.as_str(), server.endpoint()), (key["Arn"].as_str().unwrap(), ministack.endpoint())]
+        {
+            let error = provider(arn, &endpoint).generate_data_key(&context).err().unwrap();
+            assert_eq!(error.kind, ProviderErrorKind::KeyUnusable, "{error}");
+        }
     });
 }
 
