@@ -1,6 +1,6 @@
 //! A file that a mount wrote, header and all, damaged in any way: what is still read of it is what was written, in its place.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use kmsfs::content::{Content, ContentError, Rules};
 use kmsfs::format::config::{End, Holes};
@@ -21,10 +21,10 @@ pub fn run(data: &[u8]) {
     let plain = plain_of(&mut input);
     let settled = input.flag();
     let original = written(volume, &plain, rules, settled);
-    let other = written(volume, &[0xaa; 3 * PAYLOAD_LEN], rules, false);
+    let other = other(volume);
     let mut disk = original.clone();
     for _ in 0..input.below(4) {
-        damage(&mut disk, &other, &mut input);
+        damage(&mut disk, other, &mut input);
     }
     let untouched = disk == original;
     let file = Arc::new(MemoryFile::new(disk));
@@ -40,7 +40,7 @@ pub fn run(data: &[u8]) {
         }
     };
     assert!(!untouched || content.size() == plain.len() as u64, "the size is lost");
-    look(&content, &file, &plain, &other, rules, untouched);
+    look(&content, &file, &plain, other, rules, untouched);
     let again = || open(volume, &file, rules).map(|found| found.expect("its header is there")).map_err(|_| ContentError::NoKey);
     change(&file, again, &mut input);
 }
@@ -53,6 +53,15 @@ fn plain_of(input: &mut Input<'_>) -> Vec<u8> {
         _ => input.below(4 * PAYLOAD_LEN),
     };
     (0..len).map(|at| u8::try_from((at * 7 + at / 256 * 13) % 251).unwrap_or(0) + 1).collect()
+}
+
+/// Another file of the same volume, on disk.
+fn other(volume: &Volume) -> &'static [u8] {
+    static OTHERS: [OnceLock<Vec<u8>>; 2] = [OnceLock::new(), OnceLock::new()];
+    OTHERS[usize::from(volume.suite.id() - 1)].get_or_init(|| {
+        let rules = Rules { holes: Holes::Allow, end: End::Lenient };
+        written(volume, &[0xaa; 3 * PAYLOAD_LEN], rules, false)
+    })
 }
 
 /// The file on disk.

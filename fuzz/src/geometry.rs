@@ -47,7 +47,7 @@ fn any_disk_size(disk: u64) {
             }
         }
         Err(_) => {
-            let too_large = disk > settled_size(PlainOffset(MAX_PLAIN_SIZE)).0;
+            let too_large = disk >= settled_size(PlainOffset(MAX_PLAIN_SIZE)).0 + PAGE_SIZE;
             let no_page = disk % PAGE_SIZE != 0 && disk < 2 * PAGE_SIZE;
             assert!(too_large || no_page || disk % PAGE_SIZE >= PAYLOAD, "{disk} is the size of a file");
         }

@@ -34,7 +34,7 @@ class Rig:
         if "postgres" in options.kinds:
             os.chmod(self.work, 0o711)
             os.environ["POWERCUT_CLUSTER"] = str(postgres.template(self.work))
-        self.at_rest, self.zero_ends, self.refused, self.next_key = {}, set(), 0, None
+        self.at_rest, self.zero_ends, self.refused, self.mixed, self.next_key = {}, set(), 0, False, None
         self.down = True
 
     def cuts(self):
@@ -109,6 +109,7 @@ class Rig:
         return {
             "seed": seed, "kinds": kinds, "how": f"{how}; {survived}", "faults": faults, "acknowledged": model.acknowledgements,
             "stopped": model.stopped, "zero ends": self.zero_ends, "refused": self.refused,
+            "mixed": self.mixed,
         }
 
     def work_until_cut(self, rng, root, kinds, journal):
@@ -168,7 +169,7 @@ class Rig:
 
     def check(self, rng, model, name, kinds):
         stack = self.stack
-        self.refused = 0
+        self.refused, self.mixed = 0, False
         commit = ",commit=1" if self.filesystem != "xfs" and rng.random() < 0.4 else ""
         try:
             stack.mount_backing(f"noatime{commit}")
@@ -178,6 +179,7 @@ class Rig:
         shutil.rmtree(salvage, ignore_errors=True)
         try:
             refused, faults = self.check_volume(name, kinds, salvage) if self.peer == "kmsfs" else ({}, [])
+            self.mixed = self.next_key is not None and sum(count > 0 for count in stack.files_by_key().values()) > 1
             stack.mount()
         except OSError as error:
             self.begin_anew()
