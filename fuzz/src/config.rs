@@ -14,12 +14,16 @@ pub fn run(data: &[u8]) {
     let file = input.rest();
     // A body without a seal gets one, so that the fuzzer need not find it.
     let with_seal = std::str::from_utf8(file).map(|body| config::seal(body, &[0; 32]));
-    let parsed = config::parse(file).or_else(|error| with_seal.map_or(Err(error), |file| config::parse(file.as_bytes())));
+    let parsed =
+        config::parse(file).or_else(|error| with_seal.map_or(Err(error), |file| config::parse(file.as_bytes())));
     let Ok(parsed) = parsed else { return };
     let body = parsed.config.body().expect("it was parsed");
     let again = config::parse(config::seal(&body, &parsed.mac).as_bytes());
     if body.len() < MAX_CONFIG_LEN - 200 {
-        assert!(again.expect("our own config").config == parsed.config, "a config says something else when it is written again");
+        assert!(
+            again.expect("our own config").config == parsed.config,
+            "a config says something else when it is written again"
+        );
     }
     // The key is that of the corpus's volume; a config of another one has no key here.
     let Some(suite) = Suite::from_name(&parsed.config.suite) else { return };

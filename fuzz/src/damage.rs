@@ -41,7 +41,8 @@ pub fn run(data: &[u8]) {
     };
     assert!(!untouched || content.size() == plain.len() as u64, "the size is lost");
     look(&content, &file, &plain, other, rules, untouched);
-    let again = || open(volume, &file, rules).map(|found| found.expect("its header is there")).map_err(|_| ContentError::NoKey);
+    let again =
+        || open(volume, &file, rules).map(|found| found.expect("its header is there")).map_err(|_| ContentError::NoKey);
     change(&file, again, &mut input);
 }
 
@@ -122,7 +123,8 @@ fn open(volume: &Volume, file: &Arc<MemoryFile>, rules: Rules) -> Result<Option<
     let Some(header) = header else {
         return if rules.end == End::Strict { Err("no header".to_owned()) } else { Ok(None) };
     };
-    let keys = volume.ring.open(&header).map_err(|error: KeyError| format!("a header authenticates, and its key: {error}"));
+    let keys =
+        volume.ring.open(&header).map_err(|error: KeyError| format!("a header authenticates, and its key: {error}"));
     let keys = keys.expect("whoever sealed the header had the key").keys;
     Content::open(file.clone(), Some(keys), rules, Arc::default()).map(Some).map_err(|error| error.to_string())
 }
@@ -141,12 +143,14 @@ fn look(content: &Content, file: &MemoryFile, plain: &[u8], other: &[u8], rules:
                 continue;
             }
         };
-        let hole = disk.get((page + 1) * PAGE_LEN..(page + 2) * PAGE_LEN).is_some_and(|page| page.iter().all(|b| *b == 0));
+        let hole =
+            disk.get((page + 1) * PAGE_LEN..(page + 2) * PAGE_LEN).is_some_and(|page| page.iter().all(|b| *b == 0));
         if hole {
             assert!(rules.holes == Holes::Allow && found.iter().all(|byte| *byte == 0), "page {page} is a hole");
             continue;
         }
-        let mut expected = if is_other { vec![0xaa; PAYLOAD_LEN] } else { plain.get(start..).unwrap_or_default().to_vec() };
+        let mut expected =
+            if is_other { vec![0xaa; PAYLOAD_LEN] } else { plain.get(start..).unwrap_or_default().to_vec() };
         // The size on disk may lie past the end; there is nothing there.
         expected.resize(found.len(), 0);
         assert!(found == expected, "page {page} reads as something that was not written there");

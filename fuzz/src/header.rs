@@ -19,7 +19,9 @@ pub fn run(data: &[u8]) {
     is_strict(&page);
     let ring = &standing(Suite::Xaes256Gcm).ring;
     match ring.authenticate(&page) {
-        Ok(Some(header)) => assert!(is_ours(&page, header.header().generation), "a slot is believed that nobody sealed"),
+        Ok(Some(header)) => {
+            assert!(is_ours(&page, header.header().generation), "a slot is believed that nobody sealed")
+        }
         Ok(None) => assert_eq!(page, [0; PAGE_LEN], "a page that is not empty is taken for none"),
         Err(_) => {}
     }

@@ -58,8 +58,12 @@ pub fn run(data: &[u8]) {
         let found = read_page(&content, index);
         let len = PAYLOAD_LEN.min(size - index * PAYLOAD_LEN);
         match (found, kind) {
-            (Ok(plain), Kind::Sealed(payload, _)) => assert!(plain == payload[..len], "page {index} reads as something else"),
-            (Ok(plain), Kind::Hole) => assert!(rules.holes == Holes::Allow && plain == vec![0; len], "page {index} is a hole"),
+            (Ok(plain), Kind::Sealed(payload, _)) => {
+                assert!(plain == payload[..len], "page {index} reads as something else")
+            }
+            (Ok(plain), Kind::Hole) => {
+                assert!(rules.holes == Holes::Allow && plain == vec![0; len], "page {index} is a hole")
+            }
             (Ok(_), Kind::Nothing) => panic!("page {index} reads as something that nobody sealed"),
             (Err(_), Kind::Nothing) => {}
             (Err(_), Kind::Hole) => assert_eq!(rules.holes, Holes::Deny, "page {index} is a hole"),

@@ -28,7 +28,10 @@ pub fn run(data: &[u8]) {
     let mut file = provisioned::seal(signed, &mac);
     if let Some(record) = ring.record_of_provisioned(&name, &file) {
         assert!(sealed.volume_id == VOLUME_ID && record == sealed.record);
-        assert!(ring.record_of_provisioned("00000000000000000000000000000000", &file).is_none() || name.bytes().all(|c| c == b'0'));
+        assert!(
+            ring.record_of_provisioned("00000000000000000000000000000000", &file).is_none()
+                || name.bytes().all(|c| c == b'0')
+        );
     }
     let last = file.len() - 1;
     file[last] ^= 1;

@@ -12,7 +12,10 @@ pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let key = &keys(suite(input.flag())).link;
     let mut damage = Input::new(input.take(22));
-    assert!(key.open(data).is_err() && key.open_long(&[3; 16], data).is_err(), "a target is believed that nobody sealed");
+    assert!(
+        key.open(data).is_err() && key.open_long(&[3; 16], data).is_err(),
+        "a target is believed that nobody sealed"
+    );
     assert!(name::decode(data).is_none_or(|sealed| key.open(&sealed).is_err()));
     let plain = input.rest();
     if plain.len() <= LINK_TARGET_MAX {
@@ -27,7 +30,11 @@ pub fn run(data: &[u8]) {
 fn short(key: &LinkKey, plain: &[u8], damage: &mut Input<'_>) {
     let text = name::encode(&key.seal(plain));
     assert!(text.len() < PATH_MAX, "no filesystem takes this target");
-    assert_eq!(plain_len_of_base64(text.len() as u64, LinkKey::OVERHEAD), plain.len() as u64, "the size that stat shows");
+    assert_eq!(
+        plain_len_of_base64(text.len() as u64, LinkKey::OVERHEAD),
+        plain.len() as u64,
+        "the size that stat shows"
+    );
     assert!(text.len() as u64 > LongTarget::TEXT_LEN && LongTarget::parse(text.as_bytes()).is_none());
     let opened = |text: &[u8]| name::decode(text).and_then(|sealed| key.open(&sealed).ok());
     assert!(opened(text.as_bytes()).as_deref() == Some(plain), "a target is lost");

@@ -123,9 +123,7 @@ impl Checker<'_> {
         let header = match self.look_at_header(&file, size, place, found)? {
             Head::Authentic(header) => header,
             Head::None => {
-                if let Some(volume) = self.volume {
-                    super::xattrs::check(volume, node, &[], place, found);
-                }
+                super::xattrs::check_lost(node, place, found);
                 return Ok(None);
             }
             Head::Broken | Head::Parsed => {

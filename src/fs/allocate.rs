@@ -45,7 +45,7 @@ impl Filesystem {
         self.with_content(inode, Access::ReadWrite, answer, move |fs, inode, open| {
             let grows = matches!(what, Allocate::Extend | Allocate::Zero);
             if grows {
-                fs.ensure_keys(open)?;
+                fs.ensure_keys(inode, open)?;
             }
             let content = &open.content;
             let zeroed = match what {

@@ -31,7 +31,7 @@ impl Filesystem {
         let inode = self.inodes.get(id)?;
         self.keep_mtime(&inode)?;
         self.on_content(&inode, Access::ReadWrite, |open| {
-            self.ensure_keys(open)?;
+            self.ensure_keys(&inode, open)?;
             Ok(open.content.write(offset, bytes)?)
         })
     }

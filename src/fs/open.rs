@@ -19,6 +19,7 @@ use crate::storage::{Access, DiskFile, NodeKind, RawFile};
 use super::inode::{Inode, OpenFile};
 use super::leases::Lease;
 use super::set_ids::drop_unless_privileged;
+use super::xattrs::drop_lost_attributes;
 use super::{Attributes, Caller, Change, ContentError, Error, Filesystem, InodeId};
 
 /// Takes the answer of an operation, now or later.
@@ -123,7 +124,7 @@ impl Filesystem {
         };
         self.with_content(inode, Access::ReadWrite, answer, move |fs, inode, open| {
             if size > 0 {
-                fs.ensure_keys(open)?;
+                fs.ensure_keys(inode, open)?;
             }
             let result = open.content.resize(size).map_err(Error::from);
             fs.settler.watch(&fs.inodes, inode);
@@ -218,7 +219,7 @@ impl Filesystem {
         let Some(new) = self.volume.ring.new_file_at_once() else { return Ok(None) };
         let (new, open) = (new?, self.install(inode, file, None)?);
         if open.content.needs_keys() {
-            adopt(&open, new);
+            adopt(inode, &open, new);
         }
         Ok(Some(open))
     }
@@ -243,7 +244,7 @@ impl Filesystem {
         let strict = self.rules.end == End::Strict;
         let may_be_refused = self.volume.ring.is_remote() || self.options.provisioned_keys == ProvisionedUse::Only;
         if access == Access::ReadWrite && (strict || may_be_refused) {
-            self.ensure_keys(&open)?;
+            self.ensure_keys(inode, &open)?;
             if strict {
                 open.content.ensure_header()?;
             }
@@ -259,9 +260,9 @@ impl Filesystem {
     }
 
     /// Gives a headerless file keys and a header to be.
-    pub(super) fn ensure_keys(&self, open: &OpenFile) -> Result<(), Error> {
+    pub(super) fn ensure_keys(&self, inode: &Inode, open: &OpenFile) -> Result<(), Error> {
         if open.content.needs_keys() {
-            adopt(open, self.volume.ring.new_file()?);
+            adopt(inode, open, self.volume.ring.new_file()?);
         }
         Ok(())
     }
@@ -345,7 +346,8 @@ impl Filesystem {
     }
 }
 
-fn adopt(open: &OpenFile, (opened, header): (OpenedKeys, Box<HeaderPage>)) {
+fn adopt(inode: &Inode, open: &OpenFile, (opened, header): (OpenedKeys, Box<HeaderPage>)) {
+    drop_lost_attributes(inode);
     open.content.adopt(opened.keys, header);
     open.lease.extend(opened.since);
 }

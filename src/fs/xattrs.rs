@@ -197,7 +197,7 @@ impl Filesystem {
 
     /// A file without content gets its header now. Its modification time stays.
     fn give_header(&self, inode: &Arc<Inode>, open: &OpenFile) -> Result<(), Error> {
-        self.ensure_keys(open)?;
+        self.ensure_keys(inode, open)?;
         let late = inode.late_mtime();
         let mtime = late.map_or_else(|| inode.node.stat().map(|stat| stat.mtime), Ok)?;
         open.content.ensure_header()?;
@@ -205,6 +205,21 @@ impl Filesystem {
         drop(late);
         self.settler.watch(&self.inodes, inode);
         Ok(())
+    }
+}
+
+/// Removes the encrypted attributes of a file that is to get a new header: they were bound to one that never became durable, and
+/// nothing reads them. A leftover is harmless, so a failure is too.
+pub(super) fn drop_lost_attributes(inode: &Inode) {
+    if inode.node.is_new() {
+        return;
+    }
+    let Ok(names) = inode.node.xattr_names() else { return };
+    // If another thread has given the file its header meanwhile, one of these may be bound to that.
+    if inode.file_id.get().is_none() {
+        for name in names.split(|byte| *byte == 0).filter(|name| xattr::classify(name).is_some()) {
+            let _ = inode.node.remove_xattr(name);
+        }
     }
 }
 
