@@ -48,7 +48,7 @@ fn any_disk_size(disk: u64) {
         }
         Err(_) => {
             let too_large = disk >= settled_size(PlainOffset(MAX_PLAIN_SIZE)).0 + PAGE_SIZE;
-            let no_page = disk % PAGE_SIZE != 0 && disk < 2 * PAGE_SIZE;
+            let no_page = !disk.is_multiple_of(PAGE_SIZE) && disk < 2 * PAGE_SIZE;
             assert!(too_large || no_page || disk % PAGE_SIZE >= PAYLOAD, "{disk} is the size of a file");
         }
     }

@@ -94,10 +94,11 @@ impl Provider for Scripted {
     }
 
     fn unwrap(&self, key: &str, wrapped: &[u8], context: &EncryptionContext) -> Result<DataKey, ProviderError> {
-        assert!(LISTED.contains(&key), "the provider is asked for a key that is not on the list");
+        // Which key has the volume key, the config says, before its seal can be checked.
         if context.pairs().any(|pair| pair == ("kmsfs:purpose", "volume")) {
             return Ok(secret(10));
         }
+        assert!(LISTED.contains(&key), "the provider is asked for a key that is not on the list");
         match wrapped.first() {
             Some(&GOOD) => Ok(data_key()),
             Some(&OTHER) => Ok(other_key()),

@@ -203,7 +203,7 @@ class Stack:
     def close(self):
         self.kill()
         if self.kms:
-            self.kms.stdin.close()
+            self.kms.kill()
             self.kms.wait(30)
         detach(self.backing)
         self.disk.close()
