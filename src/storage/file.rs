@@ -1,10 +1,11 @@
 //! Positioned I/O on one backing file.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{FallocateFlags, Timestamps, fallocate, fdatasync, fstat, fsync, ftruncate, futimens};
+use rustix::fs::{FallocateFlags, SeekFrom, Timestamps, fallocate, fdatasync, fstat, fsync, ftruncate, futimens, seek};
 use rustix::io::{Errno, pread, pwrite};
 
 /// A ciphertext file as the content layer sees it.
@@ -108,6 +109,21 @@ impl DiskFile {
         if let Some(fd) = other.writable.get() {
             let _ = self.writable.set(Arc::clone(fd));
         }
+    }
+
+    /// The first bytes from `offset` on that may be other than zeros, as the backing filesystem knows them; none if there are none.
+    /// One that does not know says all.
+    ///
+    /// # Errors
+    /// Those of `lseek(2)`.
+    pub fn data_from(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let start = match seek(self.fd(), SeekFrom::Data(offset)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(None),
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => return Ok(Some(offset..u64::MAX)),
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Some(start..seek(self.fd(), SeekFrom::Hole(start))?))
     }
 
     fn fd(&self) -> &OwnedFd {
