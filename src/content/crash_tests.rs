@@ -79,6 +79,8 @@ struct Life {
     disk: Disk,
     /// The content at the last sync and after each step since.
     states: Vec<Vec<u8>>,
+    /// The highest generation that the header has had since the last sync.
+    newest: u64,
     left_out: LeftOut,
     images: usize,
 }
@@ -127,7 +129,8 @@ impl Life {
         let file = Arc::new(MemoryFile::new(bytes.clone()));
         let keys = opener.keys_of(&bytes).ok()?;
         let content = Content::open(file.clone(), keys, rules, Arc::default()).ok()?;
-        let mut life = Self { opener, rules, file, content, disk, states: Vec::new(), left_out, images: 0 };
+        let newest = opener.generation(&bytes).ok()?.unwrap_or_default();
+        let mut life = Self { opener, rules, file, content, disk, states: Vec::new(), newest, left_out, images: 0 };
         life.adopt();
         life.states = vec![life.all().ok()?];
         Some(life)
@@ -165,8 +168,9 @@ impl Life {
         for recorded in self.file.take_history() {
             if self.disk.happens(recorded) {
                 let last = self.model();
-                self.states = vec![last];
+                (self.states, self.newest) = (vec![last], 0);
             }
+            self.newest = self.newest.max(self.opener.generation(self.disk.now())?.unwrap_or_default());
             for _ in 0..IMAGES_PER_CHANGE {
                 self.images += 1;
                 self.check(&self.disk.image(random))?;
@@ -252,11 +256,11 @@ impl Life {
     /// The header is one that the file had since the last sync, which may be none if none was synced.
     fn check_header(&self, image: &[u8]) -> Result<(), String> {
         let of = |file: &[u8]| self.opener.generation(file).map(Option::unwrap_or_default);
-        let (synced, found, now) = (of(self.disk.durable())?, of(image)?, of(self.disk.now())?);
-        if (synced..=now.max(synced)).contains(&found) {
+        let (synced, found) = (of(self.disk.durable())?, of(image)?);
+        if (synced..=self.newest.max(synced)).contains(&found) {
             return Ok(());
         }
-        Err(format!("the header has generation {found}, and had {synced} to {now}"))
+        Err(format!("the header has generation {found}, and had {synced} to {}", self.newest))
     }
 
     /// Holds what a power cut left against the promises.
