@@ -15,7 +15,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::{Argument, Home, Volume, bytes, eventually, needs_root, run, walk};
+use support::{Argument, Home, Volume, bytes, eventually, needs_root, run, tree, walk};
 
 const EXT4: &[&str] = &["mkfs.ext4", "-q", "-F", "-b", "4096"];
 const BTRFS: &[&str] = &["mkfs.btrfs", "-q", "-f"];
@@ -153,6 +153,31 @@ fn cut_after_each_step(make: &[&str], init: &[&str]) {
     }
 }
 
+/// A cut right after an unmount: whatever was written is there, synced or not.
+fn cut_after_unmount(make: &[&str]) {
+    let rig = rig(make, &["--end", "strict"]);
+    let Rig { volume, disk, .. } = &rig;
+    fs::write(volume.path("changed"), bytes(0, 10_000)).unwrap();
+    volume.remount();
+    File::options().write(true).open(volume.path("changed")).unwrap().write_all(&bytes(1, 5000)).unwrap();
+    for (number, size) in [0, 1, 4048, 5000, 8096].into_iter().enumerate() {
+        let directory = volume.path(format!("{number}")).join(long("d"));
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join(long("f")), bytes(2, size)).unwrap();
+    }
+    let contents = || tree(&volume.plain).into_iter().map(|(path, entry)| (path, entry.content)).collect::<Vec<_>>();
+    let expected = contents();
+    volume.unmount();
+    let copy = cut(&rig, "cut");
+    unmount(disk);
+    system("mount", &[&"-o", &"loop", &copy, disk]);
+    check(volume, "after an unmount");
+    volume.mount();
+    assert!(contents() == expected, "what was written before the unmount is not there");
+    volume.unmount();
+    unmount(disk);
+}
+
 /// A cut right after `kmsfs rewrap`: nothing needs the old key any more.
 fn cut_after_rewrap(make: &[&str]) {
     let rig = rig(make, &["--key", "local:old"]);
@@ -191,6 +216,16 @@ fn what_was_synced_in_a_strict_volume_on_ext4_opens() {
 #[test]
 fn what_was_synced_in_a_strict_volume_on_btrfs_opens() {
     cut_after_each_step(BTRFS, &["--end", "strict", "--holes", "deny"]);
+}
+
+#[test]
+fn what_was_written_before_an_unmount_is_durable_on_ext4() {
+    cut_after_unmount(EXT4);
+}
+
+#[test]
+fn what_was_written_before_an_unmount_is_durable_on_btrfs() {
+    cut_after_unmount(BTRFS);
 }
 
 #[test]

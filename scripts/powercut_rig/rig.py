@@ -214,11 +214,11 @@ class Rig:
 
     def check_volume(self, name, kinds, salvage):
         """What `kmsfs check` refuses and may refuse, as the rule `strict` has it: paths on the mount, with what was salvaged of each. And
-        all else that it finds."""
+        all else that it finds. After an orderly unmount everything is durable, and nothing may be refused."""
         refused, faults = {}, []
         for finding in self.stack.check_volume(salvage):
             plain = finding["plain"]
-            if self.options.end == "strict" and plain and plain.startswith(f"{name}/") and finding["kind"] in ("end-mark", "no-header"):
+            if self.options.end == "strict" and not self.options.rewrap and plain and plain.startswith(f"{name}/") and finding["kind"] in ("end-mark", "no-header"):
                 refused[str(self.stack.plain / plain)] = salvage / "files" / plain
             else:
                 faults.append((kinds[0], UNOPENABLE, plain or finding["cipher"], f"check: {finding['what']}"))
