@@ -261,7 +261,7 @@ def plain_size(disk, len_of_page):
     pages, rest = disk // PAGE - 1, disk % PAGE
     if disk in (0, PAGE):
         return 0
-    if pages < 1 or rest >= PAYLOAD or disk > PAGE * (1 + -(-MAX_PLAIN // PAYLOAD)):
+    if pages < 1 or rest >= PAYLOAD or pages > MAX_PLAIN // PAYLOAD:
         raise Bad("impossible size", f"{disk} bytes on disk")
     return (pages - 1) * PAYLOAD + (rest or len_of_page(pages - 1))
 

@@ -121,6 +121,65 @@ fn unsettled_files_are_no_finding_and_repairing_settles_them() {
     assert_eq!(fs::metadata(volume.path("a")).unwrap().len(), expected.len() as u64);
 }
 
+/// A power cut may leave the attributes of a file and not its header, which they are bound to.
+#[test]
+fn attributes_whose_header_is_lost_go_when_the_file_gets_another() {
+    let volume = Volume::new(&[]);
+    fs::write(volume.path("a"), "content").unwrap();
+    setxattr(volume.path("a"), "user.colour", b"red", XattrFlags::empty()).unwrap();
+    let behind = volume.behind("a");
+    volume.unmount();
+    File::options().write(true).open(&behind).unwrap().set_len(0).unwrap();
+    assert_eq!(run_check(&volume.home, &[&volume.cipher]).0, 15);
+    volume.mount();
+    assert_eq!(fs::read(volume.path("a")).unwrap(), b"");
+    let read = rustix::fs::getxattr(volume.path("a"), "user.colour", &mut [0_u8; 9][..]);
+    assert_eq!(read, Err(rustix::io::Errno::NODATA));
+    setxattr(volume.path("a"), "user.shape", b"round", XattrFlags::empty()).unwrap();
+    fs::write(volume.path("a"), "new").unwrap();
+    volume.unmount();
+    assert_eq!(stored_attributes(&behind).len(), 1, "the old one is gone, and the new one is not");
+    assert_clean(&volume.home, &[&volume.cipher]);
+}
+
+/// Nobody can read so many pages of zeros: those that take no space need not be read.
+#[test]
+fn a_vast_sparse_file_is_checked_and_salvaged_by_its_data() {
+    const SIZE: u64 = 4 << 40;
+    const PLACES: [u64; 3] = [0, SIZE / 2, SIZE - 9000];
+    let volume = Volume::new(&[]);
+    let file = File::create_new(volume.path("vast")).unwrap();
+    file.set_len(SIZE).unwrap();
+    for place in PLACES {
+        file.write_all_at(&bytes(place, 9000), place).unwrap();
+    }
+    drop(file);
+    let behind = volume.behind("vast");
+    volume.unmount();
+    let report = assert_clean(&volume.home, &[&volume.cipher]);
+    assert_eq!(report["pages"], SIZE.div_ceil(PAGE as u64));
+    let page = PLACES[1] / PAGE as u64;
+    flip(&behind, 4096 * (1 + page) + 100);
+    let salvaged = volume.home.path("salvaged");
+    let (code, report) = run_check(&volume.home, &[&volume.cipher, &"--salvage", &salvaged]);
+    let found = &report["findings"];
+    assert_eq!(
+        (code, &found[0]["kind"], &found[0]["page"]),
+        (13, &Value::from("page"), &Value::from(page)),
+        "{report:#}"
+    );
+    let copy = File::open(salvaged.join("files/vast")).unwrap();
+    let (stat, mut read) = (copy.metadata().unwrap(), vec![0; 9000]);
+    assert!(stat.len() == SIZE && stat.blocks() < 200, "{} blocks", stat.blocks());
+    for place in [PLACES[0], PLACES[2]] {
+        copy.read_exact_at(&mut read, place).unwrap();
+        assert!(read == bytes(place, 9000), "what lies at {place}");
+    }
+    // Of a file that somebody has made as large as there can be, too.
+    File::options().write(true).open(&behind).unwrap().set_len(4096 * 3_000_000_000).unwrap();
+    assert_eq!(run_check(&volume.home, &[&volume.cipher]).0, 13);
+}
+
 /// An unmounted volume, and where its entries lie in the cipher directory.
 struct Original {
     volume: Volume,
@@ -370,6 +429,15 @@ const CASES: &[Case] = &[
         let len = rustix::fs::getxattr(c.at("two"), name.as_str(), &mut value[..]).unwrap();
         setxattr(c.at("one"), name.as_str(), &value[..len], XattrFlags::empty()).unwrap();
     }),
+    structural(case(
+        "attributes of a header that never became durable",
+        15,
+        &[("leftover", None)],
+        Some("4048"),
+        |c| {
+            File::options().write(true).open(c.at("4048")).unwrap().set_len(0).unwrap();
+        },
+    )),
     structural(case("a header of zeros", 15, &[("no-header", None)], Some("8096"), |c| {
         OpenOptions::new().write(true).open(c.at("8096")).unwrap().write_all_at(&[0; 4096], 0).unwrap();
     })),

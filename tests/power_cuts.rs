@@ -15,7 +15,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::{Argument, Home, Volume, bytes, eventually, needs_root, run, walk};
+use support::{Argument, Home, Volume, bytes, eventually, needs_root, run, tree, walk};
+
+const EXT4: &[&str] = &["mkfs.ext4", "-q", "-F", "-b", "4096"];
+const BTRFS: &[&str] = &["mkfs.btrfs", "-q", "-f"];
 
 /// What must be there: the content, and the names under one of which it may be.
 type Synced = BTreeMap<u64, Vec<String>>;
@@ -86,7 +89,14 @@ const STEPS: [fn(&Volume, &mut Synced); 6] = [
     },
 ];
 
-fn cut_after_each_step(make: &[&str]) {
+/// A volume on a filesystem of its own, that of `make`.
+struct Rig {
+    volume: Volume,
+    image: PathBuf,
+    disk: PathBuf,
+}
+
+fn rig(make: &[&str], init: &[&str]) -> Rig {
     needs_root();
     let home = Home::new();
     let (image, disk) = (home.path("image"), home.path("cipher"));
@@ -97,19 +107,38 @@ fn cut_after_each_step(make: &[&str]) {
     fs::create_dir(&disk).unwrap();
     system("mount", &[&"-o", &"loop", &image, &disk]);
     let _ = fs::remove_dir(disk.join("lost+found"));
-    let volume = Volume::in_home(home, &[], &[]);
+    let volume = Volume::in_home(home, init, &[]);
+    Rig { volume, image, disk }
+}
+
+/// The disk as it is at this moment.
+fn cut(rig: &Rig, name: &str) -> PathBuf {
+    let copy = rig.volume.home.path(name);
+    system("cp", &[&"--sparse=always", &rig.image, &copy]);
+    copy
+}
+
+/// Nothing that does not authenticate, and nothing missing; what a crash leaves over is no damage.
+fn check(volume: &Volume, what: &str) {
+    let output = volume.home.kmsfs(&[&"check", &volume.cipher]);
+    let said = support::text(&[output.stdout, output.stderr].concat());
+    assert!(matches!(output.status.code(), Some(0 | 15)), "{what}: {said}");
+}
+
+fn cut_after_each_step(make: &[&str], init: &[&str]) {
+    let rig = rig(make, init);
+    let Rig { volume, disk, .. } = &rig;
     let mut synced = Synced::new();
     let mut cuts: Vec<(PathBuf, Synced)> = Vec::new();
     for (number, step) in STEPS.iter().enumerate() {
-        step(&volume, &mut synced);
-        let copy = volume.home.path(format!("cut-{number}"));
-        system("cp", &[&"--sparse=always", &image, &copy]);
-        cuts.push((copy, synced.clone()));
+        step(volume, &mut synced);
+        cuts.push((cut(&rig, &format!("cut-{number}")), synced.clone()));
     }
     volume.unmount();
-    unmount(&disk);
+    unmount(disk);
     for (number, (copy, synced)) in cuts.iter().enumerate() {
-        system("mount", &[&"-o", &"loop", copy, &disk]);
+        system("mount", &[&"-o", &"loop", copy, disk]);
+        check(volume, &format!("step {number}"));
         volume.mount();
         for path in walk(&volume.plain).into_iter().filter(|path| path.is_file()) {
             fs::read(&path).unwrap_or_else(|error| panic!("step {number}: {}: {error}", path.display()));
@@ -120,22 +149,102 @@ fn cut_after_each_step(make: &[&str]) {
         }
         assert_eq!(volume.status()["undecryptable_names"], 0, "step {number}");
         volume.unmount();
-        unmount(&disk);
+        unmount(disk);
     }
+}
+
+/// A cut right after an unmount: whatever was written is there, synced or not.
+fn cut_after_unmount(make: &[&str]) {
+    let rig = rig(make, &["--end", "strict"]);
+    let Rig { volume, disk, .. } = &rig;
+    fs::write(volume.path("changed"), bytes(0, 10_000)).unwrap();
+    volume.remount();
+    File::options().write(true).open(volume.path("changed")).unwrap().write_all(&bytes(1, 5000)).unwrap();
+    for (number, size) in [0, 1, 4048, 5000, 8096].into_iter().enumerate() {
+        let directory = volume.path(format!("{number}")).join(long("d"));
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join(long("f")), bytes(2, size)).unwrap();
+    }
+    let contents = || tree(&volume.plain).into_iter().map(|(path, entry)| (path, entry.content)).collect::<Vec<_>>();
+    let expected = contents();
+    volume.unmount();
+    let copy = cut(&rig, "cut");
+    unmount(disk);
+    system("mount", &[&"-o", &"loop", &copy, disk]);
+    check(volume, "after an unmount");
+    volume.mount();
+    assert!(contents() == expected, "what was written before the unmount is not there");
+    volume.unmount();
+    unmount(disk);
+}
+
+/// A cut right after `kmsfs rewrap`: nothing needs the old key any more.
+fn cut_after_rewrap(make: &[&str]) {
+    let rig = rig(make, &["--key", "local:old"]);
+    let Rig { volume, disk, .. } = &rig;
+    let mut synced = Synced::new();
+    STEPS.iter().for_each(|step| step(volume, &mut synced));
+    for number in 0..200 {
+        write_and_sync(volume, &format!("many-{}/file-{number}", 10 + number % 10), number + 100, &mut synced);
+    }
+    volume.unmount();
+    volume.home.ok(&[&"rewrap", &volume.cipher, &"--to", &"local:new"]);
+    let copy = cut(&rig, "cut");
+    fs::remove_file(volume.home.path("old")).unwrap();
+    unmount(disk);
+    system("mount", &[&"-o", &"loop", &copy, disk]);
+    check(volume, "after a rewrap");
+    volume.mount();
+    for (content_number, names) in &synced {
+        let found = names.iter().find_map(|name| fs::read(volume.path(name)).ok());
+        assert!(found == Some(content(*content_number)), "{names:?} is lost");
+    }
+    volume.unmount();
+    unmount(disk);
 }
 
 #[test]
 fn what_was_synced_on_ext4_has_its_name() {
-    cut_after_each_step(&["mkfs.ext4", "-q", "-F", "-b", "4096"]);
+    cut_after_each_step(EXT4, &[]);
+}
+
+#[test]
+fn what_was_synced_in_a_strict_volume_on_ext4_opens() {
+    cut_after_each_step(EXT4, &["--end", "strict"]);
+}
+
+#[test]
+fn what_was_synced_in_a_strict_volume_on_btrfs_opens() {
+    cut_after_each_step(BTRFS, &["--end", "strict", "--holes", "deny"]);
+}
+
+#[test]
+fn what_was_written_before_an_unmount_is_durable_on_ext4() {
+    cut_after_unmount(EXT4);
+}
+
+#[test]
+fn what_was_written_before_an_unmount_is_durable_on_btrfs() {
+    cut_after_unmount(BTRFS);
+}
+
+#[test]
+fn a_rewrap_that_is_over_is_durable_on_ext4() {
+    cut_after_rewrap(EXT4);
+}
+
+#[test]
+fn a_rewrap_that_is_over_is_durable_on_btrfs() {
+    cut_after_rewrap(BTRFS);
 }
 
 #[test]
 fn what_was_synced_on_xfs_has_its_name() {
-    cut_after_each_step(&["mkfs.xfs", "-q", "-f"]);
+    cut_after_each_step(&["mkfs.xfs", "-q", "-f"], &[]);
 }
 
 /// Its log holds what was synced and nothing that is merely older.
 #[test]
 fn what_was_synced_on_btrfs_has_its_name() {
-    cut_after_each_step(&["mkfs.btrfs", "-q", "-f"]);
+    cut_after_each_step(BTRFS, &[]);
 }

@@ -3,12 +3,18 @@
 * content: every byte is that of the last acknowledged version or of one begun since, or zero where one of them ended before it;
 * sizes lie between the smallest and the largest of those versions (kmsfs rounds up to a page what was not synced);
 * a name is bound as it was when last acknowledged, or as something begun since bound it; what moved is under one of its names;
-* whatever is there opens: directories list and take entries, files read, links have their target."""
+* whatever is there opens: directories list and take entries, files read, links have their target;
+* with `end = "strict"`, a file that was cut off in an extension that nobody had synced is refused; what `kmsfs check --salvage` copies
+  of it is held against the same."""
 
+import errno
 import json
 import os
+import shutil
 import sqlite3
 import stat
+import tempfile
+from pathlib import Path
 
 from .actor import data_of
 
@@ -17,7 +23,7 @@ LOST, UNOPENABLE, UNDONE = "lost", "unopenable", "undone"
 
 class Content:
     def __init__(self):
-        self.versions = [b""]
+        self.versions, self.acknowledged = [b""], False
 
     def change(self, make):
         self.versions.append(make(bytearray(self.versions[-1])))
@@ -26,7 +32,12 @@ class Content:
         self.versions.pop()
 
     def acknowledge(self):
-        self.versions = self.versions[-1:]
+        self.versions, self.acknowledged = self.versions[-1:], True
+
+    def may_be_cut_off(self):
+        """Whether a power cut may leave less than all of it: it was never synced, or has grown since."""
+        sizes = [len(version) for version in self.versions]
+        return not self.acknowledged or any(new > old for old, new in zip(sizes, sizes[1:]))
 
     def fault(self, found, unit):
         """What is wrong with `found`, or `None`. What was not synced may end in zeros up to a multiple of `unit` bytes."""
@@ -162,10 +173,11 @@ class Model:
 
 
 class Check:
-    """Compares a mounted tree with a model. `faults` are (kind, class, place, text)."""
+    """Compares a mounted tree with a model. `faults` are (kind, class, place, text); `refused` are paths of files that do not open, each
+    with the path of what was salvaged of it; `scratch` is a directory for putting such files together."""
 
-    def __init__(self, model, root, unit, recover):
-        self.recover = recover
+    def __init__(self, model, root, unit, recover, refused=(), scratch=None):
+        self.recover, self.refused, self.scratch = recover, dict(refused), scratch
         self.model, self.root, self.unit, self.faults, self.zero_ends = model, root, unit, [], set()
 
     def run(self, kinds):
@@ -192,6 +204,8 @@ class Check:
                 return self.attributes(thing, path) + self.directory(thing, path)
             if not stat.S_ISREG(mode):
                 return [(LOST, path, "not a file")]
+            if path in self.refused:
+                return self.cut_off(thing, path)
             with open(path, "rb") as file:
                 found = file.read()
             fault = thing.content.fault(found, self.unit)
@@ -200,6 +214,20 @@ class Check:
             return self.attributes(thing, path) + ([(LOST, path, fault)] if fault else [])
         except OSError as error:
             return [(UNOPENABLE, path, str(error))]
+
+    def cut_off(self, thing, path):
+        """A file that is refused, as it may be; what its writer had synced is in its copy."""
+        try:
+            with open(path, "rb"):
+                return [(LOST, path, "kmsfs check refuses it, and the mount does not")]
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+        if not thing.content.may_be_cut_off():
+            return [(LOST, path, "it is refused, and was synced as it is")]
+        copy = self.refused[path]
+        fault = thing.content.fault(copy.read_bytes() if copy.exists() else b"", self.unit)
+        return [(LOST, path, f"what was salvaged of it: {fault}")] if fault else []
 
     def attributes(self, thing, path):
         faults = []
@@ -250,6 +278,8 @@ class Check:
         faults = []
         for mode, (begun, acknowledged) in self.model.commits.items():
             place = os.path.join(path, f"{mode}.db")
+            if any(other.startswith(place) for other in self.refused):
+                place = self.restored(place)
             try:
                 database = sqlite3.connect(place)
                 verdict = database.execute("PRAGMA integrity_check").fetchone()[0]
@@ -264,3 +294,13 @@ class Check:
             elif good != list(range(1, len(rows) + 1)) or not acknowledged <= len(rows) <= max(begun, acknowledged):
                 faults.append((LOST, place, f"{len(rows)} rows, {len(good)} good; {acknowledged} were committed"))
         return faults
+
+    def restored(self, place):
+        """The database beside copies of its files that are refused, as somebody would restore it."""
+        into = Path(tempfile.mkdtemp(prefix="restored-", dir=self.scratch))
+        for suffix in ("", "-wal", "-journal"):
+            path = place + suffix
+            source = self.refused.get(path, Path(path))
+            if source.exists():
+                shutil.copyfile(source, into / (os.path.basename(path)))
+        return str(into / os.path.basename(place))

@@ -1,6 +1,7 @@
 """A filesystem on a forgetting disk, and what is mounted over it: nothing (native), kmsfs or gocryptfs."""
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -40,10 +41,11 @@ def wait_for(what, condition, seconds=30):
 
 
 class Stack:
-    """`plain` is where programs work, `backing` the filesystem on the disk."""
+    """`plain` is where programs work, `backing` the filesystem on the disk. `end` is the rule of kmsfs volumes for files that were cut
+    off; with `kms` they are under keys of a KMS that is reached over the network, and not of a keyring."""
 
-    def __init__(self, work, filesystem, peer, program):
-        self.work, self.filesystem, self.peer, self.program = Path(work), filesystem, peer, program
+    def __init__(self, work, filesystem, peer, program, end="lenient", kms=False):
+        self.work, self.filesystem, self.peer, self.program, self.end = Path(work), filesystem, peer, program, end
         self.backing, self.cipher = self.work / "backing", self.work / "backing" / "cipher"
         self.plain = self.cipher if peer == "native" else self.work / "plain"
         for path in (self.backing, self.work / "plain"):
@@ -53,9 +55,59 @@ class Stack:
             name: str(self.work / "home") for name in ("XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "HOME")
         }
         (self.work / "home").mkdir(mode=0o700)
+        self.kms, self.keys, self.key = None, [], None
         self.log = open(self.work / "daemon.log", "ab")
+        if kms:
+            self.start_kms()
         self.disk = Disk(FORMAT[filesystem][0] * MIB, str(self.work / "disk"))
         self.daemon = None
+
+    def start_kms(self):
+        """The tests' own KMS, which outlives every power cut as a real one does."""
+        server = Path(os.environ.get("KMSFS_KMS_SERVER", Path(self.program).parent / "examples" / "kms_server"))
+        if not server.exists():
+            raise RigError(f"{server} is missing: build it with `cargo build --release --example kms_server`")
+        command = [str(server), "--keys", "2", "--latency-ms", "2"]
+        self.kms = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        told = json.loads(self.kms.stdout.readline())
+        self.keys = [f"aws-kms:{key}" for key in told["keys"]]
+        self.environment |= {
+            "KMSFS_ENDPOINT_URL": told["endpoint"], "AWS_REGION": told["region"], "AWS_ACCESS_KEY_ID": told["access_key_id"],
+            "AWS_SECRET_ACCESS_KEY": told["secret_access_key"], "AWS_EC2_METADATA_DISABLED": "true", "NO_PROXY": "127.0.0.1",
+            "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        }
+
+    def fresh_key(self):
+        """Another wrapping key than the volume's; a keyring lies on the disk that is cut."""
+        if self.kms:
+            return next(key for key in self.keys if key != self.key)
+        return f"local:{self.backing / f'keyring-{time.monotonic_ns()}'}"
+
+    def kmsfs(self, *words):
+        """Runs a command of kmsfs to its end: exit code, what it printed, its errors."""
+        command = [str(word) for word in (self.program, *words)]
+        done = subprocess.run(command, env=self.environment, stdin=subprocess.DEVNULL, text=True, capture_output=True, timeout=120, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    def rewrap_command(self, key):
+        """Begins to bring the volume under another key and does not wait for it."""
+        command = [self.program, "rewrap", self.cipher, "--to", key, "--parallel", "2"]
+        return subprocess.Popen([str(word) for word in command], env=self.environment, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
+
+    def files_by_key(self):
+        """How many files have a record of each key."""
+        code, out, err = self.kmsfs("keys", "list", self.cipher, "--files", "--json")
+        if code:
+            raise OSError(f"keys list: {err}")
+        return {key["key"]: key["files"] for key in json.loads(out)["keys"]}
+
+    def check_volume(self, salvage):
+        """What `kmsfs check` finds that is worse than amiss; `salvage` is a new directory for what opens of it."""
+        code, out, err = self.kmsfs("check", self.cipher, "--json", "--salvage", salvage)
+        if code not in (0, 13, 14, 15) or not out:
+            raise OSError(f"kmsfs check ends with {code}: {err}")
+        findings = json.loads(out)["findings"]
+        return [finding for finding in findings if finding["severity"] != "amiss"]
 
     def attach(self):
         for _ in range(20):
@@ -76,8 +128,8 @@ class Stack:
         self.cipher.mkdir()
         os.chmod(self.backing, 0o755)
         if self.peer == "kmsfs":
-            keyring = self.work / f"keyring-{time.monotonic_ns()}"
-            run([self.program, "init", "--key", f"local:{keyring}", self.cipher], env=self.environment)
+            self.key = self.keys[0] if self.kms else self.fresh_key()
+            run([self.program, "init", "--key", self.key, "--end", self.end, self.cipher], env=self.environment)
         elif self.peer == "gocryptfs":
             run(["gocryptfs", "-init", "-q", "-scryptn", "10", "-passfile", self.work / "passphrase", self.cipher])
         run(["sync", "-f", self.backing])
@@ -150,6 +202,9 @@ class Stack:
 
     def close(self):
         self.kill()
+        if self.kms:
+            self.kms.kill()
+            self.kms.wait(30)
         detach(self.backing)
         self.disk.close()
         self.log.close()

@@ -3,18 +3,18 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::content::Rules;
 use crate::crypto::Suite;
-use crate::format::config::End;
+use crate::format::config::{End, Holes};
 use crate::format::geometry::{PAGE_LEN, PAYLOAD};
 use crate::format::header::{HeaderError, HeaderPage, SLOT_LEN, parse_page};
 use crate::keys::{AuthenticHeader, KeyError, Volume};
 use crate::storage::{Access, DiskFile, Node, RawFile};
 
 use super::finding::{Found, Kind, Mend, Place, Severity};
-use super::pages::{Sealed, SizeError, claimed_size, whole_pages};
+use super::pages::{HOLE, Sealed, SizeError, claimed_size, whole_pages};
 use super::{Checker, count, locked};
 
 /// A file with more pages than this is opened piece by piece, so that several threads share it.
@@ -23,7 +23,21 @@ const PIECE: u64 = 4096;
 /// A large file whose pages are still to be opened.
 pub(super) struct Pieces {
     pub(super) file: Arc<Large>,
-    pub(super) ranges: Vec<Range<u64>>,
+    runs: Vec<Range<u64>>,
+}
+
+impl Pieces {
+    /// The pieces, each for one thread.
+    pub(super) fn each(&self) -> impl Iterator<Item = Range<u64>> {
+        self.runs.iter().flat_map(|run| {
+            let starts = (0..pieces_in(run)).map(|n| run.start + n * PIECE);
+            starts.map(|start| start..(start + PIECE).min(run.end))
+        })
+    }
+}
+
+fn pieces_in(run: &Range<u64>) -> u64 {
+    (run.end - run.start).div_ceil(PIECE)
 }
 
 /// A file that several threads open the pages of.
@@ -33,7 +47,7 @@ pub(super) struct Large {
     /// What was found of it before, and of the pieces that are done.
     pub(super) found: Mutex<Found>,
     /// Pieces that are not done.
-    left: AtomicUsize,
+    left: AtomicU64,
     /// The file's shape on disk, for the end.
     unsettled: bool,
 }
@@ -123,9 +137,7 @@ impl Checker<'_> {
         let header = match self.look_at_header(&file, size, place, found)? {
             Head::Authentic(header) => header,
             Head::None => {
-                if let Some(volume) = self.volume {
-                    super::xattrs::check(volume, node, &[], place, found);
-                }
+                super::xattrs::check_lost(node, place, found);
                 return Ok(None);
             }
             Head::Broken | Head::Parsed => {
@@ -155,20 +167,36 @@ impl Checker<'_> {
         unsettled: bool,
         found: &mut Found,
     ) -> Option<Pieces> {
-        let pages = sealed.pages;
-        if split && pages > PIECE {
-            let ranges: Vec<_> = (0..pages.div_ceil(PIECE)).map(|n| n * PIECE..((n + 1) * PIECE).min(pages)).collect();
-            let left = AtomicUsize::new(ranges.len());
-            let found = Mutex::new(std::mem::take(found));
+        let runs = match sealed.data() {
+            Ok(runs) => runs,
+            Err(error) => {
+                found.io(place, &error);
+                return None;
+            }
+        };
+        self.look_at_holes(&sealed, &runs, place, found);
+        let left: u64 = runs.iter().map(pieces_in).sum();
+        if split && left > 1 {
+            let (left, found) = (AtomicU64::new(left), Mutex::new(std::mem::take(found)));
             let file = Arc::new(Large { sealed, place: place.clone(), found, left, unsettled });
-            return Some(Pieces { file, ranges });
+            return Some(Pieces { file, runs });
         }
-        self.open_range(&sealed, 0..pages, place, found);
+        runs.into_iter().for_each(|run| self.open_range(&sealed, run, place, found));
         if split {
             self.note_unsettled(unsettled, place, found);
             self.note_unreachable(place);
         }
         None
+    }
+
+    /// Holes need not be read: what the rules say of one page of zeros, they say of all.
+    fn look_at_holes(&self, sealed: &Sealed, runs: &[Range<u64>], place: &Place, found: &mut Found) {
+        for hole in sealed.holes(runs) {
+            self.counts.pages.fetch_add(hole.end - hole.start, Ordering::Relaxed);
+            if self.rules.holes == Holes::Deny {
+                found.pages(place, Severity::Damage, Kind::Hole, hole.start..=hole.end - 1, HOLE);
+            }
+        }
     }
 
     /// Opens the pages of a range and reports those that do not hold.

@@ -1,5 +1,7 @@
 //! What a check finds: where, what happened, how bad it is, and whether it can be mended.
 
+use std::ops::RangeInclusive;
+
 use serde::Serialize;
 
 use crate::format::config::CONFIG_FILE;
@@ -142,6 +144,21 @@ impl Found {
         self.0.push(Finding { repairable: true, mend: Some(mend), ..finding });
     }
 
+    /// Something about pages in a row.
+    pub(super) fn pages(
+        &mut self,
+        place: &Place,
+        severity: Severity,
+        kind: Kind,
+        pages: RangeInclusive<u64>,
+        what: impl Into<String>,
+    ) {
+        let (page, last) = (*pages.start(), *pages.end());
+        let last_page = (last > page).then_some(last);
+        let finding = place.finding(severity, kind, what.into());
+        self.0.push(Finding { page: Some(page), last_page, ..finding });
+    }
+
     /// Something about a page; one after the last finding's, and otherwise like it, belongs to that.
     pub(super) fn page(&mut self, place: &Place, severity: Severity, kind: Kind, page: u64, what: impl Into<String>) {
         let what = what.into();
@@ -153,8 +170,7 @@ impl Found {
             last.last_page = Some(page);
             return;
         }
-        let finding = place.finding(severity, kind, what);
-        self.0.push(Finding { page: Some(page), ..finding });
+        self.pages(place, severity, kind, page..=page, what);
     }
 }
 

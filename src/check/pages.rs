@@ -29,6 +29,10 @@ pub(super) struct Sealed {
     pub(super) pages: u64,
 }
 
+/// What a page of zeros is where there must be none.
+pub(super) const HOLE: &str =
+    "the page is a hole, and this volume denies holes: it was punched or never reached the disk";
+
 /// What is wrong with a page.
 pub(super) struct Fault {
     pub(super) page: u64,
@@ -93,6 +97,36 @@ pub(super) enum SizeError {
 }
 
 impl Sealed {
+    /// The pages that take space on the disk, in runs. What lies between them are holes, of which a file may have more than anybody
+    /// can read.
+    pub(super) fn data(&self) -> io::Result<Vec<Range<u64>>> {
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        let mut at = PAGE_SIZE;
+        while let Some(bytes) = self.file.data_from(at)? {
+            let run = bytes.start / PAGE_SIZE - 1..(bytes.end.div_ceil(PAGE_SIZE) - 1).min(self.pages);
+            if run.start >= self.pages {
+                break;
+            }
+            match runs.last_mut() {
+                // Blocks of the backing filesystem may be smaller than pages.
+                Some(last) if last.end >= run.start => last.end = run.end,
+                _ => runs.push(run),
+            }
+            if bytes.end <= at {
+                break;
+            }
+            at = bytes.end;
+        }
+        Ok(runs)
+    }
+
+    /// The runs of pages that are not in `data`.
+    pub(super) fn holes(&self, data: &[Range<u64>]) -> Vec<Range<u64>> {
+        let starts = std::iter::once(0).chain(data.iter().map(|run| run.end));
+        let ends = data.iter().map(|run| run.start).chain([self.pages]);
+        starts.zip(ends).map(|(start, end)| start..end).filter(|hole| !hole.is_empty()).collect()
+    }
+
     /// Opens the pages of `range` one after the other and hands each to `visit`: its plaintext, or what is wrong with it.
     /// A page that a volume's rules refuse although it opens comes as both.
     pub(super) fn visit(&self, range: Range<u64>, mut visit: impl FnMut(u64, Option<&Payload>, Option<Fault>)) {
@@ -164,10 +198,7 @@ impl Sealed {
     /// What the volume's rules say about a page that opened.
     fn judge(&self, page: u64, opened: Opened) -> Option<Fault> {
         match opened {
-            Opened::Hole if self.rules.holes == Holes::Deny => {
-                let what = "the page is a hole, and this volume denies holes: it was punched or never reached the disk";
-                Some(damage(page, Kind::Hole, what.to_owned()))
-            }
+            Opened::Hole if self.rules.holes == Holes::Deny => Some(damage(page, Kind::Hole, HOLE.to_owned())),
             Opened::Sealed(trailer) if page + 1 == self.pages && !trailer.last => {
                 let what = "the end of the file is missing after the page: it was cut off";
                 let severity = if self.rules.end == End::Strict { Severity::Damage } else { Severity::Amiss };

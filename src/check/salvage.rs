@@ -5,27 +5,26 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::format::config::Holes;
 use crate::format::geometry::{PAGE_LEN, PAYLOAD, PAYLOAD_LEN, PageIndex};
 use crate::format::header::HeaderPage;
 use crate::storage::{Access, DiskFile, NodeKind, RawFile};
 
 use super::finding::{Finding, Kind, Place, Severity};
-use super::pages::{Sealed, claimed_len, claimed_size, whole_pages};
+use super::pages::{HOLE, Sealed, claimed_len, claimed_size, whole_pages};
 use super::places::Name;
 use super::{Checker, locked};
 
 /// Where copies go whose plain paths are known, and where the others.
 const NAMED: &str = "files";
 const NAMELESS: &str = "unreachable";
-const ZEROS: [u8; PAYLOAD_LEN] = [0; PAYLOAD_LEN];
-
 /// Plain bytes of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Range {
@@ -128,26 +127,46 @@ impl Checker<'_> {
 /// Copies the pages that open; a file of which none does leaves no copy.
 fn copy_out(sealed: &Sealed, size: u64, place: &Place, into: &Path, report: &mut Salvaged) -> io::Result<()> {
     let path = path_for(place, into);
-    let mut copy = create(&path)?;
+    let copy = create(&path)?;
+    let data = sealed.data()?;
+    let len_of = |pages: &std::ops::Range<u64>| {
+        let (start, end) = (size.min(pages.start * PAYLOAD), size.min(pages.end * PAYLOAD));
+        end - start
+    };
+    if let Err(error) = copy.set_len(size) {
+        std::fs::remove_file(&path)?;
+        report.why = Some(format!("a copy cannot be of {size} bytes: {error}"));
+        return Ok(());
+    }
     let (mut opened, mut written) = (0_u64, Ok(()));
-    sealed.visit(0..sealed.pages, |page, plain, fault| {
-        let offset = page * PAYLOAD;
-        let len = size.saturating_sub(offset).min(PAYLOAD);
-        let short = usize::try_from(len).unwrap_or(0);
-        let lost = fault.as_ref().is_some_and(|fault| fault.kind != Kind::EndMark);
-        let bytes = plain.filter(|_| !lost).map_or(&ZEROS[..short], |plain| &plain[..short]);
-        if written.is_ok() {
-            written = copy.write_all(bytes);
-        }
-        if lost {
-            add_range(&mut report.zeroed, offset, len);
+    // What takes no space in the file takes none in the copy.
+    for hole in sealed.holes(&data) {
+        if sealed.rules.holes == Holes::Deny {
+            add_range(&mut report.zeroed, hole.start * PAYLOAD, len_of(&hole));
+            report.why.get_or_insert_with(|| HOLE.to_owned());
         } else {
             opened += 1;
         }
-        if let Some(fault) = fault {
-            report.why.get_or_insert(fault.what);
-        }
-    });
+    }
+    for run in data {
+        sealed.visit(run, |page, plain, fault| {
+            let (offset, len) = (page * PAYLOAD, len_of(&(page..page + 1)));
+            let short = usize::try_from(len).unwrap_or(0);
+            let lost = fault.as_ref().is_some_and(|fault| fault.kind != Kind::EndMark);
+            if let (Ok(()), false, Some(plain)) = (&written, lost, plain) {
+                written = copy.write_all_at(&plain[..short], offset);
+            }
+            if lost {
+                add_range(&mut report.zeroed, offset, len);
+            } else {
+                opened += 1;
+            }
+            if let Some(fault) = fault {
+                report.why.get_or_insert(fault.what);
+            }
+        });
+    }
+    report.zeroed.sort_unstable_by_key(|range| range.offset);
     written?;
     if opened == 0 && sealed.pages > 0 {
         drop(copy);

@@ -10,7 +10,7 @@ use crate::format::name::{self, Entry};
 use crate::storage::{NodeKind, Timestamp};
 
 use super::entries::Looked;
-use super::files::{Large, Pieces};
+use super::files::Large;
 use super::finding::{Finding, Found, Place, Severity};
 use super::places::{Dir, each_entry};
 use super::targets::{Target, TargetError};
@@ -70,9 +70,9 @@ impl Checker<'_> {
             Task::Entry(dir, entry, _) => {
                 let Looked { found, changed, directory, pieces } = self.look(&dir, &entry, true);
                 match pieces {
-                    Some(Pieces { file, ranges }) => {
-                        locked(&file.found).0.extend(found.0);
-                        ranges.into_iter().for_each(|range| self.leave(Task::Piece(Arc::clone(&file), range), queue));
+                    Some(pieces) => {
+                        locked(&pieces.file.found).0.extend(found.0);
+                        pieces.each().for_each(|range| self.leave(Task::Piece(Arc::clone(&pieces.file), range), queue));
                     }
                     None => self.conclude(&dir.place.entry(&entry, None).cipher, found, changed),
                 }

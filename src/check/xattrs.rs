@@ -12,14 +12,33 @@ use super::finding::{Found, Kind, Place, Severity};
 /// What the names of encrypted attributes begin with.
 const OURS: &[u8] = b"user.kmsfs.";
 
-/// Checks the encrypted attributes of `node`, which are bound to `owner`.
-pub(super) fn check(volume: &Volume, node: &Node, owner: &[u8], place: &Place, found: &mut Found) {
+/// The encrypted attributes of a file that has no header, which they were bound to: a crash leaves this of a file that nobody had
+/// synced.
+pub(super) fn check_lost(node: &Node, place: &Place, found: &mut Found) {
+    let lost = ours(node, place, found).len();
+    if lost > 0 {
+        let what =
+            format!("{lost} extended attributes are bound to a header that never became durable: nobody reads them");
+        found.add(place, Severity::Amiss, Kind::Leftover, what);
+    }
+}
+
+/// The names of encrypted attributes.
+fn ours(node: &Node, place: &Place, found: &mut Found) -> Vec<Vec<u8>> {
     let names = match node.xattr_names() {
         Ok(names) => names,
-        Err(error) if is_nothing(&error) => return,
-        Err(error) => return found.io(place, &error),
+        Err(error) if is_nothing(&error) => return Vec::new(),
+        Err(error) => {
+            found.io(place, &error);
+            return Vec::new();
+        }
     };
-    for stored in names.split(|byte| *byte == 0).filter(|name| name.starts_with(OURS)) {
+    names.split(|byte| *byte == 0).filter(|name| name.starts_with(OURS)).map(<[u8]>::to_vec).collect()
+}
+
+/// Checks the encrypted attributes of `node`, which are bound to `owner`.
+pub(super) fn check(volume: &Volume, node: &Node, owner: &[u8], place: &Place, found: &mut Found) {
+    for stored in &ours(node, place, found) {
         match check_one(volume, node, owner, stored) {
             Ok(None) => {}
             Ok(Some(what)) => found.add(place, Severity::Damage, Kind::Xattr, what),

@@ -42,6 +42,8 @@ pub(super) enum LeftOut {
     Pushes,
     /// Nobody waits for pages that are on their way.
     Waits,
+    /// Nothing is synced before headers are rewritten. This is left out by whoever rewrites them, and not here.
+    SyncsBeforeHeaders,
 }
 
 /// A file on a disk that loses power.
@@ -190,8 +192,11 @@ impl Disk {
                     let new = recorded.bytes[start..start + PAGE_LEN].to_vec();
                     match &mut block {
                         Some(block) => {
-                            if block.dirty && !self.awaited(at, page) {
-                                let before = block.versions[block.versions.len() - 1].clone();
+                            // A header must not need its page to be written whole.
+                            let is_rewritten_header = page == 0 && !block.dirty;
+                            if is_rewritten_header || block.dirty && !self.awaited(at, page) {
+                                // Being on its way may have begun with any of them.
+                                let before = block.versions[random.below(block.versions.len())].clone();
                                 block.versions.push(torn(before, &new, random));
                             }
                             block.versions.push(new);

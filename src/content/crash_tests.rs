@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::crash_disk_tests::{Disk, LeftOut, Random};
+use super::crash_header_tests::Headers;
 use super::*;
 use crate::crypto::{FileKeys, Secret, Suite, random_array};
 use crate::format::config::{End, Holes};
 use crate::format::geometry::{PAGE_LEN, PAYLOAD_LEN};
-use crate::storage::MemoryFile;
+use crate::storage::{MemoryFile, RawFile as _};
 
-const HEADER: [u8; PAGE_LEN] = [0x5a; PAGE_LEN];
 /// Images of a run, if the environment does not say.
 const IMAGES: usize = 20_000;
 /// So many at least, and then no more once this time is over, if the environment does not say.
@@ -36,6 +36,8 @@ enum Step {
     Full(usize, usize, usize),
     Sync,
     Settle,
+    /// The header is rewritten while nobody has the file open, and this is made durable or not.
+    Rewrap(bool),
     Reopen,
     /// The power is cut, and the life goes on with what is left.
     Cut,
@@ -53,7 +55,7 @@ fn step(random: &mut Random) -> Step {
         2 => PAGE_LEN,
         _ => 1 + random.below(3 * PAYLOAD_LEN),
     };
-    match random.below(24) {
+    match random.below(27) {
         0..6 => Step::Write(at, len),
         6..10 => Step::Append(len),
         10..14 => Step::Resize(at),
@@ -63,44 +65,72 @@ fn step(random: &mut Random) -> Step {
         18 | 19 => Step::Sync,
         20 | 21 => Step::Settle,
         22 => Step::Reopen,
+        23..26 => Step::Rewrap(random.one_in(2)),
         _ => Step::Cut,
     }
 }
 
 /// A file, the disk under it, and what it may read as after a power cut.
 struct Life {
-    key: Secret<32>,
-    suite: Suite,
+    opener: Opener,
     rules: Rules,
     file: Arc<MemoryFile>,
     content: Content,
     disk: Disk,
     /// The content at the last sync and after each step since.
     states: Vec<Vec<u8>>,
+    /// The highest generation that the header has had since the last sync.
+    newest: u64,
+    left_out: LeftOut,
     images: usize,
 }
 
-fn keys_of(image: &[u8], key: &Secret<32>, suite: Suite) -> Result<Option<FileKeys>, String> {
-    match image.get(..PAGE_LEN) {
-        None if image.is_empty() => Ok(None),
-        Some(header) if header == [0; PAGE_LEN] => Ok(None),
-        Some(header) if header == HEADER => Ok(Some(FileKeys::create(key, suite, &[1; 32]))),
-        _ => Err("there is neither a header nor none".to_owned()),
+/// What makes a file readable: it does not change when the power is cut.
+struct Opener {
+    headers: Headers,
+    key: Secret<32>,
+    suite: Suite,
+}
+
+impl Opener {
+    fn new(suite: Suite) -> Self {
+        Self { headers: Headers::new(), key: Secret::random(), suite }
+    }
+
+    fn keys(&self) -> FileKeys {
+        FileKeys::create(&self.key, self.suite, &[1; 32])
+    }
+
+    /// The generation of a file's header; none if it has no header and need not have one.
+    fn generation(&self, image: &[u8]) -> Result<Option<u64>, String> {
+        match image.first_chunk::<PAGE_LEN>() {
+            None if image.is_empty() => Ok(None),
+            Some(header) if *header == [0; PAGE_LEN] => Ok(None),
+            header => {
+                let valid = header.and_then(|header| self.headers.valid(header));
+                valid.map(|valid| Some(valid.generation)).ok_or_else(|| "neither slot of the header holds".to_owned())
+            }
+        }
+    }
+
+    fn keys_of(&self, image: &[u8]) -> Result<Option<FileKeys>, String> {
+        Ok(self.generation(image)?.map(|_| self.keys()))
     }
 }
 
 impl Life {
     fn new(suite: Suite, rules: Rules, left_out: LeftOut) -> Self {
-        Self::on(Vec::new(), Secret::random(), suite, rules, left_out).expect("an empty file opens")
+        Self::on(Vec::new(), Opener::new(suite), rules, left_out).expect("an empty file opens")
     }
 
     /// A life that begins with these bytes on the disk; `None` if a file may be refused that looks like this.
-    fn on(bytes: Vec<u8>, key: Secret<32>, suite: Suite, rules: Rules, left_out: LeftOut) -> Option<Self> {
+    fn on(bytes: Vec<u8>, opener: Opener, rules: Rules, left_out: LeftOut) -> Option<Self> {
         let disk = Disk::new(bytes.clone(), left_out);
         let file = Arc::new(MemoryFile::new(bytes.clone()));
-        let keys = keys_of(&bytes, &key, suite).ok()?;
+        let keys = opener.keys_of(&bytes).ok()?;
         let content = Content::open(file.clone(), keys, rules, Arc::default()).ok()?;
-        let mut life = Self { key, suite, rules, file, content, disk, states: Vec::new(), images: 0 };
+        let newest = opener.generation(&bytes).ok()?.unwrap_or_default();
+        let mut life = Self { opener, rules, file, content, disk, states: Vec::new(), newest, left_out, images: 0 };
         life.adopt();
         life.states = vec![life.all().ok()?];
         Some(life)
@@ -108,7 +138,7 @@ impl Life {
 
     fn adopt(&self) {
         if self.content.needs_keys() {
-            self.content.adopt(FileKeys::create(&self.key, self.suite, &[1; 32]), Box::new(HEADER));
+            self.content.adopt(self.opener.keys(), self.opener.headers.first());
         }
         if self.rules.end == End::Strict {
             self.content.ensure_header().unwrap();
@@ -138,8 +168,9 @@ impl Life {
         for recorded in self.file.take_history() {
             if self.disk.happens(recorded) {
                 let last = self.model();
-                self.states = vec![last];
+                (self.states, self.newest) = (vec![last], 0);
             }
+            self.newest = self.newest.max(self.opener.generation(self.disk.now())?.unwrap_or_default());
             for _ in 0..IMAGES_PER_CHANGE {
                 self.images += 1;
                 self.check(&self.disk.image(random))?;
@@ -193,23 +224,54 @@ impl Life {
                 }
                 None => Ok(()),
             },
-            Step::Reopen | Step::Cut => {
-                let keys = keys_of(&self.file.bytes(), &self.key, self.suite).expect("its header");
-                self.content = Content::open(self.file.clone(), keys, self.rules, Arc::default())?;
-                self.adopt();
-                Ok(())
+            Step::Rewrap(durable) => {
+                self.rewrap(durable)?;
+                self.reopen()
+            }
+            Step::Reopen | Step::Cut => self.reopen(),
+        }
+    }
+
+    /// What `kmsfs rewrap` does to a file: all that was written before is made durable, then the page is written.
+    fn rewrap(&self, durable: bool) -> Result<(), ContentError> {
+        if let Some(page) = self.file.bytes().first_chunk::<PAGE_LEN>().filter(|page| **page != [0; PAGE_LEN]) {
+            if self.left_out != LeftOut::SyncsBeforeHeaders {
+                self.file.sync(false)?;
+            }
+            self.file.write_at(&self.opener.headers.next(page)[..], 0)?;
+            if durable {
+                self.file.sync(false)?;
             }
         }
+        Ok(())
+    }
+
+    fn reopen(&mut self) -> Result<(), ContentError> {
+        let keys = self.opener.keys_of(&self.file.bytes()).expect("its header");
+        self.content = Content::open(self.file.clone(), keys, self.rules, Arc::default())?;
+        self.adopt();
+        Ok(())
+    }
+
+    /// The header is one that the file had since the last sync, which may be none if none was synced.
+    fn check_header(&self, image: &[u8]) -> Result<(), String> {
+        let of = |file: &[u8]| self.opener.generation(file).map(Option::unwrap_or_default);
+        let (synced, found) = (of(self.disk.durable())?, of(image)?);
+        if (synced..=self.newest.max(synced)).contains(&found) {
+            return Ok(());
+        }
+        Err(format!("the header has generation {found}, and had {synced} to {}", self.newest))
     }
 
     /// Holds what a power cut left against the promises.
     fn check(&self, image: &[u8]) -> Result<(), String> {
-        let synced_header = self.disk.durable().get(..PAGE_LEN) == Some(&HEADER);
+        self.check_header(image)?;
+        let synced_header = self.opener.generation(self.disk.durable()).is_ok_and(|generation| generation.is_some());
         let open = |rules, keys| {
             let file = Arc::new(MemoryFile::new(image.to_vec()));
             Content::open(file, keys, rules, Arc::default())
         };
-        let Some(keys) = keys_of(image, &self.key, self.suite)? else {
+        let Some(keys) = self.opener.keys_of(image)? else {
             let ok = !synced_header && self.states.iter().any(Vec::is_empty);
             return ok.then_some(()).ok_or_else(|| "the header is gone".to_owned());
         };
@@ -219,7 +281,7 @@ impl Life {
             Err(ContentError::NoEndMark { .. } | ContentError::Hole { .. })
                 if self.rules.end == End::Strict && self.has_grown() =>
             {
-                let keys = keys_of(image, &self.key, self.suite)?;
+                let keys = self.opener.keys_of(image)?;
                 open(lenient, keys).map_err(|error| format!("does not open leniently: {error}"))?
             }
             Err(error) => return Err(format!("does not open: {error}")),
@@ -290,7 +352,7 @@ fn live(seed: u64, steps: &[Step], left_out: LeftOut) -> (usize, Result<(), Stri
         if matches!(step, Step::Cut) {
             let image = life.disk.image(&mut random);
             images += std::mem::take(&mut life.images);
-            life = match Life::on(image, life.key, suite, rules, left_out) {
+            life = match Life::on(image, life.opener, rules, left_out) {
                 Some(next) => next,
                 // Refused, as it may be: somebody restores it. The next file begins.
                 None => Life::new(suite, rules, left_out),
@@ -349,10 +411,11 @@ fn a_power_cut_leaves_old_or_new_pages_and_takes_nothing_that_was_synced() {
     println!("{images} images of {} files", seed.wrapping_sub(first));
 }
 
-/// The replay would find it if a page were not pushed out before the size, or overwritten on its way to the disk.
+/// The replay would find it if a page were not pushed out before the size, if one were overwritten on its way to the disk, or if a
+/// header were rewritten before the last rewriting is durable.
 #[test]
-fn the_replay_finds_what_pushes_and_waits_are_for() {
-    for left_out in [LeftOut::Pushes, LeftOut::Waits] {
+fn the_replay_finds_what_pushes_waits_and_syncs_are_for() {
+    for left_out in [LeftOut::Pushes, LeftOut::Waits, LeftOut::SyncsBeforeHeaders] {
         let broken = (0..60).filter(|seed| live(*seed, &steps_of(*seed), left_out).1.is_err()).count();
         println!("without {left_out:?}: {broken} of 60 files broken");
         assert!(broken > 0, "{left_out:?}");

@@ -11,6 +11,8 @@ mod buffers;
 #[cfg(test)]
 mod crash_disk_tests;
 #[cfg(test)]
+mod crash_header_tests;
+#[cfg(test)]
 mod crash_tests;
 mod file;
 mod pages;

@@ -94,7 +94,8 @@ pub fn size_hint(disk: DiskOffset) -> Result<SizeHint, ImpossibleSize> {
     }
     let impossible = Err(ImpossibleSize(disk.0));
     let (whole, rest) = (disk.0 / PAGE_SIZE, disk.0 % PAGE_SIZE);
-    if disk.0 > settled_size(PlainOffset(MAX_PLAIN_SIZE)).0 || whole < 2 || rest >= PAYLOAD {
+    let most = settled_size(PlainOffset(MAX_PLAIN_SIZE)).0 / PAGE_SIZE;
+    if !(2..=most).contains(&whole) || rest >= PAYLOAD {
         return impossible;
     }
     let pages = whole - 1;
@@ -164,9 +165,15 @@ mod tests {
         {
             assert_eq!(settled_size(PlainOffset(plain)), DiskOffset(settled), "{plain}");
         }
+        // The tail of the largest sizes lies past the largest aligned one.
+        for plain in [MAX_PLAIN_SIZE - 4047, MAX_PLAIN_SIZE - 1] {
+            let plain = PlainOffset(plain);
+            assert_eq!(size_hint(settled_size(plain)), Ok(SizeHint::Known(plain)));
+        }
         assert_eq!(size_hint(DiskOffset(0)), Ok(SizeHint::Known(PlainOffset(0))));
         assert_eq!(size_hint(DiskOffset(8192)), Ok(SizeHint::AskLastPage(PageIndex(0))));
-        for bad in [1, 4095, 4097, 8191, 8192 + 4048, 8192 + 4095, u64::MAX] {
+        let too_large = settled_size(PlainOffset(MAX_PLAIN_SIZE)).0 + PAGE_SIZE;
+        for bad in [1, 4095, 4097, 8191, 8192 + 4048, 8192 + 4095, too_large, too_large + 1, u64::MAX] {
             assert_eq!(size_hint(DiskOffset(bad)), Err(ImpossibleSize(bad)), "{bad}");
         }
     }

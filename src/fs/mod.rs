@@ -121,6 +121,8 @@ pub struct Filesystem {
     prefetch: Prefetch,
     rules: Rules,
     read_only: bool,
+    /// Something was changed, or may have been.
+    changed: AtomicBool,
     /// The kernel decides modification times: see [`Self::let_kernel_set_mtime`].
     kernel_sets_mtime: AtomicBool,
     /// The daemon may make files for other users.
@@ -172,6 +174,7 @@ impl Filesystem {
             renewals: Lane::new("kmsfs-renewals", RENEWAL_THREADS),
             prefetch: Prefetch::new(),
             read_only: options.read_only,
+            changed: AtomicBool::new(false),
             kernel_sets_mtime: AtomicBool::new(false),
             privileged: user == 0,
             user,
@@ -203,7 +206,7 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Settles every file and wipes every key. For after the unmount: nothing may be asked of it any more.
+    /// Settles every file, wipes every key, and makes everything durable. For after the unmount: nothing may be asked of it any more.
     pub fn shutdown(&self) {
         self.keeper.stop();
         self.trimmer.stop();
@@ -212,6 +215,13 @@ impl Filesystem {
             self.settle_rested(true);
         }
         self.volume.ring.clear();
+        if self.changed.load(Ordering::Relaxed)
+            && let Err(error) = self.inodes.get(ROOT).and_then(|root| Ok(root.node.sync_filesystem()?))
+        {
+            tracing::warn!(
+                "what was written last may not be durable: the backing filesystem cannot be synced: {error}"
+            );
+        }
     }
 
     /// From now on a write does not change a modification time: the kernel has a writeback cache, notes the time when a
@@ -221,7 +231,11 @@ impl Filesystem {
     }
 
     fn check_writable(&self) -> Result<(), Error> {
-        if self.read_only { Err(Error::ReadOnly) } else { Ok(()) }
+        if self.read_only {
+            return Err(Error::ReadOnly);
+        }
+        self.changed.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Logs what an operator should hear of, with the place of the file.

@@ -20,6 +20,7 @@ use crate::storage::{Access, DiskFile, NodeKind, RawFile};
 use super::inode::{Inode, OpenFile};
 use super::leases::Lease;
 use super::set_ids::drop_unless_privileged;
+use super::xattrs::drop_lost_attributes;
 use super::{Attributes, Caller, Change, ContentError, Error, Filesystem, InodeId};
 
 /// Takes the answer of an operation, now or later.
@@ -221,7 +222,7 @@ impl Filesystem {
         let Some(new) = self.volume.ring.new_file_at_once() else { return Ok(None) };
         let (new, open) = (new?, self.install(inode, file, None)?);
         if open.content.needs_keys() {
-            adopt(&open, new);
+            adopt(inode, &open, new);
         }
         Ok(Some(open).filter(|_| !self.is_outdated(inode, version)))
     }
@@ -275,7 +276,7 @@ impl Filesystem {
     pub(super) fn ensure_keys(&self, inode: &Inode, open: &OpenFile) -> Result<(), Error> {
         if open.content.needs_keys() {
             let version = self.volume.ring.key_version();
-            adopt(open, self.volume.ring.new_file()?);
+            adopt(inode, open, self.volume.ring.new_file()?);
             if self.is_outdated(inode, version) {
                 return Err(ContentError::Retired.into());
             }
@@ -409,7 +410,8 @@ pub(super) fn first_key(config: &VolumeConfig) -> String {
     config.wrapping_keys.first().map(|key| format!("{}:{}", key.provider, key.key)).unwrap_or_default()
 }
 
-fn adopt(open: &OpenFile, (opened, header): (OpenedKeys, Box<HeaderPage>)) {
+fn adopt(inode: &Inode, open: &OpenFile, (opened, header): (OpenedKeys, Box<HeaderPage>)) {
+    drop_lost_attributes(inode);
     open.content.adopt(opened.keys, header);
     open.lease.extend(opened.since);
 }

@@ -119,6 +119,21 @@ impl DiskFile {
         }
     }
 
+    /// The first bytes from `offset` on that may be other than zeros, as the backing filesystem knows them; none if there are none.
+    /// One that does not know says all.
+    ///
+    /// # Errors
+    /// Those of `lseek(2)`.
+    pub fn data_from(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let start = match seek(self.fd(), SeekFrom::Data(offset)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(None),
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => return Ok(Some(offset..u64::MAX)),
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Some(start..seek(self.fd(), SeekFrom::Hole(start))?))
+    }
+
     fn fd(&self) -> &OwnedFd {
         self.writable.get().unwrap_or(&self.first)
     }

@@ -231,6 +231,7 @@ pub(super) fn write_new(path: &Path, text: &str) -> Result<(), ProviderError> {
     };
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let failed = |error: io::Error| failed(path, "cannot be created", &error);
+    let is_new = !parent.exists();
     DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(failed)?;
     let temporary = parent.join(format!(".{}.{}", name.to_string_lossy(), hex::encode(&random_array::<8>())));
     let written = write_temporary(&temporary, text).and_then(|()| publish(&temporary, path));
@@ -238,7 +239,14 @@ pub(super) fn write_new(path: &Path, text: &str) -> Result<(), ProviderError> {
         // Nothing better can be done about a second failure than to report the first one.
         let _ = std::fs::remove_file(&temporary);
     }
-    written.and_then(|()| File::open(parent)?.sync_all()).map_err(failed)
+    written.and_then(|()| sync_names(parent, is_new)).map_err(failed)
+}
+
+/// Makes the names in a directory durable, and if it is new, its own name and those of the new ones above it.
+fn sync_names(directory: &Path, is_new: bool) -> io::Result<()> {
+    let directory = File::open(directory)?;
+    // Those above may be none that this user can open.
+    if is_new { Ok(rustix::fs::syncfs(directory)?) } else { directory.sync_all() }
 }
 
 fn write_temporary(path: &Path, text: &str) -> io::Result<()> {
