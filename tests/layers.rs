@@ -11,13 +11,15 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("crypto", &[]),
     ("format", &[]),
     ("storage", &["format"]),
-    ("keys", &["crypto", "format"]),
+    ("meter", &[]),
+    ("keys", &["crypto", "format", "meter"]),
+    ("audit", &["crypto", "format", "keys"]),
     ("content", &["crypto", "format", "storage"]),
-    ("fs", &["content", "keys", "storage", "format", "crypto"]),
+    ("fs", &["content", "keys", "storage", "format", "crypto", "meter"]),
     ("check", &["content", "keys", "storage", "format", "crypto"]),
     ("mount", &["fs"]),
     ("daemon", &[]),
-    ("cli", &["crypto", "format", "storage", "keys", "content", "fs", "check", "mount", "daemon"]),
+    ("cli", &["crypto", "format", "storage", "keys", "content", "fs", "check", "mount", "daemon", "audit", "meter"]),
 ];
 /// Of crypto, the filesystem knows the names of keys and nothing that computes with pages.
 const FS_MAY_NAME: &[&str] = &["FileKeys", "LinkKey", "NameKey"];

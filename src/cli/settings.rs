@@ -96,7 +96,7 @@ impl Settings {
 
     /// The same for the providers, with the passphrase that was read.
     pub(crate) fn for_providers(&self, passphrase: Option<Passphrase>) -> ProviderSettings {
-        ProviderSettings { keyring: self.keyring.clone(), passphrase, aws: self.aws.clone() }
+        ProviderSettings { keyring: self.keyring.clone(), passphrase, aws: self.aws.clone(), trail: None }
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::format::name::{self, Entry};
+use crate::keys::{Behalf, Reason};
 use crate::storage::{Access, NodeKind};
 
 use super::inode::Inode;
@@ -204,6 +205,7 @@ impl Filesystem {
     }
 
     fn fetch_key(&self, directory: &Inode, entry: &str) -> Result<(), Error> {
+        let _ahead = Behalf::ahead(Reason::Prefetch).enter();
         let (inode, _) = self.learn(directory.node.lookup(entry)?)?;
         let fetched = self.fetch_key_of(&inode);
         self.forget(inode.id, 1);

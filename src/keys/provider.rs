@@ -160,6 +160,37 @@ pub enum ProviderErrorKind {
     Misconfigured,
 }
 
+impl ProviderErrorKind {
+    /// All of them, in order.
+    pub const ALL: [Self; 9] = [
+        Self::Denied,
+        Self::KeyUnusable,
+        Self::KeyNotFound,
+        Self::Credentials,
+        Self::Unavailable,
+        Self::Throttled,
+        Self::Tampered,
+        Self::BadAnswer,
+        Self::Misconfigured,
+    ];
+
+    /// Its name in metrics and audit logs.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Denied => "denied",
+            Self::KeyUnusable => "key-unusable",
+            Self::KeyNotFound => "key-not-found",
+            Self::Credentials => "credentials",
+            Self::Unavailable => "unavailable",
+            Self::Throttled => "throttled",
+            Self::Tampered => "tampered",
+            Self::BadAnswer => "bad-answer",
+            Self::Misconfigured => "misconfigured",
+        }
+    }
+}
+
 /// A failed call of a provider. Its text says what is wrong and what to do, and never contains key material.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
