@@ -15,4 +15,4 @@ mod verify;
 pub use file::{FileError, LogFile};
 pub use record::{Event, Line, MAX_LINE, Record, Use, time_text};
 pub use trail::{AuditStatus, AuditTrail, BeginError};
-pub use verify::{Fault, Report, VerifyError, verify};
+pub use verify::{Fault, Report, VerifyError, each_record, verify};

@@ -398,7 +398,7 @@ mod tests {
             }
             trail.end();
         }
-        let report = verify(std::slice::from_ref(&path), Some(&key)).unwrap();
+        let report = verify(std::slice::from_ref(&path), Some(&key), &[]).unwrap().0;
         assert_eq!((report.records, report.uses, report.mounts, report.ended), (204, 200, 2, true));
         assert!(report.faults.is_empty(), "{:?}", report.faults);
     }
@@ -418,10 +418,10 @@ mod tests {
         let mut files: Vec<_> = std::fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
         assert!(files.len() >= 4, "{files:?}");
         files.reverse();
-        let report = verify(&files, Some(&key)).unwrap();
+        let report = verify(&files, Some(&key), &[]).unwrap().0;
         assert!(report.faults.is_empty() && report.uses == 60, "{report:?}");
         let missing: Vec<_> = files.iter().filter(|file| !file.ends_with("moved")).cloned().collect();
-        let report = verify(&missing, Some(&key)).unwrap();
+        let report = verify(&missing, Some(&key), &[]).unwrap().0;
         assert!(report.first > 1 && report.faults.is_empty(), "the oldest may be gone: {report:?}");
     }
 
@@ -445,10 +445,10 @@ mod tests {
         let whole = std::fs::read(&path).unwrap();
         let line = whole.split(|byte| *byte == b'\n').next().unwrap();
         std::fs::write(&path, [&whole[..], &line[..40]].concat()).unwrap();
-        let report = verify(std::slice::from_ref(&path), Some(&key)).unwrap();
+        let report = verify(std::slice::from_ref(&path), Some(&key), &[]).unwrap().0;
         assert!(report.faults.is_empty() && report.torn_end == 40, "{report:?}");
         begun(&path, &key, false, None).end();
-        let report = verify(std::slice::from_ref(&path), Some(&key)).unwrap();
+        let report = verify(std::slice::from_ref(&path), Some(&key), &[]).unwrap().0;
         assert!(report.faults.is_empty() && report.torn == 1 && report.torn_end == 0, "{report:?}");
     }
 }

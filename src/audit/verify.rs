@@ -68,14 +68,19 @@ pub struct Report {
 }
 
 /// Looks at all records of a log, which may be in several files, in any order. With `key`, that of the volume, each record's
-/// MAC is checked too.
+/// MAC is checked too. Also returns those of the hashes in `heads` that no good record's line has.
 ///
 /// # Errors
 /// [`VerifyError`] if a file cannot be read.
-pub fn verify(files: &[PathBuf], key: Option<&AuditKey>) -> Result<Report, VerifyError> {
+pub fn verify(
+    files: &[PathBuf],
+    key: Option<&AuditKey>,
+    heads: &[String],
+) -> Result<(Report, Vec<String>), VerifyError> {
     let mut ordered: Vec<_> = files.iter().map(|path| Ok((first_number(path)?, path))).collect::<Result<_, _>>()?;
     ordered.sort();
-    let mut walk = Walk { key, report: Report { authenticated: key.is_some(), ..Report::default() }, before: None, odd: None };
+    let report = Report { authenticated: key.is_some(), ..Report::default() };
+    let mut walk = Walk { key, report, before: None, odd: None, heads: heads.to_vec() };
     for (_, path) in ordered {
         let mut number = 0;
         each_line(path, |line, whole| {
@@ -84,14 +89,14 @@ pub fn verify(files: &[PathBuf], key: Option<&AuditKey>) -> Result<Report, Verif
         })?;
     }
     walk.give_up_odd();
-    Ok(walk.report)
+    Ok((walk.report, walk.heads))
 }
 
 /// Gives each record to `show`, whether it is authentic or not; what is no record is left out.
 ///
 /// # Errors
 /// [`VerifyError`] if a file cannot be read.
-pub(super) fn each_record(path: &Path, mut show: impl FnMut(Record)) -> Result<(), VerifyError> {
+pub fn each_record(path: &Path, mut show: impl FnMut(Record)) -> Result<(), VerifyError> {
     each_line(path, |line, _| {
         if let Some(line) = Line::parse(line) {
             show(line.record);
@@ -140,6 +145,8 @@ struct Walk<'k> {
     before: Option<(u64, String)>,
     /// A line that is no record: a fault, unless the next one tells of it.
     odd: Option<(Fault, u64)>,
+    /// Hashes that were not found yet.
+    heads: Vec<String>,
 }
 
 impl Walk<'_> {
@@ -175,7 +182,9 @@ impl Walk<'_> {
             _ => {}
         }
         self.count(&line);
-        self.before = Some((line.record.seq, line.link()));
+        let link = line.link();
+        self.heads.retain(|head| *head != link);
+        self.before = Some((line.record.seq, link));
     }
 
     fn count(&mut self, line: &Line<'_>) {
@@ -245,7 +254,10 @@ mod tests {
     fn check(lines: &[Vec<u8>], key: Option<&AuditKey>) -> Vec<(u64, String)> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), lines.concat()).unwrap();
-        let report = verify(&[file.path().to_owned()], key).unwrap();
+        let heads = ["0".to_owned()];
+        let (report, missing) = verify(&[file.path().to_owned()], key, &heads).unwrap();
+        assert_eq!(missing, heads);
+        assert_eq!(verify(&[file.path().to_owned()], key, &[report.head.clone()]).unwrap().1, [""; 0]);
         report.faults.into_iter().map(|fault| (fault.line, fault.what)).collect()
     }
 

@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use super::commands::{
-    check, completions, doctor, estimate, forget, init, inspect, keys, lock, man, mount, recipients, rewrap, speed,
-    status, umount,
+    audit, check, completions, doctor, estimate, forget, init, inspect, keys, lock, man, mount, recipients, rewrap, speed,
+    status, top, umount,
 };
 
 const EXIT_CODES: &str = "\
@@ -48,6 +48,8 @@ pub(super) enum Command {
     Mount(Box<mount::MountArgs>),
     Umount(umount::UmountArgs),
     Status(status::StatusArgs),
+    Top(top::TopArgs),
+    Audit(audit::AuditArgs),
     Lock(lock::LockArgs),
     Unlock(lock::UnlockArgs),
     Inspect(inspect::InspectArgs),

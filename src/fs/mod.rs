@@ -15,6 +15,7 @@ mod lane;
 mod leases;
 mod link_targets;
 mod listing;
+mod measures;
 mod names;
 mod namespace;
 mod open;
@@ -39,6 +40,7 @@ pub use error::Error;
 pub use inode::{InodeId, ROOT};
 pub use io::ReadAnswer;
 pub use listing::{DirectoryHandle, Listed};
+pub use measures::{Begun, Measures, Operation, OperationCounts, OperationMeasure};
 pub use open::Answer;
 pub use stats::Stats;
 
@@ -120,6 +122,7 @@ pub struct Filesystem {
     /// The daemon's own user.
     user: u32,
     events: Arc<Events>,
+    counts: Arc<OperationCounts>,
     undecryptable_names: AtomicU64,
     alarms: Mutex<HashMap<Cause, Instant>>,
 }
@@ -160,6 +163,7 @@ impl Filesystem {
             privileged: user == 0,
             user,
             events: Arc::default(),
+            counts: Arc::default(),
             undecryptable_names: AtomicU64::new(0),
             alarms: Mutex::default(),
         });

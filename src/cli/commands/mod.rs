@@ -1,5 +1,6 @@
 //! One file for each command.
 
+pub(super) mod audit;
 pub(super) mod check;
 mod check_config;
 mod check_paths;
@@ -22,6 +23,7 @@ mod keys_provision;
 pub(super) mod lock;
 pub(super) mod man;
 pub(super) mod mount;
+mod observe;
 mod policy;
 pub(super) mod recipients;
 #[cfg(feature = "mount")]
@@ -32,4 +34,8 @@ mod rewrap_work;
 mod serve;
 pub(super) mod speed;
 pub(super) mod status;
+#[cfg(feature = "mount")]
+mod teller;
+pub(super) mod top;
+mod top_view;
 pub(super) mod umount;

@@ -1,0 +1,109 @@
+//! What watches a mount: the audit log and the page of metrics, from their flags to their end.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+
+use crate::audit::{AuditTrail, BeginError, FileError, LogFile};
+use crate::cli::error::{CliError, Exit};
+use crate::daemon::http::{Address, Bound};
+use crate::keys::{Trail, Volume};
+
+/// The smallest size in MiB at which an audit log is set aside, and so the unit.
+const MIB: u64 = 1 << 20;
+
+/// Who may watch.
+#[derive(Debug, Args)]
+pub(super) struct ObserveArgs {
+    /// Record each use of a wrapping key in this file: who, when, which file, what came of it (`kmsfs audit` reads it)
+    #[arg(long, value_name = "FILE")]
+    audit_log: Option<PathBuf>,
+    /// Set the audit log aside as FILE.NUMBER when it has so many MiB, and go on in a new one
+    #[arg(long, value_name = "MIB", requires = "audit_log", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    audit_log_size: Option<u64>,
+    /// Use a key only if that is recorded: without a disk for the audit log, files do not open
+    #[arg(long, requires = "audit_log")]
+    audit_required: bool,
+    /// Answer GET /metrics with OpenMetrics text: unix:PATH, 127.0.0.1:PORT or [::1]:PORT
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<Address>,
+}
+
+/// An audit log, and the file that it will go on in.
+struct Audit {
+    trail: Arc<AuditTrail>,
+    file: Option<LogFile>,
+}
+
+/// What watches one mount.
+pub(super) struct Observers {
+    audit: Option<Audit>,
+    page: Option<Bound>,
+    /// Where metrics can be read.
+    pub(super) metrics: Option<String>,
+}
+
+impl ObserveArgs {
+    /// Takes files and addresses, before a key is used.
+    pub(super) fn prepare(&self) -> Result<Observers, CliError> {
+        let audit = match &self.audit_log {
+            None => None,
+            Some(path) => {
+                let path = std::path::absolute(path).map_err(|error| CliError::io(path.display(), &error))?;
+                let file = LogFile::open(&path, self.audit_log_size.map(|size| size * MIB)).map_err(unusable)?;
+                Some(Audit { trail: Arc::new(AuditTrail::new(self.audit_required)), file: Some(file) })
+            }
+        };
+        let page = self.metrics.as_ref().map(|address| {
+            Bound::bind(address).map_err(|error| CliError::io(format_args!("--metrics {address}"), &error))
+        });
+        let page = page.transpose()?;
+        let metrics = page.as_ref().map(|page| page.address.to_string());
+        Ok(Observers { audit, page, metrics })
+    }
+}
+
+impl Observers {
+    /// Where providers record their calls.
+    pub(super) fn trail(&self) -> Option<Trail> {
+        self.audit.as_ref().map(|audit| Trail(audit.trail.uses()))
+    }
+
+    /// The audit log.
+    pub(super) fn audit(&self) -> Option<Arc<AuditTrail>> {
+        self.audit.as_ref().map(|audit| Arc::clone(&audit.trail))
+    }
+
+    /// Begins the audit log of this volume: what was done to unlock it is recorded.
+    pub(super) fn begin_audit(&mut self, volume: &Volume) -> Result<(), CliError> {
+        let Some(Audit { trail, file }) = &mut self.audit else { return Ok(()) };
+        let Some(file) = file.take() else { return Ok(()) };
+        trail.begin(file, Arc::clone(&volume.audit), &volume.id_text()).map_err(|error| match &error {
+            BeginError::OtherVolume(_) => CliError::new(Exit::Unauthentic, error)
+                .hint("`kmsfs audit verify` says what is wrong with it; move it away to begin a new one"),
+            BeginError::Io { .. } => CliError::new(Exit::Io, error),
+        })
+    }
+
+    /// The place of the page of metrics.
+    pub(super) fn take_page(&mut self) -> Option<Bound> {
+        self.page.take()
+    }
+
+    /// Writes what is left of the audit log.
+    pub(super) fn end(&self) {
+        if let Some(audit) = &self.audit {
+            audit.trail.end();
+        }
+    }
+}
+
+fn unusable(error: FileError) -> CliError {
+    match &error {
+        FileError::Io { .. } => CliError::new(Exit::Io, error),
+        FileError::InUse(_) => CliError::new(Exit::Locked, error),
+        FileError::NotAFile(_) => CliError::usage(error),
+        FileError::NotALog(_) => CliError::new(Exit::Unauthentic, error).hint("name another file, or move it away"),
+    }
+}
