@@ -7,6 +7,7 @@ pub mod detach;
 mod hardening;
 pub mod http;
 pub mod log;
+mod log_format;
 pub mod notify;
 pub mod signals;
 

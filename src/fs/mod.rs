@@ -218,23 +218,27 @@ impl Filesystem {
                 Error::Key(error) => ("key", error.provider_kind()),
                 _ => ("file", None),
             };
-            self.warn(cause, || format!("{}: {error}", inode.node.describe()));
+            let request_id = match error {
+                Error::Key(error) => error.request_id(),
+                _ => None,
+            };
+            self.warn(cause, request_id, || format!("{}: {error}", inode.node.describe()));
         }
     }
 
     /// Logs a warning, unless one of the same kind was logged a moment ago.
     fn alarm(&self, kind: &'static str, message: impl FnOnce() -> String) {
-        self.warn((kind, None), message);
+        self.warn((kind, None), None, message);
     }
 
-    fn warn(&self, cause: Cause, message: impl FnOnce() -> String) {
+    fn warn(&self, cause: Cause, request_id: Option<&str>, message: impl FnOnce() -> String) {
         let now = Instant::now();
         let mut alarms = self.alarms.lock().unwrap_or_else(PoisonError::into_inner);
         let recent = alarms.get(&cause).is_some_and(|last| now.duration_since(*last) < ALARM_INTERVAL);
         if !recent {
             alarms.insert(cause, now);
             drop(alarms);
-            tracing::warn!("{}", message());
+            tracing::warn!(request_id, "{}", message());
         }
     }
 }

@@ -199,11 +199,19 @@ pub struct ProviderError {
     pub kind: ProviderErrorKind,
     /// What is wrong, where, and what to do.
     pub message: String,
+    /// What the provider called the request, if it got there.
+    pub request_id: Option<String>,
 }
 
 impl ProviderError {
     /// An error of `kind`.
     pub fn new(kind: ProviderErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: message.into(), request_id: None }
+    }
+
+    /// The same with what the provider called the request.
+    #[must_use]
+    pub fn of_request(self, id: Option<&str>) -> Self {
+        Self { request_id: id.map(str::to_owned), ..self }
     }
 }

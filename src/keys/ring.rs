@@ -281,7 +281,9 @@ impl Ring {
             None => KeyError::NoUsableRecord(describe(&header.header.records)),
             Some(KeyError::Provider(error)) => {
                 let id = hex::encode_uuid(&header.header.data_key_id);
-                ProviderError::new(error.kind, format!("{} (data key {id})", messages.join("; "))).into()
+                ProviderError::new(error.kind, format!("{} (data key {id})", messages.join("; ")))
+                    .of_request(error.request_id.as_deref())
+                    .into()
             }
             Some(other) => other,
         }

@@ -146,7 +146,7 @@ impl Job<'_> {
 
     fn start_log(&self, target: &Target) -> Result<(), CliError> {
         let level = self.settings.log_level.unwrap_or(Level::INFO);
-        log::init(level, target).map_err(|error| CliError::new(Exit::Io, error))?;
+        log::init(level, self.settings.log_format, target).map_err(|error| CliError::new(Exit::Io, error))?;
         if matches!(target, Target::File(_)) {
             log::panics();
         }

@@ -117,7 +117,7 @@ impl Call<'_> {
             _ => None,
         };
         let (kind, why) = unsent.unwrap_or_else(|| (classify(error), describe(error)));
-        self.error(kind, &why)
+        self.error(kind, &why).of_request(error.request_id())
     }
 
     /// An error that says what failed, `why`, and what to do.
