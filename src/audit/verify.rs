@@ -246,9 +246,7 @@ mod tests {
 
     fn lines(key: &AuditKey, count: u64) -> Vec<Vec<u8>> {
         let mut head = Head::start();
-        (0..count)
-            .map(|n| head.seal(SystemTime::now(), Event::Lost { count: n, why: String::new() }, key))
-            .collect()
+        (0..count).map(|n| head.seal(SystemTime::now(), Event::Lost { count: n, why: String::new() }, key)).collect()
     }
 
     fn check(lines: &[Vec<u8>], key: Option<&AuditKey>) -> Vec<(u64, String)> {
@@ -257,7 +255,7 @@ mod tests {
         let heads = ["0".to_owned()];
         let (report, missing) = verify(&[file.path().to_owned()], key, &heads).unwrap();
         assert_eq!(missing, heads);
-        assert_eq!(verify(&[file.path().to_owned()], key, &[report.head.clone()]).unwrap().1, [""; 0]);
+        assert_eq!(verify(&[file.path().to_owned()], key, std::slice::from_ref(&report.head)).unwrap().1, [""; 0]);
         report.faults.into_iter().map(|fault| (fault.line, fault.what)).collect()
     }
 

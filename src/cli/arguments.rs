@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use super::commands::{
-    audit, check, completions, doctor, estimate, forget, init, inspect, keys, lock, man, mount, recipients, rewrap, speed,
-    status, top, umount,
+    audit, check, completions, doctor, estimate, forget, init, inspect, keys, lock, man, mount, recipients, rewrap,
+    speed, status, top, umount,
 };
 
 const EXIT_CODES: &str = "\

@@ -110,7 +110,12 @@ fn put_mount(page: &mut Page, watched: &Watched) {
     );
     page.gauge("kmsfs_uptime_seconds", "seconds", "How long the mount is there.", status.uptime_seconds);
     page.gauge("kmsfs_read_only", "", "1 if nothing can be changed.", u8::from(stats.read_only));
-    page.gauge("kmsfs_locked", "", "1 if all keys are withheld, by kmsfs lock or for want of use.", u8::from(stats.locked));
+    page.gauge(
+        "kmsfs_locked",
+        "",
+        "1 if all keys are withheld, by kmsfs lock or for want of use.",
+        u8::from(stats.locked),
+    );
     page.gauge("kmsfs_files_open", "", "Files with an open handle.", stats.files_open);
     page.gauge("kmsfs_inodes", "", "Inodes that the kernel knows.", stats.inodes_known);
     page.gauge("kmsfs_descriptors", "", "Descriptors in use.", measures.descriptors);

@@ -94,11 +94,8 @@ impl Bound {
     /// If there is no thread for it.
     pub fn serve(self, page: impl Fn() -> String + Send + Sync + 'static) -> io::Result<Server> {
         let Self { listener, address } = self;
-        let shared = Arc::new(Shared {
-            page: Box::new(page),
-            clients: AtomicUsize::new(0),
-            closed: AtomicBool::new(false),
-        });
+        let shared =
+            Arc::new(Shared { page: Box::new(page), clients: AtomicUsize::new(0), closed: AtomicBool::new(false) });
         let for_thread = Arc::clone(&shared);
         let path = match &listener {
             Listener::Unix(_, path) => Some(path.clone()),
@@ -215,8 +212,9 @@ fn answer(client: &mut dyn Client, shared: &Shared) -> io::Result<()> {
         other => ("text/plain; charset=utf-8", format!("{other}\n")),
     };
     let length = body.len();
-    let mut text =
-        format!("HTTP/1.0 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+    let mut text = format!(
+        "HTTP/1.0 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+    );
     if !head_only {
         text.push_str(&body);
     }

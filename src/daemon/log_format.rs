@@ -5,9 +5,9 @@ use std::fmt::{self, Write as _};
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{self, FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
-use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::registry::LookupSpan;
 
 /// How lines look.
@@ -167,9 +167,14 @@ mod tests {
         let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.len(), 2);
         let first = &lines[0];
-        assert_eq!((&first["level"], &first["field_level"], &first["request_id"]), (&"warn".into(), &7.into(), &"id-1".into()));
+        assert_eq!(
+            (&first["level"], &first["field_level"], &first["request_id"]),
+            (&"warn".into(), &7.into(), &"id-1".into())
+        );
         assert_eq!(first["message"], "two\nlines of \"text\"");
-        assert!(first["time"].as_str().unwrap().ends_with('Z') && first["target"].as_str().unwrap().starts_with("kmsfs"));
+        assert!(
+            first["time"].as_str().unwrap().ends_with('Z') && first["target"].as_str().unwrap().starts_with("kmsfs")
+        );
     }
 
     #[test]

@@ -117,12 +117,21 @@ impl<C: Deref<Target = OperationCounts>> Begun<C> {
     pub fn end<T>(self, result: Result<T, Error>) -> Result<T, Error> {
         self.counts.latency[self.operation as usize].note(self.at.elapsed());
         if let Err(error) = &result
-            && !matches!(error, Error::LeftToKernel)
+            && !self.is_usual(error)
         {
             let errno = usize::try_from(error.errno()).ok().filter(|errno| *errno <= MOST_ERRNO);
             self.counts.errors[self.operation as usize].0[errno.unwrap_or(0)].fetch_add(1, Ordering::Relaxed);
         }
         result
+    }
+
+    /// Whether it is an answer like any other: that there is no such name, or no such attribute, is what programs ask.
+    fn is_usual(&self, error: &Error) -> bool {
+        match error {
+            Error::LeftToKernel | Error::NoAttribute => true,
+            Error::NoEntry => self.operation == Operation::Lookup,
+            _ => false,
+        }
     }
 
     /// The same for one that moves bytes: so many, if it went well.
@@ -145,7 +154,7 @@ pub struct OperationMeasure {
     pub operation: String,
     /// How many, and how long they took, from the kernel's request to the answer; failed ones too.
     pub latency: Latency,
-    /// How many failed, by errno.
+    /// How many failed, by errno; without lookups that found nothing and attributes that are not there.
     pub errors: Vec<(String, u64)>,
 }
 
@@ -219,7 +228,8 @@ mod tests {
             assert_eq!(operation as usize, at);
             let begin = || Begun { operation, at: Instant::now(), counts: Arc::clone(&counts) };
             begin().end(Ok(())).unwrap();
-            begin().end::<()>(Err(Error::NoEntry)).unwrap_err();
+            begin().end::<()>(Err(Error::Exists)).unwrap_err();
+            begin().end::<()>(Err(Error::NoAttribute)).unwrap_err();
             begin().end::<()>(Err(Error::LeftToKernel)).unwrap_err();
         }
         let begin = |operation| Begun { operation, at: Instant::now(), counts: &*counts };
@@ -228,8 +238,8 @@ mod tests {
         assert_eq!((counts.read.read(), counts.written.read()), (5, 7));
         for measure in counts.read_all() {
             let moves = u64::from(["read", "write"].contains(&measure.operation.as_str()));
-            assert_eq!(measure.latency.count(), 3 + moves, "{}", measure.operation);
-            assert_eq!(measure.errors, [("ENOENT".to_owned(), 1)]);
+            assert_eq!(measure.latency.count(), 4 + moves, "{}", measure.operation);
+            assert_eq!(measure.errors, [("EEXIST".to_owned(), 1)]);
         }
     }
 }

@@ -21,10 +21,7 @@ impl EncryptionContext {
     /// The context of a data key.
     #[must_use]
     pub fn data_key(volume_id: &[u8; 16], data_key_id: &[u8; 16]) -> Self {
-        Self(BTreeMap::from([
-            ("kmsfs:volume", hex::encode_uuid(volume_id)),
-            (DATA_KEY, hex::encode_uuid(data_key_id)),
-        ]))
+        Self(BTreeMap::from([("kmsfs:volume", hex::encode_uuid(volume_id)), (DATA_KEY, hex::encode_uuid(data_key_id))]))
     }
 
     /// The id of the data key, as people read it; a volume key has none.

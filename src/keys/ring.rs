@@ -14,8 +14,8 @@ use crate::format::header::{self, Header, HeaderError, HeaderPage, Record, Slot}
 use crate::format::hex;
 
 use super::cache::{Cache, CacheKey, Unwrapped};
-use super::flight::Flight;
 use super::calls::{CallCounts, CallMeasure, CallsByOperation};
+use super::flight::Flight;
 use super::metered::{Budget, Metered};
 use super::pool::{Minted, Pool, PoolMeasure};
 use super::provisioned::{Mint, ProvisionedKeys, ProvisionedUse, Source};

@@ -297,10 +297,7 @@ mod tests {
             .collect();
         assert_eq!(brief, [("GenerateDataKey", "k", None), ("Decrypt", "k", Some([7; 32])), ("Decrypt", "k", None)]);
         assert!(uses.iter().all(|key_use| key_use.behalf.caller == Some((1000, 77))));
-        assert!(
-            uses.iter()
-                .all(|key_use| key_use.data_key.as_deref() == Some("02020202-0202-0202-0202-020202020202"))
-        );
+        assert!(uses.iter().all(|key_use| key_use.data_key.as_deref() == Some("02020202-0202-0202-0202-020202020202")));
         let kinds: Vec<_> = uses.iter().map(|key_use| key_use.outcome.clone().err().map(|error| error.kind)).collect();
         assert_eq!(kinds, [None, Some(ProviderErrorKind::Denied), None]);
     }

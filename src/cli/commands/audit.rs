@@ -93,7 +93,9 @@ fn verify(args: &VerifyArgs) -> Result<(), CliError> {
     }
     if let Some(head) = missing_heads.first() {
         let what = format!("the audit log has no record with the hash {head}");
-        return Err(CliError::new(Exit::Unauthentic, what).hint("it was cut off before it, or a file of it is not given"));
+        return Err(
+            CliError::new(Exit::Unauthentic, what).hint("it was cut off before it, or a file of it is not given")
+        );
     }
     if report.lost > 0 {
         let what = format!("{} uses of keys are in no record: the log says so itself", report.lost);
@@ -111,14 +113,7 @@ fn open(path: &std::path::Path, args: &SettingsArgs) -> Result<Volume, CliError>
     let secret = settings.passphrase.as_ref().map(|source| source.read(&environment, false)).transpose()?;
     let providers = settings.for_providers(secret.map(passphrase::for_provider));
     let pins = Pins::of(&environment);
-    unlock::unlock(
-        directory.path(),
-        &sealed,
-        &Expected::default(),
-        pins.as_ref(),
-        &providers,
-        KeyLimits::default(),
-    )
+    unlock::unlock(directory.path(), &sealed, &Expected::default(), pins.as_ref(), &providers, KeyLimits::default())
 }
 
 fn unreadable(error: &VerifyError) -> CliError {
@@ -147,7 +142,9 @@ fn wanted(args: &ShowArgs, record: &Record) -> bool {
 
 fn line(record: &Record) -> String {
     let what = match &record.event {
-        Event::Begin { volume, version, pid, .. } => format!("mount of {volume} begins: kmsfs {version}, process {pid}"),
+        Event::Begin { volume, version, pid, .. } => {
+            format!("mount of {volume} begins: kmsfs {version}, process {pid}")
+        }
         Event::Use(key_use) => use_line(key_use),
         Event::Lost { count, why } => format!("{count} uses are in no record: {why}"),
         Event::Resumed { .. } => "the log goes on after a write that failed".to_owned(),

@@ -26,12 +26,7 @@ pub(super) struct Teller {
 }
 
 impl Teller {
-    pub(super) fn new(
-        filesystem: &Arc<Filesystem>,
-        mountpoint: &Path,
-        log: &Target,
-        observers: &Observers,
-    ) -> Self {
+    pub(super) fn new(filesystem: &Arc<Filesystem>, mountpoint: &Path, log: &Target, observers: &Observers) -> Self {
         let log_file = match log {
             Target::Stderr => None,
             Target::File(path) => Some(path.to_string_lossy().into_owned()),

@@ -107,8 +107,11 @@ fn ask(mountpoint: &Path) -> Result<(Instant, Watched), CliError> {
         .and_then(|client| client.tell(Ask::Measures, DEADLINE))
         .map_err(|error| status::failure(mountpoint, &error))?;
     let watched = serde_json::from_str(&told).map_err(|_| {
-        CliError::new(Exit::Other, format_args!("{}: the mount is served by another version of kmsfs", mountpoint.display()))
-            .hint("use the same version, or mount it again")
+        CliError::new(
+            Exit::Other,
+            format_args!("{}: the mount is served by another version of kmsfs", mountpoint.display()),
+        )
+        .hint("use the same version, or mount it again")
     })?;
     Ok((Instant::now(), watched))
 }
