@@ -128,9 +128,10 @@ impl<C: Deref<Target = OperationCounts>> Begun<C> {
     /// Whether it is an answer like any other: that there is no such name, or no such attribute, is what programs ask.
     fn is_usual(&self, error: &Error) -> bool {
         match error {
-            Error::LeftToKernel | Error::NoAttribute => true,
+            Error::LeftToKernel => true,
             Error::NoEntry => self.operation == Operation::Lookup,
-            _ => false,
+            // Its own, or that of the backing filesystem.
+            other => other.errno() == Error::NoAttribute.errno(),
         }
     }
 

@@ -81,12 +81,20 @@ pub struct Options {
     pub prefetch: bool,
     /// When new files use provisioned keys.
     pub provisioned_keys: ProvisionedUse,
+    /// A near provider may withhold a key too: a file gets it when it is opened for writing, so that the refusal is the answer.
+    pub keys_at_open: bool,
 }
 
 impl Default for Options {
     /// Read-write, never locked for want of use, fetching keys ahead, with provisioned keys if no others are to be had.
     fn default() -> Self {
-        Self { read_only: false, idle_lock: None, prefetch: true, provisioned_keys: ProvisionedUse::Fallback }
+        Self {
+            read_only: false,
+            idle_lock: None,
+            prefetch: true,
+            provisioned_keys: ProvisionedUse::Fallback,
+            keys_at_open: false,
+        }
     }
 }
 

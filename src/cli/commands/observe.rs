@@ -33,38 +33,53 @@ pub(super) struct ObserveArgs {
 /// An audit log, and the file that it will go on in.
 struct Audit {
     trail: Arc<AuditTrail>,
+    path: PathBuf,
+    /// Bytes at which it is set aside.
+    most: Option<u64>,
     file: Option<LogFile>,
 }
 
 /// What watches one mount.
 pub(super) struct Observers {
     audit: Option<Audit>,
+    address: Option<Address>,
     page: Option<Bound>,
     /// Where metrics can be read.
     pub(super) metrics: Option<String>,
 }
 
 impl ObserveArgs {
-    /// Takes files and addresses, before a key is used.
-    pub(super) fn prepare(&self) -> Result<Observers, CliError> {
-        let audit = match &self.audit_log {
-            None => None,
-            Some(path) => {
-                let path = std::path::absolute(path).map_err(|error| CliError::io(path.display(), &error))?;
-                let file = LogFile::open(&path, self.audit_log_size.map(|size| size * MIB)).map_err(unusable)?;
-                Some(Audit { trail: Arc::new(AuditTrail::new(self.audit_required)), file: Some(file) })
-            }
-        };
-        let page = self.metrics.as_ref().map(|address| {
-            Bound::bind(address).map_err(|error| CliError::io(format_args!("--metrics {address}"), &error))
+    /// Whether a key may be withheld by this host, and not only by its provider.
+    pub(super) fn may_withhold_keys(&self) -> bool {
+        self.audit_required
+    }
+
+    /// Those that are asked for. Nothing is touched.
+    pub(super) fn observers(&self) -> Result<Observers, CliError> {
+        let audit = self.audit_log.as_ref().map(|path| -> Result<_, CliError> {
+            let path = std::path::absolute(path).map_err(|error| CliError::io(path.display(), &error))?;
+            let trail = Arc::new(AuditTrail::new(self.audit_required));
+            Ok(Audit { trail, path, most: self.audit_log_size.map(|size| size * MIB), file: None })
         });
-        let page = page.transpose()?;
-        let metrics = page.as_ref().map(|page| page.address.to_string());
-        Ok(Observers { audit, page, metrics })
+        Ok(Observers { audit: audit.transpose()?, address: self.metrics.clone(), page: None, metrics: None })
     }
 }
 
 impl Observers {
+    /// Takes file and address, before a volume's key is used.
+    pub(super) fn take_places(&mut self) -> Result<(), CliError> {
+        if let Some(audit) = &mut self.audit {
+            audit.file = Some(LogFile::open(&audit.path, audit.most).map_err(unusable)?);
+        }
+        if let Some(address) = &self.address {
+            let bound =
+                Bound::bind(address).map_err(|error| CliError::io(format_args!("--metrics {address}"), &error))?;
+            self.metrics = Some(bound.address.to_string());
+            self.page = Some(bound);
+        }
+        Ok(())
+    }
+
     /// Where providers record their calls.
     pub(super) fn trail(&self) -> Option<Trail> {
         self.audit.as_ref().map(|audit| Trail(audit.trail.uses()))
@@ -77,7 +92,7 @@ impl Observers {
 
     /// Begins the audit log of this volume: what was done to unlock it is recorded.
     pub(super) fn begin_audit(&mut self, volume: &Volume) -> Result<(), CliError> {
-        let Some(Audit { trail, file }) = &mut self.audit else { return Ok(()) };
+        let Some(Audit { trail, file, .. }) = &mut self.audit else { return Ok(()) };
         let Some(file) = file.take() else { return Ok(()) };
         trail.begin(file, Arc::clone(&volume.audit), &volume.id_text()).map_err(|error| match &error {
             BeginError::OtherVolume(_) => CliError::new(Exit::Unauthentic, error)

@@ -110,10 +110,10 @@ impl Job<'_> {
         if let Some(target) = &chosen {
             self.start_log(target)?;
         }
-        let mut observers = self.args.observe.prepare()?;
+        let mut observers = self.args.observe.observers()?;
         let mut providers = self.settings.for_providers(secret.map(passphrase::for_provider));
         providers.trail = observers.trail();
-        let opened = self.open(&providers)?;
+        let opened = self.open(&providers, &mut observers)?;
         drop(providers);
         observers.begin_audit(&opened.volume)?;
         let log = match chosen {
@@ -154,7 +154,7 @@ impl Job<'_> {
     }
 
     /// Everything up to the unlocked volume. Nothing is changed, but for a volume that `--init` makes.
-    fn open(&self, providers: &ProviderSettings) -> Result<Opened, CliError> {
+    fn open(&self, providers: &ProviderSettings, observers: &mut Observers) -> Result<Opened, CliError> {
         let place = self.find_place()?;
         let Self { args, settings, environment, .. } = self;
         if args.init {
@@ -162,6 +162,7 @@ impl Job<'_> {
         }
         let directory = CipherDirectory::open(&place.cipher_directory)?;
         let lock = directory.lock(if self.flags.read_only { LockMode::Shared } else { LockMode::Exclusive })?;
+        observers.take_places()?;
         let sealed = unlock::read_config(&directory)?;
         let expected = Expected { volume_id: args.volume_id.as_deref(), keys: &args.expect_key };
         let pins = Pins::of(environment);
@@ -260,6 +261,7 @@ impl Job<'_> {
             idle_lock: self.args.keys.idle_lock(),
             prefetch: !self.args.keys.no_prefetch,
             provisioned_keys: self.args.keys.provisioned_keys(),
+            keys_at_open: self.args.observe.may_withhold_keys(),
         }
     }
 
