@@ -198,6 +198,19 @@ fn two_mounts_do_not_share_a_log() {
     assert!(told.contains("not a file"), "{told}");
     other.home.refused(14, &[&"mount", &other.cipher, &other.plain, &"--audit-log", &"/nowhere/log"]);
     other.home.refused(2, &[&"mount", &other.cipher, &other.plain, &"--audit-required"]);
+    // It would wait for itself.
+    for place in [&other.cipher, &other.plain] {
+        let (log, socket) = (place.join("x"), format!("unix:{}", place.join("x").display()));
+        other.home.refused(2, &[&"mount", &other.cipher, &other.plain, &"--audit-log", &log]);
+        other.home.refused(2, &[&"mount", &other.cipher, &other.plain, &"--metrics", &socket]);
+    }
+    // A mount that does not begin leaves nothing behind.
+    let (log, socket) = (other.home.path("run/log"), format!("unix:{}", other.home.path("run/socket").display()));
+    let watched: [Argument<'_>; 7] =
+        [&"mount", &other.cipher, &other.plain, &"--audit-log", &log, &"--metrics", &socket];
+    other.home.refused(6, &[&watched[..], &[&"--keyring", &volume.home.path("data/kmsfs/keyring.toml")]].concat());
+    let left: Vec<_> = fs::read_dir(other.home.path("run")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name == "log" || name == "socket"), "{left:?}");
 }
 
 /// A volume whose audit log is on a disk of its own, which has room for this and not much more.

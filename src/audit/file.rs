@@ -56,6 +56,8 @@ pub struct LogFile {
     last_line: Vec<u8>,
     /// A file longer than this is set aside.
     most: Option<u64>,
+    /// It was not there before.
+    new: bool,
 }
 
 impl LogFile {
@@ -81,7 +83,14 @@ impl LogFile {
         if !last_line.is_empty() && Line::parse(&last_line).is_none() {
             return Err(FileError::NotALog(path.to_owned()));
         }
-        Ok(Self { path: path.to_owned(), file, len, torn: found.len() - len, last_line, most })
+        Ok(Self { path: path.to_owned(), file, len, torn: found.len() - len, last_line, most, new })
+    }
+
+    /// Leaves nothing behind that was made for a log that never began.
+    pub fn discard(self) {
+        if self.new && self.len + self.torn == 0 {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 
     /// The last whole line; empty if there is none.

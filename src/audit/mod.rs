@@ -9,6 +9,8 @@
 
 mod file;
 mod record;
+#[cfg(test)]
+mod tests;
 mod trail;
 mod verify;
 

@@ -255,7 +255,10 @@ mod tests {
         let heads = ["0".to_owned()];
         let (report, missing) = verify(&[file.path().to_owned()], key, &heads).unwrap();
         assert_eq!(missing, heads);
-        assert_eq!(verify(&[file.path().to_owned()], key, std::slice::from_ref(&report.head)).unwrap().1, [""; 0]);
+        if report.records > 0 {
+            let heads = std::slice::from_ref(&report.head);
+            assert!(verify(&[file.path().to_owned()], key, heads).unwrap().1.is_empty());
+        }
         report.faults.into_iter().map(|fault| (fault.line, fault.what)).collect()
     }
 

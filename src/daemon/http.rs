@@ -55,13 +55,14 @@ impl FromStr for Address {
 }
 
 enum Listener {
-    Unix(UnixListener, PathBuf),
+    Unix(UnixListener),
     Tcp(TcpListener),
 }
 
-/// A place where a page will be.
+/// A place where a page will be; given up if dropped.
 pub struct Bound {
-    listener: Listener,
+    /// `None` only once it is served.
+    listener: Option<Listener>,
     /// Where it is.
     pub address: Address,
 }
@@ -78,12 +79,12 @@ impl Bound {
                 make_way(&path)?;
                 let listener = UnixListener::bind(&path)?;
                 fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-                Ok(Self { listener: Listener::Unix(listener, path.clone()), address: Address::Unix(path) })
+                Ok(Self { listener: Some(Listener::Unix(listener)), address: Address::Unix(path) })
             }
             Address::Tcp(wanted) => {
                 let listener = TcpListener::bind(wanted)?;
                 let address = Address::Tcp(listener.local_addr()?);
-                Ok(Self { listener: Listener::Tcp(listener), address })
+                Ok(Self { listener: Some(Listener::Tcp(listener)), address })
             }
         }
     }
@@ -92,17 +93,31 @@ impl Bound {
     ///
     /// # Errors
     /// If there is no thread for it.
-    pub fn serve(self, page: impl Fn() -> String + Send + Sync + 'static) -> io::Result<Server> {
-        let Self { listener, address } = self;
+    pub fn serve(mut self, page: impl Fn() -> String + Send + Sync + 'static) -> io::Result<Server> {
         let shared =
             Arc::new(Shared { page: Box::new(page), clients: AtomicUsize::new(0), closed: AtomicBool::new(false) });
-        let for_thread = Arc::clone(&shared);
-        let path = match &listener {
-            Listener::Unix(_, path) => Some(path.clone()),
-            Listener::Tcp(_) => None,
-        };
-        thread::Builder::new().name("metrics".to_owned()).spawn(move || accept_all(&listener, &for_thread))?;
-        Ok(Server { shared, address, path })
+        if let Some(listener) = self.listener.take() {
+            let shared = Arc::clone(&shared);
+            thread::Builder::new().name("metrics".to_owned()).spawn(move || accept_all(&listener, &shared))?;
+        }
+        Ok(Server { shared, address: self.address.clone() })
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        if self.listener.is_some() {
+            self.address.give_up();
+        }
+    }
+}
+
+impl Address {
+    /// Leaves no socket behind.
+    fn give_up(&self) {
+        if let Self::Unix(path) = self {
+            let _ = fs::remove_file(path);
+        }
     }
 }
 
@@ -129,7 +144,6 @@ fn make_way(path: &std::path::Path) -> io::Result<()> {
 pub struct Server {
     shared: Arc<Shared>,
     address: Address,
-    path: Option<PathBuf>,
 }
 
 struct Shared {
@@ -146,9 +160,7 @@ impl Drop for Server {
             Address::Unix(path) => drop(UnixStream::connect(path)),
             Address::Tcp(address) => drop(TcpStream::connect_timeout(address, Duration::from_secs(1))),
         }
-        if let Some(path) = &self.path {
-            let _ = fs::remove_file(path);
-        }
+        self.address.give_up();
     }
 }
 
@@ -173,7 +185,7 @@ impl Client for TcpStream {
 fn accept_all(listener: &Listener, shared: &Arc<Shared>) {
     loop {
         let accepted: io::Result<Box<dyn Client>> = match listener {
-            Listener::Unix(listener, _) => listener.accept().map(|(stream, _)| Box::new(stream) as Box<dyn Client>),
+            Listener::Unix(listener) => listener.accept().map(|(stream, _)| Box::new(stream) as Box<dyn Client>),
             Listener::Tcp(listener) => listener.accept().map(|(stream, _)| Box::new(stream) as Box<dyn Client>),
         };
         if shared.closed.load(Ordering::Acquire) {

@@ -20,6 +20,7 @@ mod provider;
 pub mod providers;
 mod provisioned;
 mod recipients;
+mod recorded;
 mod refusals;
 mod rewrap;
 mod ring;

@@ -1,6 +1,6 @@
 //! What watches a mount: the audit log and the page of metrics, from their flags to their end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
@@ -66,8 +66,15 @@ impl ObserveArgs {
 }
 
 impl Observers {
-    /// Takes file and address, before a volume's key is used.
-    pub(super) fn take_places(&mut self) -> Result<(), CliError> {
+    /// Takes file and address, before a volume's key is used. Neither may be in one of `volume_places`: the mount would wait
+    /// for itself.
+    pub(super) fn take_places(&mut self, volume_places: &[&Path]) -> Result<(), CliError> {
+        if let Some(audit) = &self.audit {
+            check_outside("--audit-log", &audit.path, volume_places)?;
+        }
+        if let Some(Address::Unix(path)) = &self.address {
+            check_outside("--metrics", path, volume_places)?;
+        }
         if let Some(audit) = &mut self.audit {
             audit.file = Some(LogFile::open(&audit.path, audit.most).map_err(unusable)?);
         }
@@ -112,6 +119,24 @@ impl Observers {
             audit.trail.end();
         }
     }
+}
+
+impl Drop for Observers {
+    /// A mount that did not begin leaves no log behind that was made for it.
+    fn drop(&mut self) {
+        self.audit.iter_mut().filter_map(|audit| audit.file.take()).for_each(LogFile::discard);
+    }
+}
+
+fn check_outside(flag: &str, path: &Path, volume_places: &[&Path]) -> Result<(), CliError> {
+    let failed = |error| CliError::io(format_args!("{flag} {}", path.display()), &error);
+    let path = std::path::absolute(path).map_err(failed)?;
+    let directory = path.parent().unwrap_or(&path).canonicalize().map_err(failed)?;
+    if volume_places.iter().any(|place| directory.starts_with(place)) {
+        let what = format!("{flag} {}: it is in the volume or on its mount", path.display());
+        return Err(CliError::usage(what).hint("give a place outside of both"));
+    }
+    Ok(())
 }
 
 fn unusable(error: FileError) -> CliError {

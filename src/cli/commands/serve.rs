@@ -162,7 +162,7 @@ impl Job<'_> {
         }
         let directory = CipherDirectory::open(&place.cipher_directory)?;
         let lock = directory.lock(if self.flags.read_only { LockMode::Shared } else { LockMode::Exclusive })?;
-        observers.take_places()?;
+        observers.take_places(&[&place.cipher_directory, &place.mountpoint])?;
         let sealed = unlock::read_config(&directory)?;
         let expected = Expected { volume_id: args.volume_id.as_deref(), keys: &args.expect_key };
         let pins = Pins::of(environment);

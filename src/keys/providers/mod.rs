@@ -30,7 +30,7 @@ use zeroize::Zeroizing;
 use self::absent::AbsentProvider;
 use self::keyring::Keyring;
 use self::local::LocalProvider;
-use super::uses::Recorded;
+use super::recorded::Recorded;
 use super::{Provider, ProviderError, ProviderErrorKind, ProviderKind, Trail};
 
 /// The longest wrapped key that any provider makes or takes, in bytes: the limit of KMS.
