@@ -15,9 +15,11 @@
 //! * [`crypto`]: pure functions over bytes; imports nothing of ours.
 //! * [`format`]: bytes to types; imports nothing of ours.
 //! * [`storage`]: the backing tree; imports nothing of ours.
-//! * [`keys`]: providers, cache, headers to file keys; imports crypto and format.
+//! * [`meter`]: counters for what is done often; imports nothing of ours.
+//! * [`keys`]: providers, cache, headers to file keys; imports crypto, format and meter.
+//! * [`audit`]: the trail of the uses of wrapping keys; imports keys, crypto and format.
 //! * [`content`]: the plaintext view of one sealed file; imports crypto, format and storage.
-//! * [`fs`]: what a filesystem means; imports content, keys, storage, format, and the names of crypto's keys.
+//! * [`fs`]: what a filesystem means; imports content, keys, storage, format, meter, and the names of crypto's keys.
 //! * [`check`]: whether what lies in a cipher directory is whole; imports what fs does, and crypto's names.
 //! * [`transfer`]: volumes without a mount, and copying trees out of them and into them; imports fs and what opens one.
 //! * `queue`: work for many threads; imports nothing of ours.
@@ -27,6 +29,7 @@
 //!
 //! `tests/layers.rs` holds these arrows against the sources.
 
+pub mod audit;
 pub mod check;
 pub mod cli;
 pub mod content;
@@ -35,6 +38,7 @@ pub mod daemon;
 pub mod format;
 pub mod fs;
 pub mod keys;
+pub mod meter;
 #[cfg(feature = "mount")]
 pub mod mount;
 mod queue;

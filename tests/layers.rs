@@ -11,15 +11,23 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("crypto", &[]),
     ("format", &[]),
     ("storage", &["format"]),
-    ("keys", &["crypto", "format"]),
+    ("meter", &[]),
+    ("keys", &["crypto", "format", "meter"]),
+    ("audit", &["crypto", "format", "keys"]),
     ("content", &["crypto", "format", "storage"]),
-    ("fs", &["content", "keys", "storage", "format", "crypto"]),
+    ("fs", &["content", "keys", "storage", "format", "crypto", "meter"]),
     ("queue", &[]),
     ("check", &["content", "keys", "storage", "format", "crypto", "queue"]),
     ("transfer", &["fs", "content", "keys", "storage", "format", "queue"]),
     ("mount", &["fs"]),
     ("daemon", &[]),
-    ("cli", &["crypto", "format", "storage", "keys", "content", "fs", "check", "transfer", "mount", "daemon"]),
+    (
+        "cli",
+        &[
+            "crypto", "format", "storage", "keys", "content", "fs", "check", "transfer", "mount", "daemon", "audit",
+            "meter",
+        ],
+    ),
 ];
 /// Of crypto, the filesystem knows the names of keys and nothing that computes with pages.
 const FS_MAY_NAME: &[&str] = &["FileKeys", "LinkKey", "NameKey"];

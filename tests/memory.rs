@@ -177,6 +177,7 @@ impl Scene {
         add(DERIVED_VOLUME_KEY, of_volume("kmsfs v1 header"));
         add(DERIVED_VOLUME_KEY, of_volume("kmsfs v1 directory"));
         add(DERIVED_VOLUME_KEY, of_volume("kmsfs v1 config"));
+        add(DERIVED_VOLUME_KEY, of_volume("kmsfs v1 audit"));
         add(DERIVED_VOLUME_KEY, derive::<64>(&volume_key, &volume_id, b"kmsfs v1 name")[..32].to_vec());
         add(DERIVED_VOLUME_KEY, derive::<64>(&volume_key, &volume_id, b"kmsfs v1 name")[32..].to_vec());
         // The last characters of base64 depend on what follows.

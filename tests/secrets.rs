@@ -116,7 +116,9 @@ fn cycle(home: &Home, flags: &[&str], bad_flags: &[&[&str]]) {
     assert_eq!(run(&with(&[&"init", &cipher], flags)), Some(0));
 
     let key_flags: Vec<&str> = flags.iter().copied().filter(|flag| !flag.starts_with("--key=")).collect();
-    let foreground = with(&[&"mount", &"--foreground", &cipher, &plain], &key_flags);
+    let watched: [Argument<'_>; 5] =
+        [&"mount", &cipher, &plain, &"--audit-log=audit.log", &"--metrics=unix:metrics.socket"];
+    let foreground = with(&[&watched[..], &[&"--foreground"]].concat(), &key_flags);
     let foreground: Vec<Argument<'_>> = foreground.iter().map(|word| word as Argument<'_>).collect();
     let mount = home.start("foreground", &foreground);
     eventually("it is mounted", || home.kmsfs(&[&"status", &plain]).status.success());
@@ -127,6 +129,8 @@ fn cycle(home: &Home, flags: &[&str], bad_flags: &[&[&str]]) {
     fs::write(plain.join("header"), CONTENT).unwrap();
     assert_eq!(fs::read_to_string(&file).unwrap(), CONTENT.repeat(300));
     assert_eq!(run(&with(&[&"status", &plain], &[])), Some(0));
+    assert_eq!(run(&with(&[&"top", &"--once", &"--json", &plain], &[])), Some(0));
+    fs::write(home.path("metrics-page"), metrics(&home.path("metrics.socket"))).unwrap();
     let behind = |name: &str| {
         use std::os::unix::fs::MetadataExt;
         let inode = fs::metadata(plain.join(name)).unwrap().ino();
@@ -139,19 +143,32 @@ fn cycle(home: &Home, flags: &[&str], bad_flags: &[&[&str]]) {
 
     flip(&page, 4096 + 77);
     flip(&header, 90);
-    let background = with(&[&"mount", &cipher, &plain], &key_flags);
+    let background = with(&watched, &key_flags);
     assert_eq!(run(&background), Some(0));
     assert_eq!(errno(fs::read(plain.join("page"))), Some(libc::EIO));
     assert_eq!(errno(fs::read(plain.join("header"))), Some(libc::EIO));
     assert_eq!(fs::read_to_string(&file).unwrap(), CONTENT.repeat(300));
     assert_eq!(run(&with(&[&"inspect", &page, &header, &cipher], &key_flags)), Some(13));
     assert_eq!(run(&with(&[&"umount", &plain], &[])), Some(0));
+    assert_eq!(run(&with(&[&"audit", &"verify", &"audit.log", &"--volume", &cipher], &key_flags)), Some(0));
+    assert_eq!(run(&with(&[&"audit", &"show", &"audit.log"], &[])), Some(0));
     for bad in bad_flags {
         assert_ne!(run(&with(&[&"mount", &cipher, &plain], bad)), Some(0), "{bad:?}");
         run(&with(&[&"inspect", &cipher], bad));
     }
     let logged = [home.logs(), fs::read_to_string(home.path("foreground.err")).unwrap()].concat();
     assert!(logged.contains("does not authenticate") && logged.contains("mounted"), "{logged}");
+}
+
+/// The page of metrics.
+fn metrics(socket: &Path) -> String {
+    use std::io::{Read, Write};
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).unwrap();
+    assert!(page.ends_with("# EOF\n"), "{page}");
+    page
 }
 
 /// All keys of the volume, down to those of its files, from the other implementation.
@@ -162,8 +179,10 @@ sys.path.insert(0, sys.argv[1])
 sys.dont_write_bytecode = True
 import decrypt
 unwrap, hkdf = decrypt.Keyring.unwrap, decrypt.hkdf
+opened = []
 def shown_unwrap(*arguments):
     key = unwrap(*arguments)
+    opened.append(key)
     print('unwrapped', key.hex())
     return key
 def shown_hkdf(key, salt, info, length=32):
@@ -175,6 +194,7 @@ cipher, keyring, passphrase = sys.argv[2:5]
 keys = decrypt.Keyring(open(keyring, 'rb').read(), passphrase.encode())
 for _, material in keys.keys.values(): print('wrapping', material.hex())
 volume = decrypt.Volume(open(f'{cipher}/.kmsfs/volume.toml', 'rb').read(), keys)
+print('audit', hkdf(opened[0], volume.id, b'kmsfs v1 audit', 32).hex())
 for entry in os.scandir(cipher):
     if entry.is_file(follow_symlinks=False):
         try: decrypt.file_key(open(entry.path, 'rb').read(4096), volume)
@@ -205,7 +225,7 @@ fn nothing_of_a_sealed_keyring_and_its_volume_is_told() {
     cycle(&home, &flags, &[&[], &["--passphrase-file=wrong"], &["--passphrase-file=missing"]]);
     let mut secrets = plaintexts();
     let keys = all_keys(&home, "keys.toml", PASSPHRASE);
-    // One wrapping key, the volume's key and the five that come of it, and two of each file that is sound.
+    // One wrapping key, the volume's key and those that come of it, and two of each file that is sound.
     assert!(keys.len() >= 1 + 6 + 4, "{}", keys.len());
     secrets.extend(keys);
     assert_eq!(leaks(&home, &secrets, &["passphrase"]), Vec::<String>::new());

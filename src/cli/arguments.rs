@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use super::commands::{
-    cat, check, completions, copy_trees, doctor, estimate, forget, init, inspect, keys, lock, ls, man, mount,
-    recipients, rekey, rewrap, speed, status, umount,
+    audit, cat, check, completions, copy_trees, doctor, estimate, forget, init, inspect, keys, lock, ls, man, mount,
+    recipients, rekey, rewrap, speed, status, top, umount,
 };
 
 const EXIT_CODES: &str = "\
@@ -24,10 +24,10 @@ Exit codes:
   12  not mounted
   13  something does not authenticate, or a part of it is missing
   14  read-only or full filesystem, or another I/O error
-  15  check found something that is not as it should be, and nothing that is lost
+  15  check found something that is not as it should be, and nothing that is lost; or an audit log that lacks records
 
 Environment: KMSFS_PASSPHRASE, KMSFS_PASSPHRASE_FILE, KMSFS_KEYRING, KMSFS_REGION, KMSFS_ENDPOINT_URL, KMSFS_FIPS,
-KMSFS_KMS_ATTEMPT_TIMEOUT, KMSFS_KMS_OPERATION_TIMEOUT, KMSFS_LOG, KMSFS_LOG_FILE, KMSFS_CONFIG.
+KMSFS_KMS_ATTEMPT_TIMEOUT, KMSFS_KMS_OPERATION_TIMEOUT, KMSFS_LOG, KMSFS_LOG_FORMAT, KMSFS_LOG_FILE, KMSFS_CONFIG.
 Settings files: /etc/kmsfs/config.toml and $XDG_CONFIG_HOME/kmsfs/config.toml, or the one of --config.
 A flag wins over the environment, that over the user's file, and that over the system's.";
 
@@ -48,6 +48,8 @@ pub(super) enum Command {
     Mount(Box<mount::MountArgs>),
     Umount(umount::UmountArgs),
     Status(status::StatusArgs),
+    Top(top::TopArgs),
+    Audit(audit::AuditArgs),
     Lock(lock::LockArgs),
     Unlock(lock::UnlockArgs),
     Inspect(inspect::InspectArgs),

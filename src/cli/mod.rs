@@ -19,12 +19,14 @@ mod key_spec;
 mod mount_helper;
 mod mount_options;
 mod mount_point;
+mod open_metrics;
 mod passphrase;
 mod pins;
 mod progress;
 mod report;
 mod settings;
 mod unlock;
+mod watched;
 
 use std::process::ExitCode;
 
@@ -58,6 +60,8 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
         Command::Mount(args) => commands::mount::run(args, arguments.background),
         Command::Umount(args) => commands::umount::run(args),
         Command::Status(args) => commands::status::run(args),
+        Command::Top(args) => commands::top::run(args),
+        Command::Audit(args) => commands::audit::run(args),
         Command::Lock(args) => commands::lock::lock(args),
         Command::Unlock(args) => commands::lock::unlock(args),
         Command::Inspect(args) => commands::inspect::run(args),

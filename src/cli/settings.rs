@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::Deserialize;
 
-use crate::daemon::log::Level;
+use crate::daemon::log::{Format, Level};
 use crate::keys::providers::{AwsSettings, Passphrase, ProviderSettings};
 
 use super::environment::Environment;
@@ -64,6 +64,9 @@ struct Layer {
     /// What is logged: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
+    /// How lines of the log look: text or json [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
     #[arg(skip)]
     log_file: Option<PathBuf>,
 }
@@ -79,6 +82,8 @@ pub(crate) struct Settings {
     pub(crate) aws: AwsSettings,
     /// How much is logged, if anything says so.
     pub(crate) log_level: Option<Level>,
+    /// How lines of the log look.
+    pub(crate) log_format: Format,
     /// Where a mount logs to, if anything says so.
     pub(crate) log_file: Option<PathBuf>,
 }
@@ -96,7 +101,7 @@ impl Settings {
 
     /// The same for the providers, with the passphrase that was read.
     pub(crate) fn for_providers(&self, passphrase: Option<Passphrase>) -> ProviderSettings {
-        ProviderSettings { keyring: self.keyring.clone(), passphrase, aws: self.aws.clone() }
+        ProviderSettings { keyring: self.keyring.clone(), passphrase, aws: self.aws.clone(), trail: None }
     }
 }
 
@@ -129,6 +134,7 @@ impl Layer {
             kms_attempt_timeout: self.kms_attempt_timeout.or(lower.kms_attempt_timeout),
             kms_operation_timeout: self.kms_operation_timeout.or(lower.kms_operation_timeout),
             log_level: self.log_level.or(lower.log_level),
+            log_format: self.log_format.or(lower.log_format),
             log_file: self.log_file.or(lower.log_file),
         }
     }
@@ -155,6 +161,7 @@ impl Layer {
             kms_attempt_timeout: seconds(environment, "KMSFS_KMS_ATTEMPT_TIMEOUT")?,
             kms_operation_timeout: seconds(environment, "KMSFS_KMS_OPERATION_TIMEOUT")?,
             log_level: variable(environment, "KMSFS_LOG")?,
+            log_format: variable(environment, "KMSFS_LOG_FORMAT")?,
             log_file: path("KMSFS_LOG_FILE"),
         })
     }
@@ -179,7 +186,8 @@ impl Layer {
             return Err(CliError::usage("kms-attempt-timeout must not be longer than kms-operation-timeout"));
         }
         let log_level = self.log_level.map(|name| level(&name)).transpose()?;
-        Ok(Settings { keyring: self.keyring, passphrase, aws, log_level, log_file: self.log_file })
+        let log_format = self.log_format.map(|name| format(&name)).transpose()?.unwrap_or_default();
+        Ok(Settings { keyring: self.keyring, passphrase, aws, log_level, log_format, log_file: self.log_file })
     }
 }
 
@@ -223,9 +231,15 @@ fn level(name: &str) -> Result<Level, CliError> {
     })
 }
 
+fn format(name: &str) -> Result<Format, CliError> {
+    let unknown = || CliError::usage(format_args!("{name:?} is no log format"));
+    name.parse().map_err(|()| unknown().hint(format_args!("use {}", Format::NAMES.join(" or "))))
+}
+
 /// Starts logging to standard error for a command that ends by itself.
 pub(crate) fn log_to_stderr(settings: &Settings, default: Level) -> Result<(), CliError> {
-    crate::daemon::log::init(settings.log_level.unwrap_or(default), &crate::daemon::log::Target::Stderr)
+    let level = settings.log_level.unwrap_or(default);
+    crate::daemon::log::init(level, settings.log_format, &crate::daemon::log::Target::Stderr)
         .map_err(|error| CliError::new(Exit::Other, error))
 }
 
@@ -310,6 +324,7 @@ mod tests {
             Layer { kms_operation_timeout: Some(601.0), ..layer() },
             Layer { kms_attempt_timeout: Some(7.0), ..layer() },
             Layer { log_level: Some("loud".into()), ..layer() },
+            Layer { log_format: Some("xml".into()), ..layer() },
             Layer { fips: Some(true), endpoint_url: Some("http://localhost".into()), ..layer() },
         ] {
             assert_eq!(bad.clone().validate(None).unwrap_err().code(), Exit::Usage as u8, "{bad:?}");

@@ -25,7 +25,7 @@ pub use arena::KeyMemory;
 pub use file_keys::{CommitmentMismatch, FileKeys, commitment};
 pub use secret::{DataKey, Secret, random_array};
 pub use suite::Suite;
-pub use volume_keys::{HeaderKey, LinkKey, NameKey, ProvisionKey, VerifiedHeader, VolumeKeys};
+pub use volume_keys::{AuditKey, HeaderKey, LinkKey, NameKey, ProvisionKey, VerifiedHeader, VolumeKeys};
 pub use xattr_key::XattrKey;
 
 /// Bytes of an authentication tag of either suite.

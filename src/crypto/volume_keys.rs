@@ -20,6 +20,8 @@ pub struct VolumeKeys {
     pub xattr: XattrKey,
     /// Authenticates provisioned keys.
     pub provision: ProvisionKey,
+    /// Authenticates audit logs.
+    pub audit: AuditKey,
     config: Secret<32>,
     fingerprint: Secret<16>,
 }
@@ -35,6 +37,7 @@ impl VolumeKeys {
             link: LinkKey(SmallBoxKey::new(suite, &key(kdf::LINK))),
             xattr: XattrKey::derive(volume_key, volume_id, suite),
             provision: ProvisionKey(key(kdf::PROVISION)),
+            audit: AuditKey(key(kdf::AUDIT)),
             config: key(kdf::CONFIG),
             fingerprint: kdf::derive(volume_key, volume_id, &[kdf::FINGERPRINT]),
         }
@@ -121,6 +124,29 @@ impl ProvisionKey {
     #[must_use]
     pub fn is_authentic(&self, signed: &[u8], mac: &[u8; 32]) -> bool {
         hmac(&self.0, &[signed]).verify_slice(mac).is_ok()
+    }
+}
+
+/// Authenticates the records of an audit log.
+pub struct AuditKey(Secret<32>);
+
+impl AuditKey {
+    /// The MAC over the bytes of a record.
+    #[must_use]
+    pub fn mac(&self, signed: &[u8]) -> [u8; 32] {
+        stack::wiped(|| hmac(&self.0, &[signed]).finalize().into_bytes().into())
+    }
+
+    /// Whether `mac` is the MAC of `signed`.
+    #[must_use]
+    pub fn is_authentic(&self, signed: &[u8], mac: &[u8; 32]) -> bool {
+        stack::wiped(|| hmac(&self.0, &[signed]).verify_slice(mac).is_ok())
+    }
+
+    /// What a record says of the one before it: the SHA-256 of its line. Needs no key.
+    #[must_use]
+    pub fn link(line: &[u8]) -> [u8; 32] {
+        Sha256::digest(line).into()
     }
 }
 

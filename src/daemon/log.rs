@@ -13,6 +13,9 @@ use tracing::subscriber::SetGlobalDefaultError;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 
+pub use super::log_format::Format;
+use super::log_format::Lines;
+
 /// How much is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Level(LevelFilter);
@@ -70,24 +73,32 @@ const SHOWS_ANSWERS: &str = "aws_";
 ///
 /// # Errors
 /// [`LogError`].
-pub fn init(level: Level, target: &Target) -> Result<(), LogError> {
+pub fn init(level: Level, format: Format, target: &Target) -> Result<(), LogError> {
     let filter = Targets::new()
         .with_default(level.0.min(LevelFilter::WARN))
         .with_target("kmsfs", level.0)
         .with_target(SHOWS_ANSWERS, LevelFilter::OFF);
-    let format = tracing_subscriber::fmt::layer();
+    let lines = Lines { format, for_journal: *target == Target::Stderr && stderr_is_journal() };
+    let layer = tracing_subscriber::fmt::layer().event_format(lines);
     match target {
         Target::Stderr => {
-            let subscriber = tracing_subscriber::registry().with(filter).with(format.with_writer(io::stderr));
+            let subscriber = tracing_subscriber::registry().with(filter).with(layer.with_writer(io::stderr));
             tracing::subscriber::set_global_default(subscriber)?;
         }
         Target::File(path) => {
             let file = open(path).map_err(|error| LogError::File { path: path.clone(), error })?;
-            let subscriber = tracing_subscriber::registry().with(filter).with(format.with_writer(Mutex::new(file)));
+            let subscriber = tracing_subscriber::registry().with(filter).with(layer.with_writer(Mutex::new(file)));
             tracing::subscriber::set_global_default(subscriber)?;
         }
     }
     Ok(())
+}
+
+/// Whether standard error is the stream to the journal that systemd has named in `JOURNAL_STREAM`.
+fn stderr_is_journal() -> bool {
+    let named = std::env::var("JOURNAL_STREAM").ok();
+    let found = rustix::fs::fstat(io::stderr()).ok();
+    named.zip(found).is_some_and(|(named, found)| named == format!("{}:{}", found.st_dev, found.st_ino))
 }
 
 /// Sends the message of a panic to the log too: a process in the background has no standard error.

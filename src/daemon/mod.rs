@@ -1,11 +1,13 @@
-//! This process: hardening, going to the background, logging, signals, what the service manager is told, and the socket on which a mount answers.
+//! This process: hardening, going to the background, logging, signals, what the service manager is told, and the sockets on which a mount answers.
 //!
 //! Knows nothing of filesystems and keys: what a request or a signal does is a closure of the caller's.
 
 pub mod control;
 pub mod detach;
 mod hardening;
+pub mod http;
 pub mod log;
+mod log_format;
 pub mod notify;
 pub mod signals;
 

@@ -1,5 +1,7 @@
 //! Who asks, as far as ownership and privileges matter. The kernel checks permissions; what it leaves to us is here.
 
+use crate::keys::Behalf;
+
 /// The process behind a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
@@ -17,6 +19,11 @@ pub struct Caller {
 const FSETID: u64 = 1 << 4;
 
 impl Caller {
+    /// This thread works for it until it works for another.
+    pub(super) fn works_here(self) {
+        Behalf::set_caller(self.uid, self.pid);
+    }
+
     /// Whether set-id bits stay when this process changes a file. Without proof they do not.
     pub(super) fn keeps_set_ids(&self) -> bool {
         let capabilities = self.status("CapEff:").and_then(|text| u64::from_str_radix(text.trim(), 16).ok());

@@ -118,6 +118,29 @@ impl Error {
     }
 }
 
+/// No errno is greater; the kernel takes none above 133 from a filesystem.
+pub(super) const MOST_ERRNO: usize = 133;
+
+macro_rules! names {
+    ($($name:ident)*) => { [$((Errno::$name.raw_os_error(), concat!("E", stringify!($name)))),*] };
+}
+
+/// The name of an errno, for people.
+pub(super) fn errno_name(errno: usize) -> String {
+    const NAMES: [(i32, &str); 38] = names!(
+        PERM NOENT INTR IO NXIO BADF AGAIN NOMEM ACCESS BUSY EXIST XDEV NODEV NOTDIR ISDIR INVAL NFILE MFILE NOTTY TXTBSY
+        FBIG NOSPC ROFS MLINK RANGE NAMETOOLONG NOTEMPTY LOOP NODATA OVERFLOW OPNOTSUPP TIMEDOUT STALE DQUOT CANCELED
+        NOKEY KEYEXPIRED KEYREVOKED
+    );
+    let known = NAMES.iter().find(|(number, _)| usize::try_from(*number) == Ok(errno));
+    match known {
+        // The one that the library calls by another name.
+        Some((_, "EACCESS")) => "EACCES".to_owned(),
+        Some((_, name)) => (*name).to_owned(),
+        None => format!("errno-{errno}"),
+    }
+}
+
 /// Whether the process, or the machine, has no descriptor left.
 pub(super) fn lacks_descriptors(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::keys::{KeyError, ProviderError, ProviderErrorKind};
+use crate::keys::{Behalf, KeyError, ProviderError, ProviderErrorKind};
 
 use super::Error;
 
@@ -30,6 +30,7 @@ pub(super) struct Lane {
 struct Waiting {
     job: Job,
     since: Instant,
+    behalf: Behalf,
 }
 
 struct Queue {
@@ -46,11 +47,11 @@ impl Lane {
         Self { jobs, queue, threads: Mutex::new(0), most, name }
     }
 
-    /// Runs `job` on one of the threads, or here if no thread can be had.
+    /// Runs `job` on one of the threads, or here if no thread can be had; on behalf of whom this thread works for.
     pub(super) fn run(&self, job: Job) {
         let unfinished = self.queue.unfinished.fetch_add(1, Ordering::Relaxed) + 1;
         let threads = self.grow(unfinished);
-        let waiting = Waiting { job, since: Instant::now() };
+        let waiting = Waiting { job, since: Instant::now(), behalf: Behalf::current() };
         if threads == 0 {
             self.queue.run(waiting);
         } else if let Err(refused) = self.jobs.send(waiting) {
@@ -87,6 +88,7 @@ impl Queue {
     }
 
     fn run(&self, waiting: Waiting) {
+        let _behalf = waiting.behalf.enter();
         (waiting.job)(turn(waiting.since.elapsed()));
         self.unfinished.fetch_sub(1, Ordering::Relaxed);
     }

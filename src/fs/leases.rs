@@ -10,6 +10,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use crate::keys::{Behalf, Reason};
+
 use super::inode::{Inode, OpenFile};
 use super::open::Found;
 use super::{Error, Filesystem, InodeId};
@@ -125,6 +127,7 @@ impl Filesystem {
 
     /// Asks the provider for a key that is in use.
     fn renew(&self, inode: &Inode, open: &OpenFile) {
+        let _ahead = Behalf::ahead(Reason::Renewal).enter();
         let renewed = match self.find_header(inode, &open.file) {
             Ok(Found::Header(header)) => self.volume.ring.renew(&header).map_err(Error::from),
             // Not on disk yet: the key was given for this file, and its lease simply ends.

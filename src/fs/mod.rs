@@ -15,6 +15,7 @@ mod lane;
 mod leases;
 mod link_targets;
 mod listing;
+mod measures;
 mod moves;
 mod names;
 mod namespace;
@@ -41,6 +42,7 @@ pub use error::Error;
 pub use inode::{InodeId, ROOT};
 pub use io::ReadAnswer;
 pub use listing::{DirectoryHandle, Listed};
+pub use measures::{Begun, Measures, Operation, OperationCounts, OperationMeasure};
 pub use open::Answer;
 pub use rekey::Rekeyed;
 pub use stats::Stats;
@@ -83,12 +85,20 @@ pub struct Options {
     pub prefetch: bool,
     /// When new files use provisioned keys.
     pub provisioned_keys: ProvisionedUse,
+    /// A near provider may withhold a key too: a file gets it when it is opened for writing, so that the refusal is the answer.
+    pub keys_at_open: bool,
 }
 
 impl Default for Options {
     /// Read-write, never locked for want of use, fetching keys ahead, with provisioned keys if no others are to be had.
     fn default() -> Self {
-        Self { read_only: false, idle_lock: None, prefetch: true, provisioned_keys: ProvisionedUse::Fallback }
+        Self {
+            read_only: false,
+            idle_lock: None,
+            prefetch: true,
+            provisioned_keys: ProvisionedUse::Fallback,
+            keys_at_open: false,
+        }
     }
 }
 
@@ -133,6 +143,7 @@ pub struct Filesystem {
     moves: Moves,
     /// The first of the wrapping keys, as `status` names it.
     wrapping_key: Mutex<String>,
+    counts: Arc<OperationCounts>,
     undecryptable_names: AtomicU64,
     alarms: Mutex<HashMap<Cause, Instant>>,
 }
@@ -179,6 +190,7 @@ impl Filesystem {
             privileged: user == 0,
             user,
             events: Arc::default(),
+            counts: Arc::default(),
             undecryptable_names: AtomicU64::new(0),
             alarms: Mutex::default(),
         });
@@ -245,23 +257,27 @@ impl Filesystem {
                 Error::Key(error) => ("key", error.provider_kind()),
                 _ => ("file", None),
             };
-            self.warn(cause, || format!("{}: {error}", inode.node.describe()));
+            let request_id = match error {
+                Error::Key(error) => error.request_id(),
+                _ => None,
+            };
+            self.warn(cause, request_id, || format!("{}: {error}", inode.node.describe()));
         }
     }
 
     /// Logs a warning, unless one of the same kind was logged a moment ago.
     fn alarm(&self, kind: &'static str, message: impl FnOnce() -> String) {
-        self.warn((kind, None), message);
+        self.warn((kind, None), None, message);
     }
 
-    fn warn(&self, cause: Cause, message: impl FnOnce() -> String) {
+    fn warn(&self, cause: Cause, request_id: Option<&str>, message: impl FnOnce() -> String) {
         let now = Instant::now();
         let mut alarms = self.alarms.lock().unwrap_or_else(PoisonError::into_inner);
         let recent = alarms.get(&cause).is_some_and(|last| now.duration_since(*last) < ALARM_INTERVAL);
         if !recent {
             alarms.insert(cause, now);
             drop(alarms);
-            tracing::warn!("{}", message());
+            tracing::warn!(request_id, "{}", message());
         }
     }
 }

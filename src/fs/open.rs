@@ -255,7 +255,9 @@ impl Filesystem {
             }
         };
         let strict = self.rules.end == End::Strict;
-        let may_be_refused = self.volume.ring.is_remote() || self.options.provisioned_keys == ProvisionedUse::Only;
+        let may_be_refused = self.volume.ring.is_remote()
+            || self.options.provisioned_keys == ProvisionedUse::Only
+            || self.options.keys_at_open;
         if access == Access::ReadWrite && (strict || may_be_refused) {
             self.ensure_keys(inode, &open)?;
             if strict {

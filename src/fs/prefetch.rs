@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::format::name::{self, Entry};
+use crate::keys::{Behalf, Reason};
 use crate::storage::{Access, NodeKind};
 
 use super::inode::Inode;
@@ -206,6 +207,7 @@ impl Filesystem {
 
     /// Whoever lists a directory with attributes knows its inodes already.
     fn fetch_key(&self, directory: &Inode, ino: u64, entry: &str) -> Result<(), Error> {
+        let _ahead = Behalf::ahead(Reason::Prefetch).enter();
         if let Some(known) = self.inodes.by_entry(ino) {
             return self.fetch_key_of(&known);
         }

@@ -32,6 +32,7 @@ pub(super) type ForgetEntry = Box<dyn Fn(InodeId, &[u8]) + Send + Sync>;
 pub(super) struct Trimmer {
     /// With more descriptors in use than this some are given up.
     high: usize,
+    limit: u64,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -46,7 +47,12 @@ impl Trimmer {
     pub(super) fn new() -> Self {
         let limit = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(MOST).min(MOST);
         let high = usize::try_from(limit / 4 * 3).unwrap_or(usize::MAX);
-        Self { high, state: Mutex::default(), changed: Condvar::new() }
+        Self { high, limit, state: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// Descriptors that this process may have.
+    pub(super) fn limit(&self) -> u64 {
+        self.limit
     }
 
     /// Wakes the trimmer if too many descriptors are in use.

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use crate::format::hex;
 
+/// Names a data key in a context.
+const DATA_KEY: &str = "kmsfs:data-key";
+
 /// Name-value pairs that a provider binds to a wrapped key: unwrapping needs exactly the same ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncryptionContext(BTreeMap<&'static str, String>);
@@ -18,10 +21,13 @@ impl EncryptionContext {
     /// The context of a data key.
     #[must_use]
     pub fn data_key(volume_id: &[u8; 16], data_key_id: &[u8; 16]) -> Self {
-        Self(BTreeMap::from([
-            ("kmsfs:volume", hex::encode_uuid(volume_id)),
-            ("kmsfs:data-key", hex::encode_uuid(data_key_id)),
-        ]))
+        Self(BTreeMap::from([("kmsfs:volume", hex::encode_uuid(volume_id)), (DATA_KEY, hex::encode_uuid(data_key_id))]))
+    }
+
+    /// The id of the data key, as people read it; a volume key has none.
+    #[must_use]
+    pub fn data_key_id(&self) -> Option<&str> {
+        self.0.get(DATA_KEY).map(String::as_str)
     }
 
     /// The pairs in the order of their names.

@@ -50,6 +50,15 @@ impl KeyError {
         matches!(self.provider_kind(), Some(ProviderErrorKind::Unavailable | ProviderErrorKind::Throttled))
     }
 
+    /// What the provider called the request that failed.
+    #[must_use]
+    pub fn request_id(&self) -> Option<&str> {
+        match self {
+            Self::Provider(error) => error.request_id.as_deref(),
+            _ => None,
+        }
+    }
+
     /// What kind of provider failure it is, if it is one.
     #[must_use]
     pub fn provider_kind(&self) -> Option<ProviderErrorKind> {

@@ -2,13 +2,13 @@
 //! provider throttles.
 
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::crypto::DataKey;
 
-use super::{EncryptionContext, Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey};
+use super::calls::CallCounts;
+use super::{EncryptionContext, Operation, Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey};
 
 /// Calls may come in bursts of so many seconds' worth.
 const BURST: f64 = 0.1;
@@ -24,64 +24,6 @@ const LEAST_GRANTED: f64 = 20.0;
 const GROWTH: f64 = 1.25;
 /// The rate is lowered once in so long: the refusals of one burst count once.
 const SETTLE: Duration = Duration::from_millis(100);
-
-/// How many calls were made.
-#[derive(Default)]
-pub(super) struct CallCounts {
-    by_operation: [AtomicU64; Operation::COUNT],
-    failures: AtomicU64,
-}
-
-/// Calls of each operation of a provider, failed ones included.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CallsByOperation {
-    /// New data keys.
-    pub generate: u64,
-    /// New data keys that nobody has seen.
-    pub generate_wrapped: u64,
-    /// Data keys unwrapped.
-    pub unwrap: u64,
-    /// Data keys wrapped.
-    pub wrap: u64,
-    /// Data keys brought from one wrapping key to another.
-    pub rewrap: u64,
-    /// Descriptions of wrapping keys.
-    pub describe: u64,
-}
-
-impl CallsByOperation {
-    /// All of them.
-    #[must_use]
-    pub fn total(&self) -> u64 {
-        self.generate + self.generate_wrapped + self.unwrap + self.wrap + self.rewrap + self.describe
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Operation {
-    Generate,
-    GenerateWrapped,
-    Unwrap,
-    Wrap,
-    Rewrap,
-    Describe,
-}
-
-impl Operation {
-    const COUNT: usize = 6;
-}
-
-impl CallCounts {
-    pub(super) fn calls(&self) -> CallsByOperation {
-        let [generate, generate_wrapped, unwrap, wrap, rewrap, describe] =
-            std::array::from_fn(|at| self.by_operation[at].load(Ordering::Relaxed));
-        CallsByOperation { generate, generate_wrapped, unwrap, wrap, rewrap, describe }
-    }
-
-    pub(super) fn failures(&self) -> u64 {
-        self.failures.load(Ordering::Relaxed)
-    }
-}
 
 /// A token bucket with a rate that adapts.
 pub(super) struct Budget {
@@ -126,6 +68,11 @@ impl Budget {
             limit,
             bucket: Mutex::new(Bucket { rate: limit, next: None, raised: None, lowered: None, window: None }),
         }
+    }
+
+    /// Calls a second that may be made now; `None` is as many as are wanted.
+    pub(super) fn rate(&self) -> Option<f64> {
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner).rate
     }
 
     /// How long a call that is wanted at `now` must wait for its turn; `None` if that would be too long.
@@ -195,13 +142,13 @@ impl Metered {
     /// Waits for a turn and makes the call; a call that is throttled waits for another turn, as long as it may wait at all.
     fn call<T>(&self, operation: Operation, call: impl Fn() -> Result<T, ProviderError>) -> Result<T, ProviderError> {
         if !self.provider.is_remote() {
-            return self.counted(operation, Instant::now(), call());
+            return self.counted(operation, call);
         }
         let (start, mut refusal) = (Instant::now(), None);
         while start.elapsed() < MAX_WAIT {
             let Some(wait) = self.budget.reserve(Instant::now()) else { break };
             std::thread::sleep(wait);
-            match self.counted(operation, Instant::now(), call()) {
+            match self.counted(operation, &call) {
                 Err(error) if error.kind == ProviderErrorKind::Throttled => refusal = Some(error),
                 answer => return answer,
             }
@@ -215,18 +162,16 @@ impl Metered {
     fn counted<T>(
         &self,
         operation: Operation,
-        began: Instant,
-        answer: Result<T, ProviderError>,
+        call: impl FnOnce() -> Result<T, ProviderError>,
     ) -> Result<T, ProviderError> {
-        self.counts.by_operation[operation as usize].fetch_add(1, Ordering::Relaxed);
+        let began = Instant::now();
+        let answer = call();
+        let ended = Instant::now();
+        self.counts.count(operation, &answer, ended.saturating_duration_since(began));
         match &answer {
-            Ok(_) => self.budget.speed_up(Instant::now()),
-            Err(error) => {
-                self.counts.failures.fetch_add(1, Ordering::Relaxed);
-                if error.kind == ProviderErrorKind::Throttled {
-                    self.budget.slow_down(began, Instant::now());
-                }
-            }
+            Ok(_) => self.budget.speed_up(ended),
+            Err(error) if error.kind == ProviderErrorKind::Throttled => self.budget.slow_down(began, ended),
+            Err(_) => {}
         }
         answer
     }
@@ -279,6 +224,7 @@ impl Provider for Metered {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::CallsByOperation;
     use crate::keys::providers::scripted::{Answer, ScriptedProvider};
 
     fn after(start: Instant, millis: u64) -> Instant {

@@ -9,6 +9,7 @@
 //! * an unwrapped key is believed only if it matches the header's commitment.
 
 mod cache;
+mod calls;
 mod context;
 mod describe;
 mod error;
@@ -20,21 +21,25 @@ mod provider;
 pub mod providers;
 mod provisioned;
 mod recipients;
+mod recorded;
 mod refusals;
 mod rewrap;
 mod ring;
 #[cfg(test)]
 mod tests;
+mod uses;
 pub mod volume;
 
 pub use cache::KeyLimits;
+pub use calls::{CallMeasure, CallsByOperation, Operation};
 pub use context::EncryptionContext;
 pub use describe::{KeyDescription, KeyState};
 pub use error::KeyError;
-pub use metered::CallsByOperation;
+pub use pool::PoolMeasure;
 pub use provider::{Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey};
 pub use provisioned::{ProvisionedKeys, ProvisionedUse};
 pub use recipients::Recipient;
 pub use rewrap::{Missing, Wanted};
-pub use ring::{AuthenticHeader, KeyStats, OpenedKeys, Ring};
+pub use ring::{AuthenticHeader, KeyMeasures, KeyStats, OpenedKeys, Ring};
+pub use uses::{Behalf, KeyUse, KeyUses, OnBehalf, Reason, Trail, not_recorded};
 pub use volume::Volume;

@@ -11,11 +11,13 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::crypto::DataKey;
 use crate::format::header::Record;
 
 use super::provisioned::{Mint, MintError, Origin};
-use super::{ProviderError, ProviderErrorKind};
+use super::{Behalf, ProviderError, ProviderErrorKind, Reason};
 
 /// The longest time in which new files share a data key.
 const MAX_SHARING: Duration = Duration::from_secs(3600);
@@ -43,6 +45,19 @@ pub(super) struct Minted {
     pub(super) since: Instant,
     /// The entry that it was taken from, if it was provisioned.
     pub(super) origin: Option<Origin>,
+}
+
+/// Data keys for new files, at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolMeasure {
+    /// Ready for use.
+    pub ready: u64,
+    /// To be kept ready.
+    pub wanted: u64,
+    /// Being made.
+    pub calls: u64,
+    /// Operations that wait for one.
+    pub waiting: u64,
 }
 
 pub(super) struct Pool {
@@ -178,6 +193,14 @@ impl Pool {
         }
     }
 
+    /// How it fares.
+    pub(super) fn read(&self) -> PoolMeasure {
+        let state = self.shared.state();
+        let [ready, wanted, calls, waiting] =
+            [state.ready.len(), state.depth, state.calls, state.waiting].map(|n| n as u64);
+        PoolMeasure { ready, wanted, calls, waiting }
+    }
+
     /// Wipes what is ready. Provisioned keys among it are put back.
     pub(super) fn clear(&self) {
         let mut state = self.shared.state();
@@ -225,6 +248,7 @@ impl State {
 impl Shared {
     /// Makes data keys for as long as some are missing; the first one was asked for in `epoch`.
     fn work(&self, mut epoch: u64) {
+        let _ahead = Behalf::ahead(Reason::Pool).enter();
         loop {
             let made = self.mint.mint();
             let most = self.most_ready();

@@ -160,6 +160,37 @@ pub enum ProviderErrorKind {
     Misconfigured,
 }
 
+impl ProviderErrorKind {
+    /// All of them, in order.
+    pub const ALL: [Self; 9] = [
+        Self::Denied,
+        Self::KeyUnusable,
+        Self::KeyNotFound,
+        Self::Credentials,
+        Self::Unavailable,
+        Self::Throttled,
+        Self::Tampered,
+        Self::BadAnswer,
+        Self::Misconfigured,
+    ];
+
+    /// Its name in metrics and audit logs.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Denied => "denied",
+            Self::KeyUnusable => "key-unusable",
+            Self::KeyNotFound => "key-not-found",
+            Self::Credentials => "credentials",
+            Self::Unavailable => "unavailable",
+            Self::Throttled => "throttled",
+            Self::Tampered => "tampered",
+            Self::BadAnswer => "bad-answer",
+            Self::Misconfigured => "misconfigured",
+        }
+    }
+}
+
 /// A failed call of a provider. Its text says what is wrong and what to do, and never contains key material.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -168,11 +199,19 @@ pub struct ProviderError {
     pub kind: ProviderErrorKind,
     /// What is wrong, where, and what to do.
     pub message: String,
+    /// What the provider called the request, if it got there.
+    pub request_id: Option<String>,
 }
 
 impl ProviderError {
     /// An error of `kind`.
     pub fn new(kind: ProviderErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: message.into(), request_id: None }
+    }
+
+    /// The same with what the provider called the request.
+    #[must_use]
+    pub fn of_request(self, id: Option<&str>) -> Self {
+        Self { request_id: id.map(str::to_owned), ..self }
     }
 }

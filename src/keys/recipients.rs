@@ -154,6 +154,7 @@ impl Watched {
             Err(error) => {
                 if !told {
                     tracing::warn!(
+                        request_id = error.request_id,
                         "new files get no record for the recipient {kind}:{key} (`kmsfs rewrap` adds them later): {error}"
                     );
                 }

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 use crate::crypto::{
     DataKey, FileKeys, HeaderKey, KeyMemory, NameKey, ProvisionKey, Suite, VerifiedHeader, commitment, random_array,
 };
@@ -12,14 +14,15 @@ use crate::format::header::{self, Header, HeaderError, HeaderPage, Record, Slot}
 use crate::format::hex;
 
 use super::cache::{Cache, CacheKey, Unwrapped};
+use super::calls::{CallCounts, CallMeasure, CallsByOperation};
 use super::flight::Flight;
 use super::key_list::{CurrentKeys, KeyList};
-use super::metered::{Budget, CallCounts, CallsByOperation, Metered};
-use super::pool::{Minted, Pool};
+use super::metered::{Budget, Metered};
+use super::pool::{Minted, Pool, PoolMeasure};
 use super::provisioned::{Mint, ProvisionedKeys, ProvisionedUse, Source};
 use super::recipients::{Recipient, Recipients, Watched};
 use super::refusals::Refusals;
-use super::{EncryptionContext, KeyError, KeyLimits, ProviderError, ProviderKind};
+use super::{Behalf, EncryptionContext, KeyError, KeyLimits, ProviderError, ProviderKind};
 
 /// Opens headers and makes new ones, for one volume.
 pub struct Ring {
@@ -62,6 +65,19 @@ pub struct KeyStats {
     pub entries: u64,
     /// What kind of memory keys are in, in this process.
     pub memory: KeyMemory,
+}
+
+/// How the key path fares, in numbers that change.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct KeyMeasures {
+    /// Calls of providers.
+    pub calls: Vec<CallMeasure>,
+    /// Calls a second that may be made now; `None` is as many as are wanted.
+    pub calls_per_second: Option<f64>,
+    /// Unwrapped keys in memory at most.
+    pub cache_limit: u64,
+    /// Data keys for new files.
+    pub pool: PoolMeasure,
 }
 
 /// The keys of a file, and when the provider gave the data key behind them.
@@ -263,6 +279,7 @@ impl Ring {
     /// The data key of a header, checked against its commitment, and the record that it was in.
     pub(super) fn unwrap_records<'h>(&self, header: &'h AuthenticHeader) -> Result<(DataKey, &'h Record), KeyError> {
         let context = EncryptionContext::data_key(&self.volume_id, &header.header.data_key_id);
+        let _file = Behalf::current().of_file(header.header.file_id).enter();
         let (mut failures, list) = (Vec::new(), self.keys.get());
         for (record, watched) in to_unwrap(&list, &header.header.records) {
             let key_id = String::from_utf8_lossy(&record.key_id);
@@ -288,7 +305,9 @@ impl Ring {
             None => KeyError::NoUsableRecord(describe(&header.header.records)),
             Some(KeyError::Provider(error)) => {
                 let id = hex::encode_uuid(&header.header.data_key_id);
-                ProviderError::new(error.kind, format!("{} (data key {id})", messages.join("; "))).into()
+                ProviderError::new(error.kind, format!("{} (data key {id})", messages.join("; ")))
+                    .of_request(error.request_id.as_deref())
+                    .into()
             }
             Some(other) => other,
         }
@@ -448,6 +467,17 @@ impl Ring {
             failures: self.calls.failures(),
             entries: self.cache.len() as u64,
             memory: KeyMemory::in_use(),
+        }
+    }
+
+    /// The same and more for those who watch it.
+    #[must_use]
+    pub fn measures(&self) -> KeyMeasures {
+        KeyMeasures {
+            calls: self.calls.read(),
+            calls_per_second: self.budget.rate(),
+            cache_limit: self.limits.entries.get() as u64,
+            pool: self.pool.read(),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::crypto::{DataKey, LinkKey, NameKey, Suite, VolumeKeys, XattrKey, random_array};
+use crate::crypto::{AuditKey, DataKey, LinkKey, NameKey, Suite, VolumeKeys, XattrKey, random_array};
 use crate::format::config::{self, ConfigError, End, Holes, SealedConfig, VolumeConfig, WrappedVolumeKey, WrappingKey};
 use crate::format::{hex, name};
 
@@ -53,6 +53,8 @@ pub struct Volume {
     pub links: LinkKey,
     /// Encrypts extended attributes.
     pub xattrs: XattrKey,
+    /// Authenticates audit logs.
+    pub audit: Arc<AuditKey>,
     /// Opens and makes file headers.
     pub ring: Ring,
     /// Names the volume key; public.
@@ -203,6 +205,7 @@ impl Unlocked {
             names: keys.name,
             links: keys.link,
             xattrs: keys.xattr,
+            audit: Arc::new(keys.audit),
             ring,
             fingerprint,
         }

@@ -6,24 +6,23 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fuser::{
-    BsdFileFlags, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner,
-    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, FileHandle, FopenFlags, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use crate::fs::{Attributes, Change, DirectoryHandle, Error, Filesystem, InodeId, NodeKind};
+use crate::fs::{Attributes, Begun, Change, DirectoryHandle, Error, Filesystem, NodeKind, Operation, OperationCounts};
 
 use super::convert;
+use super::reply::{FIRST, KEEP, dot, reply_attributes, reply_empty, reply_entry, reply_xattr};
 
 /// Bytes of a request at most: the kernel's own limit.
 const MAX_REQUEST: u32 = 1024 * 1024;
 /// Requests that the kernel may have under way in the background.
 const MAX_BACKGROUND: u16 = 64;
-/// Nobody but this mount changes the cipher directory, so the kernel may keep what it knows.
-const KEEP: Duration = Duration::from_secs(3600);
 /// What the kernel is asked for, as far as it has it.
 ///
 /// `HANDLE_KILLPRIV_V2`: set-id bits and file capabilities are dropped here, so that the kernel need not ask for them before
@@ -43,7 +42,6 @@ const WANTED: [InitFlags; 10] = [
 const NAME_MAX: u32 = 255;
 /// Files need no handle: content is kept per inode.
 const NO_HANDLE: FileHandle = FileHandle(0);
-const FIRST: Generation = Generation(0);
 
 thread_local! {
     /// Plaintext on its way to the kernel, reused.
@@ -59,63 +57,15 @@ impl Adapter {
     pub(super) fn new(fs: Arc<Filesystem>, read_only: bool) -> Self {
         Self { fs, read_only }
     }
-}
 
-/// A lookup that found nothing is worth remembering too.
-fn reply_entry(reply: ReplyEntry, result: Result<Attributes, Error>) {
-    match result {
-        Ok(found) => reply.entry(&KEEP, &convert::attributes(&found), FIRST),
-        Err(Error::NoEntry) => reply.entry_with_ttls(&KEEP, &KEEP, &nothing(), FIRST),
-        Err(error) => reply.error(convert::errno(&error)),
+    /// An operation that is answered by the thread that got it.
+    fn begin(&self, operation: Operation, request: &Request) -> Begun<&OperationCounts> {
+        self.fs.begin(operation, convert::caller(request))
     }
-}
 
-/// The attributes of no inode: the kernel takes the number 0 for "not there".
-fn nothing() -> fuser::FileAttr {
-    let never = SystemTime::UNIX_EPOCH;
-    fuser::FileAttr {
-        ino: INodeNo(0),
-        size: 0,
-        blocks: 0,
-        atime: never,
-        mtime: never,
-        ctime: never,
-        crtime: never,
-        kind: fuser::FileType::RegularFile,
-        perm: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 0,
-        flags: 0,
-    }
-}
-
-fn reply_attributes(reply: ReplyAttr, result: Result<Attributes, Error>) {
-    match result {
-        Ok(found) => reply.attr(&KEEP, &convert::attributes(&found)),
-        Err(error) => reply.error(convert::errno(&error)),
-    }
-}
-
-/// A size of 0 asks how much room is needed.
-fn reply_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Error>) {
-    let answer = result.and_then(|value| {
-        let len = u32::try_from(value.len()).map_err(|_| Error::NoRoom)?;
-        if size > 0 && len > size { Err(Error::NoRoom) } else { Ok((value, len)) }
-    });
-    match answer {
-        Ok((_, len)) if size == 0 => reply.size(len),
-        Ok((value, _)) => reply.data(&value),
-        Err(error) => reply.error(convert::errno(&error)),
-    }
-}
-
-fn reply_empty(reply: ReplyEmpty, result: Result<(), Error>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(convert::errno(&error)),
+    /// An operation that may be answered by another thread.
+    fn begin_to_end_anywhere(&self, operation: Operation, request: &Request) -> Begun<Arc<OperationCounts>> {
+        self.fs.begin_to_end_anywhere(operation, convert::caller(request))
     }
 }
 
@@ -134,16 +84,18 @@ impl fuser::Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        reply_entry(reply, self.fs.lookup(convert::inode(parent), name.as_bytes()));
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let begun = self.begin(Operation::Lookup, request);
+        reply_entry(reply, begun.end(self.fs.lookup(convert::inode(parent), name.as_bytes())));
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, lookups: u64) {
         self.fs.forget(convert::inode(ino), lookups);
     }
 
-    fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        reply_attributes(reply, self.fs.attributes(convert::inode(ino)));
+    fn getattr(&self, request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        let begun = self.begin(Operation::Getattr, request);
+        reply_attributes(reply, begun.end(self.fs.attributes(convert::inode(ino))));
     }
 
     fn setattr(
@@ -166,12 +118,14 @@ impl fuser::Filesystem for Adapter {
     ) {
         let (atime, mtime) = (convert::set_time(atime), convert::set_time(mtime));
         let change = Change { mode, uid, gid, atime, mtime };
-        let answer = move |result| reply_attributes(reply, result);
+        let begun = self.begin_to_end_anywhere(Operation::Setattr, request);
+        let answer = move |result| reply_attributes(reply, begun.end(result));
         self.fs.set_attributes(convert::inode(ino), size, change, convert::caller(request), Box::new(answer));
     }
 
-    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.fs.readlink(convert::inode(ino)) {
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        let begun = self.begin(Operation::Readlink, request);
+        match begun.end(self.fs.readlink(convert::inode(ino))) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(convert::errno(&error)),
         }
@@ -189,31 +143,36 @@ impl fuser::Filesystem for Adapter {
     ) {
         let Some(kind) = convert::kind_of_mode(mode) else { return reply.error(convert::errno(&Error::WrongKind)) };
         let (parent, caller) = (convert::inode(parent), convert::creator(request, umask));
-        reply_entry(reply, self.fs.mknod(parent, name.as_bytes(), kind, mode & 0o7777, rdev.into(), caller));
+        let begun = self.begin(Operation::Mknod, request);
+        reply_entry(reply, begun.end(self.fs.mknod(parent, name.as_bytes(), kind, mode & 0o7777, rdev.into(), caller)));
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let begun = self.begin(Operation::Mkdir, request);
         let (parent, caller) = (convert::inode(parent), convert::creator(request, umask));
-        reply_entry(reply, self.fs.mkdir(parent, name.as_bytes(), mode & 0o7777, caller));
+        reply_entry(reply, begun.end(self.fs.mkdir(parent, name.as_bytes(), mode & 0o7777, caller)));
     }
 
-    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(reply, self.fs.unlink(convert::inode(parent), name.as_bytes()));
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let begun = self.begin(Operation::Unlink, request);
+        reply_empty(reply, begun.end(self.fs.unlink(convert::inode(parent), name.as_bytes())));
     }
 
-    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(reply, self.fs.rmdir(convert::inode(parent), name.as_bytes()));
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let begun = self.begin(Operation::Rmdir, request);
+        reply_empty(reply, begun.end(self.fs.rmdir(convert::inode(parent), name.as_bytes())));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let begun = self.begin(Operation::Symlink, request);
         let (parent, caller) = (convert::inode(parent), convert::caller(request));
         let target = target.as_os_str().as_bytes();
-        reply_entry(reply, self.fs.symlink(parent, name.as_bytes(), target, caller));
+        reply_entry(reply, begun.end(self.fs.symlink(parent, name.as_bytes(), target, caller)));
     }
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -223,15 +182,18 @@ impl fuser::Filesystem for Adapter {
     ) {
         let Some(mode) = convert::rename_mode(flags) else { return reply.error(convert::errno(&Error::WrongKind)) };
         let (from, to) = (convert::inode(parent), convert::inode(new_parent));
-        reply_empty(reply, self.fs.rename(from, name.as_bytes(), to, new_name.as_bytes(), mode));
+        let begun = self.begin(Operation::Rename, request);
+        reply_empty(reply, begun.end(self.fs.rename(from, name.as_bytes(), to, new_name.as_bytes(), mode)));
     }
 
-    fn link(&self, _request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        reply_entry(reply, self.fs.link(convert::inode(ino), convert::inode(parent), name.as_bytes()));
+    fn link(&self, request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let begun = self.begin(Operation::Link, request);
+        reply_entry(reply, begun.end(self.fs.link(convert::inode(ino), convert::inode(parent), name.as_bytes())));
     }
 
-    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let answer = move |result| match result {
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let begun = self.begin_to_end_anywhere(Operation::Open, request);
+        let answer = move |result| match begun.end(result) {
             Ok(()) => reply.opened(NO_HANDLE, FopenFlags::FOPEN_KEEP_CACHE),
             Err(error) => reply.error(convert::errno(&error)),
         };
@@ -248,7 +210,8 @@ impl fuser::Filesystem for Adapter {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        let answer = move |result: Result<Attributes, Error>| match result {
+        let begun = self.begin_to_end_anywhere(Operation::Create, request);
+        let answer = move |result: Result<Attributes, Error>| match begun.end(result) {
             Ok(made) => {
                 let made = convert::attributes(&made);
                 reply.created(&KEEP, &made, FIRST, NO_HANDLE, FopenFlags::FOPEN_KEEP_CACHE);
@@ -261,7 +224,7 @@ impl fuser::Filesystem for Adapter {
 
     fn read(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _handle: FileHandle,
         offset: u64,
@@ -270,12 +233,13 @@ impl fuser::Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let begun = self.begin_to_end_anywhere(Operation::Read, request);
         let mut buffer = REPLY.take();
         let size = size as usize;
         if buffer.len() < size {
             buffer.resize(size, 0);
         }
-        let answer = move |read: Result<&[u8], Error>| match read {
+        let answer = move |read: Result<&[u8], Error>| match begun.end_moving(read, |plain| plain.len()) {
             Ok(plain) => reply.data(plain),
             Err(error) => reply.error(convert::errno(&error)),
         };
@@ -295,16 +259,18 @@ impl fuser::Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
-            && let Err(error) = self.fs.drop_set_ids(convert::inode(ino), convert::caller(request))
-        {
-            return reply.error(convert::errno(&error));
-        }
-        let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let answer = move |written| match written {
+        let begun = self.begin_to_end_anywhere(Operation::Write, request);
+        let size = data.len();
+        let len = u32::try_from(size).unwrap_or(u32::MAX);
+        let answer = move |written| match begun.end_moving(written, |()| size) {
             Ok(()) => reply.written(len),
             Err(error) => reply.error(convert::errno(&error)),
         };
+        if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
+            && let Err(error) = self.fs.drop_set_ids(convert::inode(ino), convert::caller(request))
+        {
+            return answer(Err(error));
+        }
         self.fs.answer_write(convert::inode(ino), offset, data, Box::new(answer));
     }
 
@@ -315,7 +281,7 @@ impl fuser::Filesystem for Adapter {
 
     fn release(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _handle: FileHandle,
         _flags: OpenFlags,
@@ -323,28 +289,32 @@ impl fuser::Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let begun = self.begin(Operation::Release, request);
         self.fs.release(convert::inode(ino));
-        reply.ok();
+        reply_empty(reply, begun.end(Ok(())));
     }
 
-    fn fsync(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        reply_empty(reply, self.fs.sync(convert::inode(ino), !data_only));
+    fn fsync(&self, request: &Request, ino: INodeNo, _handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        let begun = self.begin(Operation::Fsync, request);
+        reply_empty(reply, begun.end(self.fs.sync(convert::inode(ino), !data_only)));
     }
 
-    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let keep = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
-        match self.fs.open_directory(convert::inode(ino)) {
+        let begun = self.begin(Operation::Opendir, request);
+        match begun.end(self.fs.open_directory(convert::inode(ino))) {
             Ok(handle) => reply.opened(FileHandle(handle.0), keep),
             Err(error) => reply.error(convert::errno(&error)),
         }
     }
 
-    fn readdir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let begun = self.begin(Operation::Readdir, request);
         let listed = self.fs.list(DirectoryHandle(handle.0), offset, false, |entry| {
             let kind = convert::file_type(entry.kind.unwrap_or(NodeKind::File));
             !reply.add(INodeNo(entry.id.0), entry.next_position, kind, OsStr::from_bytes(entry.name))
         });
-        match listed {
+        match begun.end(listed) {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(convert::errno(&error)),
         }
@@ -352,18 +322,19 @@ impl fuser::Filesystem for Adapter {
 
     fn readdirplus(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         handle: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let begun = self.begin(Operation::Readdir, request);
         let listed = self.fs.list(DirectoryHandle(handle.0), offset, true, |entry| {
             let attributes = entry.attributes.as_ref().map_or_else(|| dot(entry.id), convert::attributes);
             let name = OsStr::from_bytes(entry.name);
             !reply.add(attributes.ino, entry.next_position, name, &KEEP, &attributes, FIRST)
         });
-        match listed {
+        match begun.end(listed) {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(convert::errno(&error)),
         }
@@ -374,12 +345,14 @@ impl fuser::Filesystem for Adapter {
         reply.ok();
     }
 
-    fn fsyncdir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {
-        reply_empty(reply, self.fs.sync_directory(DirectoryHandle(handle.0)));
+    fn fsyncdir(&self, request: &Request, _ino: INodeNo, handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {
+        let begun = self.begin(Operation::Fsyncdir, request);
+        reply_empty(reply, begun.end(self.fs.sync_directory(DirectoryHandle(handle.0))));
     }
 
-    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        match self.fs.space() {
+    fn statfs(&self, request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let begun = self.begin(Operation::Statfs, request);
+        match begun.end(self.fs.space()) {
             Ok(space) => {
                 let block = u32::try_from(space.block_size).unwrap_or(u32::MAX);
                 let (blocks, files) = ((space.blocks, space.free, space.available), (space.files, space.files_free));
@@ -389,12 +362,14 @@ impl fuser::Filesystem for Adapter {
         }
     }
 
-    fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        reply_xattr(reply, size, self.fs.xattr(convert::inode(ino), name.as_bytes()));
+    fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let begun = self.begin(Operation::Getxattr, request);
+        reply_xattr(reply, size, begun.end(self.fs.xattr(convert::inode(ino), name.as_bytes())));
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        reply_xattr(reply, size, self.fs.xattr_names(convert::inode(ino), convert::caller(request)));
+        let begun = self.begin(Operation::Listxattr, request);
+        reply_xattr(reply, size, begun.end(self.fs.xattr_names(convert::inode(ino), convert::caller(request))));
     }
 
     fn setxattr(
@@ -408,12 +383,14 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let (name, caller) = (name.as_bytes(), convert::caller(request));
-        let answer = move |result| reply_empty(reply, result);
+        let begun = self.begin_to_end_anywhere(Operation::Setxattr, request);
+        let answer = move |result| reply_empty(reply, begun.end(result));
         self.fs.set_xattr(convert::inode(ino), name, value, convert::xattr_mode(flags), caller, Box::new(answer));
     }
 
-    fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(reply, self.fs.remove_xattr(convert::inode(ino), name.as_bytes()));
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let begun = self.begin(Operation::Removexattr, request);
+        reply_empty(reply, begun.end(self.fs.remove_xattr(convert::inode(ino), name.as_bytes())));
     }
 
     fn fallocate(
@@ -427,7 +404,8 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let Some(what) = convert::allocate(mode) else { return reply.error(convert::errno(&Error::Unsupported)) };
-        let answer = move |result| reply_empty(reply, result);
+        let begun = self.begin_to_end_anywhere(Operation::Fallocate, request);
+        let answer = move |result| reply_empty(reply, begun.end(result));
         self.fs.allocate(convert::inode(ino), what, offset, len, convert::caller(request), Box::new(answer));
     }
 
@@ -475,9 +453,4 @@ impl fuser::Filesystem for Adapter {
     ) {
         reply.error(convert::errno(&Error::NoControl));
     }
-}
-
-/// What the kernel gets with `.` and `..`, of which it uses only the number and the type.
-fn dot(id: InodeId) -> fuser::FileAttr {
-    fuser::FileAttr { ino: INodeNo(id.0), kind: fuser::FileType::Directory, ..nothing() }
 }

@@ -6,6 +6,7 @@
 mod adapter;
 mod attach;
 mod convert;
+mod reply;
 mod session;
 mod table;
 mod tuning;

@@ -69,7 +69,7 @@ pub use report::{Counts, Failure, Progress, Settings};
 pub use side::{Meta, TransferError, kind_name};
 
 use crate::fs::{self, Filesystem};
-use crate::keys::{ProvisionedUse, Volume};
+use crate::keys::Volume;
 use crate::storage::CipherDirectory;
 use crate::storage::cipher_directory::VolumeLock;
 
@@ -91,12 +91,7 @@ impl Tree {
     /// # Errors
     /// [`fs::Error`] if the root cannot be read.
     pub fn open(directory: CipherDirectory, volume: Volume, lock: Option<VolumeLock>) -> Result<Self, fs::Error> {
-        let options = fs::Options {
-            read_only: lock.is_none(),
-            idle_lock: None,
-            prefetch: true,
-            provisioned_keys: ProvisionedUse::Fallback,
-        };
+        let options = fs::Options { read_only: lock.is_none(), ..fs::Options::default() };
         let fs = Filesystem::open(directory, volume, options)?;
         Ok(Self { side: VolumeSide::new(fs), _lock: lock })
     }

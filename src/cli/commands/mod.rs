@@ -1,5 +1,6 @@
 //! One file for each command.
 
+pub(super) mod audit;
 pub(super) mod cat;
 pub(super) mod check;
 mod check_config;
@@ -28,6 +29,7 @@ pub(super) mod lock;
 pub(super) mod ls;
 pub(super) mod man;
 pub(super) mod mount;
+mod observe;
 mod policy;
 pub(super) mod recipients;
 pub(super) mod rekey;
@@ -39,5 +41,9 @@ mod rewrap_work;
 mod serve;
 pub(super) mod speed;
 pub(super) mod status;
+#[cfg(feature = "mount")]
+mod teller;
+pub(super) mod top;
+mod top_view;
 pub(super) mod umount;
 mod unmounted;

@@ -14,6 +14,7 @@ use crate::format::hex;
 use crate::keys::{KeyLimits, ProvisionedUse};
 
 use super::init::NewVolumeArgs;
+use super::observe::ObserveArgs;
 
 /// Mount a volume; returns when it is usable, or says why it is not
 #[derive(Debug, Args)]
@@ -50,6 +51,8 @@ pub(crate) struct MountArgs {
     pub(super) threads: u8,
     #[command(flatten)]
     pub(super) keys: KeyLimitArgs,
+    #[command(flatten)]
+    pub(super) observe: ObserveArgs,
     #[command(flatten)]
     pub(super) volume: NewVolumeArgs,
     #[command(flatten)]

@@ -8,9 +8,6 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
-
-use serde::Serialize;
 
 use crate::cli::environment::Environment;
 use crate::cli::error::{CliError, Exit};
@@ -21,7 +18,7 @@ use crate::cli::passphrase::{self, Secret};
 use crate::cli::pins::{Pin, Pins};
 use crate::cli::settings::{PASSPHRASE_VARIABLE, Settings};
 use crate::cli::unlock::{self, Expected};
-use crate::daemon::control::{self, Ask, Client, ControlError, ControlSocket, Ended};
+use crate::daemon::control::{self, Client, ControlError, ControlSocket, Ended};
 use crate::daemon::detach::{self, Background, Started};
 use crate::daemon::log::{self, Level, Target};
 use crate::daemon::notify::{Notifier, Watch};
@@ -36,7 +33,8 @@ use crate::storage::cipher_directory::{CipherDirectory, LockMode, VolumeLock};
 use super::init;
 use super::key_reload::KeyReload;
 use super::mount::MountArgs;
-use super::rekey;
+use super::observe::Observers;
+use super::teller::Teller;
 
 /// Everything that is known before anything is touched.
 struct Job<'a> {
@@ -113,14 +111,19 @@ impl Job<'_> {
         if let Some(target) = &chosen {
             self.start_log(target)?;
         }
-        let providers = self.settings.for_providers(secret.map(passphrase::for_provider));
-        let opened = self.open(&providers)?;
+        let mut observers = self.args.observe.observers()?;
+        let mut providers = self.settings.for_providers(secret.map(passphrase::for_provider));
+        providers.trail = observers.trail();
+        let opened = self.open(&providers, &mut observers)?;
         drop(providers);
+        observers.begin_audit(&opened.volume)?;
         let log = match chosen {
             Some(target) => Log { target, started: true },
             None => Log { target: self.usual_log(&opened.volume)?, started: false },
         };
-        self.serve_opened(opened, &log, background)
+        let served = self.serve_opened(opened, &log, &mut observers, background);
+        observers.end();
+        served
     }
 
     /// The log of the user's choice; none if it is to be the usual one of a background mount.
@@ -144,7 +147,7 @@ impl Job<'_> {
 
     fn start_log(&self, target: &Target) -> Result<(), CliError> {
         let level = self.settings.log_level.unwrap_or(Level::INFO);
-        log::init(level, target).map_err(|error| CliError::new(Exit::Io, error))?;
+        log::init(level, self.settings.log_format, target).map_err(|error| CliError::new(Exit::Io, error))?;
         if matches!(target, Target::File(_)) {
             log::panics();
         }
@@ -152,7 +155,7 @@ impl Job<'_> {
     }
 
     /// Everything up to the unlocked volume. Nothing is changed, but for a volume that `--init` makes.
-    fn open(&self, providers: &ProviderSettings) -> Result<Opened, CliError> {
+    fn open(&self, providers: &ProviderSettings, observers: &mut Observers) -> Result<Opened, CliError> {
         let place = self.find_place()?;
         let Self { args, settings, environment, .. } = self;
         if args.init {
@@ -160,6 +163,7 @@ impl Job<'_> {
         }
         let directory = CipherDirectory::open(&place.cipher_directory)?;
         let lock = directory.lock(if self.flags.read_only { LockMode::Shared } else { LockMode::Exclusive })?;
+        observers.take_places(&[&place.cipher_directory, &place.mountpoint])?;
         let sealed = unlock::read_config(&directory)?;
         let expected = Expected { volume_id: args.volume_id.as_deref(), keys: &args.expect_key };
         let pins = Pins::of(environment);
@@ -184,12 +188,22 @@ impl Job<'_> {
         Ok(Place { cipher_directory, mountpoint, sockets })
     }
 
-    fn serve_opened(&self, opened: Opened, log: &Log, background: Option<Background>) -> Result<(), CliError> {
+    fn serve_opened(
+        &self,
+        opened: Opened,
+        log: &Log,
+        observers: &mut Observers,
+        background: Option<Background>,
+    ) -> Result<(), CliError> {
         let Opened { directory, volume, lock, place } = opened;
         let pin = Pin::new(&volume.id_text(), &volume.fingerprint);
         let filesystem = Filesystem::open(directory, volume, self.fs_options())?;
-        let answers = answers_of(&filesystem, &place.mountpoint, &log.target, self.key_reload(&place)?);
-        let socket = ControlSocket::bind(&place.sockets, &place.mountpoint, answers).map_err(control_failure)?;
+        let keys = self.key_reload(&place)?;
+        let teller = Arc::new(Teller::new(&filesystem, &place.mountpoint, &log.target, observers, keys));
+        let page = observers.take_page().map(|page| page.serve(teller.page()));
+        let page = page.transpose().map_err(|error| CliError::io("the page of metrics", &error))?;
+        let socket =
+            ControlSocket::bind(&place.sockets, &place.mountpoint, teller.answers()).map_err(control_failure)?;
         take_modes_as_given();
         let notifier = Arc::new(self.notifier()?);
         let mut usable = Ok(None);
@@ -205,7 +219,9 @@ impl Job<'_> {
         });
         drop(watched);
         notifier.stopping("making everything durable");
+        drop(page);
         filesystem.shutdown();
+        observers.end();
         drop(lock);
         let ended = Ended { error: served.as_ref().err().map(MountError::to_string) };
         tracing::info!(error = ended.error, "unmounted");
@@ -256,6 +272,7 @@ impl Job<'_> {
             idle_lock: self.args.keys.idle_lock(),
             prefetch: !self.args.keys.no_prefetch,
             provisioned_keys: self.args.keys.provisioned_keys(),
+            keys_at_open: self.args.observe.may_withhold_keys(),
         }
     }
 
@@ -313,55 +330,4 @@ fn watch_signals(mountpoint: &Path) -> Option<SignalWatch> {
         }
     });
     watch.inspect_err(|error| tracing::error!("signals will not unmount: {error}")).ok()
-}
-
-/// What `kmsfs status` shows.
-#[derive(Serialize)]
-struct Status<'a> {
-    mountpoint: &'a str,
-    pid: u32,
-    uptime_seconds: u64,
-    log_file: Option<&'a str>,
-    #[serde(flatten)]
-    stats: fs::Stats,
-}
-
-/// Does what a client of the control socket asks for; every answer is the status after it.
-fn answers_of(
-    filesystem: &Arc<Filesystem>,
-    mountpoint: &Path,
-    log: &Target,
-    keys: KeyReload,
-) -> impl Fn(Ask) -> String + Send + Sync + 'static {
-    let (filesystem, start) = (Arc::clone(filesystem), Instant::now());
-    let mountpoint = mountpoint.to_string_lossy().into_owned();
-    let log_file = match log {
-        Target::Stderr => None,
-        Target::File(path) => Some(path.to_string_lossy().into_owned()),
-    };
-    move |ask| {
-        match ask {
-            Ask::Status => {}
-            Ask::Lock => filesystem.lock(),
-            Ask::Unlock => filesystem.unlock(),
-            Ask::Rekey(path) => {
-                let answer = rekey::Answer::of(&filesystem, &path);
-                return serde_json::to_string(&answer).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"));
-            }
-            Ask::Keys => {
-                if let Err(error) = keys.run(&filesystem) {
-                    tracing::warn!("the volume's keys stay as they were: {error}");
-                    return serde_json::json!({"error": error.to_string()}).to_string();
-                }
-            }
-        }
-        let status = Status {
-            mountpoint: &mountpoint,
-            pid: std::process::id(),
-            uptime_seconds: start.elapsed().as_secs(),
-            log_file: log_file.as_deref(),
-            stats: filesystem.stats(),
-        };
-        serde_json::to_string(&status).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
-    }
 }

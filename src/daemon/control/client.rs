@@ -58,6 +58,7 @@ impl Client {
     pub fn tell(mut self, ask: Ask, deadline: Duration) -> Result<String, ClientError> {
         let request = match ask {
             Ask::Status => Request::Status,
+            Ask::Measures => Request::Measures,
             Ask::Lock => Request::Lock,
             Ask::Unlock => Request::Unlock,
             Ask::Keys => Request::Keys,

@@ -1,6 +1,6 @@
 //! The control socket: one per mount, on which the process behind it answers.
 //!
-//! A request is one line of JSON, `{"command":"status"}`, `lock`, `unlock`, `keys`, `rekey` (with a `path`) or `wait`, and so is every answer. `wait` is
+//! A request is one line of JSON, `{"command":"status"}`, `measures`, `lock`, `unlock`, `keys`, `rekey` (with a `path`) or `wait`, and so is every answer. `wait` is
 //! answered with one line at once and with a second one, [`Ended`], when the mount has ended; the connection then closes
 //! with the process.
 //!
@@ -31,6 +31,7 @@ const MAX_LINE: u64 = 65536;
 #[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
 enum Request {
     Status,
+    Measures,
     Lock,
     Unlock,
     Keys,
@@ -38,11 +39,13 @@ enum Request {
     Wait,
 }
 
-/// What a mount is asked to do. It answers with its status after that.
+/// What a mount is asked to do. It answers with its status after that, but for [`Self::Measures`] and [`Self::Rekey`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ask {
     /// Nothing but to tell its status.
     Status,
+    /// To tell its status and everything that it counts.
+    Measures,
     /// To drop all keys.
     Lock,
     /// To let keys be had again.

@@ -133,6 +133,7 @@ fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
     BufReader::new(&stream).take(MAX_LINE).read_until(b'\n', &mut request)?;
     match serde_json::from_slice(&request) {
         Ok(Request::Status) => say(&mut stream, shared, Ask::Status),
+        Ok(Request::Measures) => say(&mut stream, shared, Ask::Measures),
         Ok(Request::Lock) => say(&mut stream, shared, Ask::Lock),
         Ok(Request::Unlock) => say(&mut stream, shared, Ask::Unlock),
         Ok(Request::Keys) => say(&mut stream, shared, Ask::Keys),

@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use aws_sdk_kms::Client;
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_kms::operation::RequestId as _;
+use aws_sdk_kms::operation::RequestId;
 use tokio::runtime::{Builder, Runtime};
 
+use super::super::uses::note_request_id;
 use super::super::{ProviderError, ProviderErrorKind};
 use super::AwsSettings;
 use super::aws_client::{Clients, causes, explain_unsent};
@@ -43,7 +44,7 @@ impl AwsKmsProvider {
 
     /// Runs `send` on a client in the key's Region, and once more on a new one if the first one's credentials have
     /// expired. Must not be called from a thread of an async runtime.
-    pub(super) fn call<T, E: Failure>(
+    pub(super) fn call<T: RequestId, E: Failure>(
         &self,
         call: &Call<'_>,
         send: impl AsyncFn(&Client) -> Result<T, SdkError<E>>,
@@ -56,7 +57,7 @@ impl AwsKmsProvider {
         runtime.block_on(async { tokio::time::timeout(deadline, self.send(call, send)).await.map_err(late)? })
     }
 
-    async fn send<T, E: Failure>(
+    async fn send<T: RequestId, E: Failure>(
         &self,
         call: &Call<'_>,
         send: impl AsyncFn(&Client) -> Result<T, SdkError<E>>,
@@ -68,6 +69,10 @@ impl AwsKmsProvider {
             client = self.client(call).await?;
             result = send(&client).await;
         }
+        note_request_id(match &result {
+            Ok(answer) => answer.request_id(),
+            Err(error) => error.request_id(),
+        });
         result.map_err(|error| call.failure(&error))
     }
 
@@ -112,7 +117,7 @@ impl Call<'_> {
             _ => None,
         };
         let (kind, why) = unsent.unwrap_or_else(|| (classify(error), describe(error)));
-        self.error(kind, &why)
+        self.error(kind, &why).of_request(error.request_id())
     }
 
     /// An error that says what failed, `why`, and what to do.

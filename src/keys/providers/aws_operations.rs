@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 
 use aws_sdk_kms::error::SdkError;
+use aws_sdk_kms::operation::RequestId;
 use aws_sdk_kms::operation::decrypt::{DecryptError, DecryptOutput};
 use aws_sdk_kms::operation::encrypt::{EncryptError, EncryptOutput};
 use aws_sdk_kms::operation::generate_data_key::{GenerateDataKeyError, GenerateDataKeyOutput};
@@ -126,8 +127,18 @@ impl AwsKmsProvider {
         }
         let call = Call { operation: "ReEncrypt", key };
         self.call(&call, async |client| -> Result<_, SdkError<ReEncryptError>> {
-            Ok(client.config().region().map(ToString::to_string))
+            Ok(Unasked(client.config().region().map(ToString::to_string)))
         })
+        .map(|found| found.0)
+    }
+}
+
+/// What the SDK knows without a request.
+struct Unasked<T>(T);
+
+impl<T> RequestId for Unasked<T> {
+    fn request_id(&self) -> Option<&str> {
+        None
     }
 }
 

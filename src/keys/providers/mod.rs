@@ -30,7 +30,8 @@ use zeroize::Zeroizing;
 use self::absent::AbsentProvider;
 use self::keyring::Keyring;
 use self::local::LocalProvider;
-use super::{Provider, ProviderError, ProviderErrorKind, ProviderKind};
+use super::recorded::Recorded;
+use super::{Provider, ProviderError, ProviderErrorKind, ProviderKind, Trail};
 
 /// The longest wrapped key that any provider makes or takes, in bytes: the limit of KMS.
 pub const MAX_WRAPPED_LEN: usize = 6144;
@@ -44,6 +45,8 @@ pub struct ProviderSettings {
     pub passphrase: Option<Passphrase>,
     /// Settings of AWS KMS.
     pub aws: AwsSettings,
+    /// Where every call of a provider is recorded.
+    pub trail: Option<Trail>,
 }
 
 /// Settings of AWS KMS. What is not set here comes from where every AWS program takes it: environment, profile,
@@ -116,9 +119,18 @@ pub fn open(
     location: Option<&Path>,
     settings: &ProviderSettings,
 ) -> Result<Arc<dyn Provider>, ProviderError> {
-    match kind {
+    let provider = match kind {
         ProviderKind::Local => open_local(key, location, settings),
         ProviderKind::AwsKms => open_aws_kms(key, &settings.aws),
+    };
+    Ok(recorded(provider?, key, settings))
+}
+
+/// The provider, with every call recorded if the settings say where.
+fn recorded(provider: Arc<dyn Provider>, key: &str, settings: &ProviderSettings) -> Arc<dyn Provider> {
+    match &settings.trail {
+        Some(trail) => Arc::new(Recorded::new(provider, key, trail.clone())),
+        None => provider,
     }
 }
 
@@ -143,7 +155,7 @@ pub fn open_or_absent(
     let opened = match (open(kind, key, location, settings), location) {
         (Err(error), Some(path)) if several && error.kind == ProviderErrorKind::KeyNotFound => {
             let here = LocalProvider::open(path, key, settings.passphrase.as_ref());
-            here.map(|provider| -> Arc<dyn Provider> { Arc::new(provider) }).map_err(|_| error)
+            here.map(|provider| recorded(Arc::new(provider), key, settings)).map_err(|_| error)
         }
         (opened, _) => opened,
     };
