@@ -21,6 +21,8 @@ mod key_change;
 pub(super) mod keys;
 mod keys_list;
 mod keys_provision;
+mod keys_ring;
+mod keys_usage;
 pub(super) mod lock;
 pub(super) mod ls;
 pub(super) mod man;
