@@ -23,6 +23,7 @@ mod prefetch;
 mod provisioned;
 mod set_ids;
 mod settle;
+mod shred;
 mod stats;
 mod trim;
 mod xattrs;

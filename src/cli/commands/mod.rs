@@ -35,6 +35,7 @@ pub(super) mod rewrap;
 mod rewrap_work;
 #[cfg(feature = "mount")]
 mod serve;
+pub(super) mod shred;
 pub(super) mod speed;
 pub(super) mod status;
 pub(super) mod umount;
