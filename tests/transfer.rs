@@ -319,3 +319,28 @@ fn an_ordinary_user_copies_what_is_his() {
     let said = home.refused(14, &[&"import", &source, &cipher, &"again"]);
     assert!(said.contains("x: Permission denied"), "{said}");
 }
+
+#[test]
+fn a_full_disk_ends_an_export_and_more_room_lets_it_go_on() {
+    needs_root();
+    let volume = Volume::new(&[]);
+    for name in 0..100 {
+        fs::write(volume.path(name.to_string()), bytes(name, 100_000)).unwrap();
+    }
+    let expected = tree(&volume.plain);
+    volume.unmount();
+    let out = volume.home.path("out");
+    volume.home.shell("mkdir out && mount -t tmpfs -o size=4m tmpfs out");
+    let began = std::time::Instant::now();
+    let said = volume.home.refused(14, &[&"export", &volume.cipher, &out]);
+    assert!(said.contains("No space left"), "{said}");
+    assert!(said.lines().count() < 20, "the rest is not tried: {said}");
+    assert!(began.elapsed().as_secs() < 20);
+    for path in walk(&out) {
+        assert!(path.to_string_lossy().contains(".kmsfs-partial-") || fs::metadata(&path).unwrap().len() == 100_000);
+    }
+    volume.home.shell("mount -o remount,size=64m out");
+    volume.home.ok(&[&"export", &"--verify", &volume.cipher, &out]);
+    assert_same("exported", &tree(&out), &expected);
+    volume.home.shell("umount out");
+}

@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use super::commands::{
     audit, cat, check, completions, copy_trees, doctor, estimate, forget, init, inspect, keys, lock, ls, man, mount,
-    recipients, rekey, rewrap, speed, status, top, umount,
+    recipients, rekey, rewrap, shred, speed, status, top, umount,
 };
 
 const EXIT_CODES: &str = "\
@@ -57,6 +57,7 @@ pub(super) enum Command {
     Ls(Box<ls::LsArgs>),
     Export(Box<copy_trees::ExportArgs>),
     Import(Box<copy_trees::ImportArgs>),
+    Shred(Box<shred::ShredArgs>),
     Check(Box<check::CheckArgs>),
     Doctor(Box<doctor::DoctorArgs>),
     Estimate(estimate::EstimateArgs),

@@ -220,6 +220,7 @@ impl From<TransferError> for CliError {
             TransferError::Changing
             | TransferError::InTheWay(_)
             | TransferError::LinkFailed(_)
+            | TransferError::NamedElsewhere(_)
             | TransferError::NotFound
             | TransferError::Kind(_) => Exit::Other,
         };

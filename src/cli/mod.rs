@@ -69,6 +69,7 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
         Command::Ls(args) => commands::ls::run(args),
         Command::Export(args) => commands::copy_trees::export(args),
         Command::Import(args) => commands::copy_trees::import(args),
+        Command::Shred(args) => commands::shred::run(args),
         Command::Check(args) => commands::check::run(args),
         Command::Doctor(args) => commands::doctor::run(args),
         Command::Estimate(args) => commands::estimate::run(args),

@@ -26,6 +26,7 @@ mod provisioned;
 mod rekey;
 mod set_ids;
 mod settle;
+mod shred;
 mod stats;
 mod trim;
 mod xattrs;

@@ -90,7 +90,7 @@ mod tests {
         (0..count)
             .map(|i| {
                 fs::create_dir(home.join(i.to_string())).unwrap();
-                root.lookup(&i.to_string()).unwrap()
+                root.lookup(i.to_string()).unwrap()
             })
             .collect()
     }

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::format::geometry::PAYLOAD_LEN;
 use crate::queue::Queue;
@@ -27,6 +27,8 @@ const BATCH: (usize, u64) = (128, 256 << 20);
 pub(super) const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(2)];
 /// What has not changed for so long is not being written now.
 const AT_REST: Duration = Duration::from_secs(30);
+/// A provider that throttles or is away is asked again for so long after it last gave a key.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// So many files in a row without a key are enough.
 const REFUSALS: u32 = 64;
 
@@ -88,6 +90,7 @@ pub(super) struct Copy<'a, S: Side, T: Side> {
     failures: Mutex<Vec<Failure>>,
     stopped: AtomicBool,
     refusals: AtomicU32,
+    last_success: Mutex<Instant>,
 }
 
 impl<'a, S: Side, T: Side> Copy<'a, S, T> {
@@ -112,6 +115,7 @@ impl<'a, S: Side, T: Side> Copy<'a, S, T> {
             failures: Mutex::default(),
             stopped: AtomicBool::new(false),
             refusals: AtomicU32::new(0),
+            last_success: Mutex::new(Instant::now()),
         }
     }
 
@@ -167,12 +171,16 @@ impl<'a, S: Side, T: Side> Copy<'a, S, T> {
             let error = match self.entry(pair, name) {
                 Ok(directory) => {
                     self.refusals.store(0, Ordering::Relaxed);
+                    *locked(&self.last_success) = Instant::now();
                     return directory;
                 }
                 Err(error) => error,
             };
-            let again = error.may_pass() && (error.is_of_keys() || self.is_recent(pair, name));
-            match pauses.next().filter(|_| again && !self.is_stopped()) {
+            let pause = match error.is_of_keys() {
+                true => PAUSES.first().filter(|_| locked(&self.last_success).elapsed() < PATIENCE),
+                false => pauses.next().filter(|_| self.is_recent(pair, name)),
+            };
+            match pause.filter(|_| error.may_pass() && !self.is_stopped()) {
                 Some(pause) => std::thread::sleep(*pause),
                 None => {
                     self.fail(&pair.path_of(name), error);

@@ -55,6 +55,7 @@ mod copy;
 mod finish;
 mod plain;
 mod report;
+mod shred;
 mod side;
 mod verify;
 mod volume;
@@ -66,6 +67,7 @@ use std::path::{Component, Path};
 
 pub use crate::storage::{NodeKind, Timestamp};
 pub use report::{Counts, Failure, Progress, Settings};
+pub use shred::Doomed;
 pub use side::{Meta, TransferError, kind_name};
 
 use crate::fs::{self, Filesystem};

@@ -35,6 +35,9 @@ pub enum TransferError {
     /// Files lack their ends, in a volume that lets that pass.
     #[error("files that were cut off (their end marks are missing) were copied as they are: `kmsfs check` says which")]
     EndMarks,
+    /// A file to be shredded has another name.
+    #[error("{0} has another name that is not among what is to be shredded: name that too, or remove this one instead")]
+    NamedElsewhere(String),
     /// A path that cannot be used.
     #[error("a path that cannot be used: it has a `..` in it, or no name at its end")]
     Path,

@@ -233,6 +233,13 @@ impl Volume {
         volume
     }
 
+    /// The volume that lies in `home` as `cipher` already; it is not mounted.
+    pub(crate) fn unpacked(home: Home) -> Self {
+        let (cipher, plain) = (home.path("cipher"), home.path("plain"));
+        fs::create_dir(&plain).unwrap();
+        Self { home, cipher, plain, options: Vec::new() }
+    }
+
     /// A path on the mount.
     pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.plain.join(name)

@@ -96,8 +96,9 @@ struct Report<'r> {
     failures: &'r [FailureReport],
 }
 
+/// What failed, and why.
 #[derive(Serialize)]
-struct FailureReport {
+pub(super) struct FailureReport {
     path: String,
     error: String,
     exit_code: u8,
@@ -165,7 +166,7 @@ fn conclude(args: &CopyArgs, copy: impl FnOnce(&Progress) -> Result<Vec<Failure>
     verdict(&failures)
 }
 
-fn failure(failure: Failure) -> FailureReport {
+pub(super) fn failure(failure: Failure) -> FailureReport {
     let path = report::printable(&String::from_utf8_lossy(&failure.path));
     let path = if path.is_empty() { ".".to_owned() } else { path };
     let error = CliError::from(failure.error);
@@ -173,7 +174,7 @@ fn failure(failure: Failure) -> FailureReport {
 }
 
 /// Who does not hear it still gets the exit code.
-fn tell(failures: &[FailureReport]) {
+pub(super) fn tell(failures: &[FailureReport]) {
     let mut stderr = io::stderr().lock();
     for FailureReport { path, error, .. } in failures.iter().take(TOLD) {
         let _ = writeln!(stderr, "{path}: {error}");
@@ -183,11 +184,15 @@ fn tell(failures: &[FailureReport]) {
     }
 }
 
-/// What does not authenticate weighs most, then what cannot be read or written, then keys.
 fn verdict(failures: &[FailureReport]) -> Result<(), CliError> {
+    let Some(code) = worst(failures) else { return Ok(()) };
+    let what = format!("{} of the entries failed and the others were copied", failures.len());
+    Err(CliError::with_code(code, what).hint("the same command goes on from here"))
+}
+
+/// The exit code that weighs most: what does not authenticate, then what cannot be read or written, then keys.
+pub(super) fn worst(failures: &[FailureReport]) -> Option<u8> {
     let order = [Exit::Unauthentic, Exit::Io, Exit::KeyRefused, Exit::Credentials, Exit::ProviderUnreachable];
     let weight = |code: u8| order.iter().position(|exit| *exit as u8 == code).unwrap_or(order.len());
-    let Some(worst) = failures.iter().min_by_key(|failure| weight(failure.exit_code)) else { return Ok(()) };
-    let what = format!("{} of the entries failed and the others were copied", failures.len());
-    Err(CliError::with_code(worst.exit_code, what).hint("the same command goes on from here"))
+    failures.iter().map(|failure| failure.exit_code).min_by_key(|code| weight(*code))
 }

@@ -138,7 +138,8 @@ impl NewVolumeArgs {
     }
 }
 
-fn default_keyring(environment: &Environment) -> Result<PathBuf, CliError> {
+/// The keyring of whoever names none.
+pub(super) fn default_keyring(environment: &Environment) -> Result<PathBuf, CliError> {
     let data = environment.data_directory().map(|directory| directory.join("keyring.toml"));
     data.ok_or_else(|| {
         CliError::usage("without HOME or XDG_DATA_HOME there is no place for a keyring").hint("use --key local:PATH")

@@ -25,6 +25,8 @@ mod key_reload;
 pub(super) mod keys;
 mod keys_list;
 mod keys_provision;
+mod keys_ring;
+mod keys_usage;
 pub(super) mod lock;
 pub(super) mod ls;
 pub(super) mod man;
@@ -39,6 +41,7 @@ pub(super) mod rewrap;
 mod rewrap_work;
 #[cfg(feature = "mount")]
 mod serve;
+pub(super) mod shred;
 pub(super) mod speed;
 pub(super) mod status;
 #[cfg(feature = "mount")]

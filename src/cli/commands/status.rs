@@ -7,8 +7,11 @@ use clap::Args;
 
 use crate::cli::environment::Environment;
 use crate::cli::error::{CliError, Exit};
+use crate::cli::settings::SettingsArgs;
 use crate::cli::{mount_point, report};
 use crate::daemon::control::{self, Ask, Client, ClientError};
+
+use super::{check_paths, keys_list, keys_usage};
 
 /// How long a mount may take to answer.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -18,6 +21,9 @@ const DEADLINE: Duration = Duration::from_secs(10);
 pub(crate) struct StatusArgs {
     /// The mount point
     mountpoint: PathBuf,
+    /// Show the volume's wrapping keys instead, and how many files still need each of them, as `kmsfs keys list --files` does
+    #[arg(long)]
+    keys: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -26,6 +32,13 @@ pub(crate) struct StatusArgs {
 /// Shows it.
 pub(crate) fn run(args: &StatusArgs) -> Result<(), CliError> {
     let mountpoint = canonical(&args.mountpoint)?;
+    if args.keys {
+        let volumes = check_paths::volumes(std::slice::from_ref(&mountpoint))?;
+        return volumes.iter().try_for_each(|(cipher_directory, _)| {
+            let (due_after, settings) = (keys_usage::DUE_AFTER_DAYS, SettingsArgs::default());
+            keys_list::list_volume(cipher_directory, true, due_after, args.json, &settings)
+        });
+    }
     let status = connect(&mountpoint)
         .and_then(|client| client.tell(Ask::Status, DEADLINE))
         .map_err(|e| failure(&mountpoint, &e))?;

@@ -17,7 +17,10 @@ mod aws_pace;
 #[cfg(feature = "aws-kms")]
 mod aws_transport;
 mod keyring;
+mod keyring_change;
+mod keyring_file;
 mod local;
+mod passphrase_seal;
 pub mod scripted;
 
 use std::fmt;
@@ -26,6 +29,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use zeroize::Zeroizing;
+
+pub use self::keyring_change::{KeyringChange, KeyringKey, change_keyring, list_keyring};
+pub use self::local::version_number as local_version_number;
 
 use self::absent::AbsentProvider;
 use self::keyring::Keyring;
@@ -192,8 +198,9 @@ fn open_aws_kms(key: &str, _: &AwsSettings) -> Result<Arc<dyn Provider>, Provide
 /// `Misconfigured` if `path` exists or cannot be written, `Denied` if that is not permitted, `Credentials` if the
 /// passphrase is empty.
 pub fn create_local(path: &Path, passphrase: Option<&Passphrase>) -> Result<(), ProviderError> {
-    let keyring = Keyring::generate(SystemTime::now());
-    local::write_new(path, &keyring.encode(passphrase)?)
+    let mut keyring = Keyring::generate(SystemTime::now());
+    keyring.put_under(passphrase)?;
+    keyring_file::write_new(path, &keyring.encode()?)
 }
 
 #[cfg(test)]

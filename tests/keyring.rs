@@ -1,0 +1,180 @@
+//! `kmsfs keys` on a local keyring: rotating, disabling and enabling keys beside a mount, another passphrase, and what of the
+//! keys files still need.
+#![cfg(feature = "mount")]
+#![allow(clippy::unwrap_used)] // it is how a test fails
+
+#[path = "support/mount.rs"]
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use support::{Argument, Home, Volume, errno, eventually, text};
+
+fn json_of(home: &Home, arguments: &[Argument<'_>]) -> Value {
+    serde_json::from_str(&home.ok(arguments)).unwrap()
+}
+
+/// The only key of the default keyring.
+fn key(home: &Home) -> String {
+    json_of(home, &[&"keys", &"list", &"--json"])["keys"][0]["key"].as_str().unwrap().to_owned()
+}
+
+/// Files by version of the first key of a volume.
+fn files_by_version(found: &Value) -> Vec<(u64, u64)> {
+    let versions = found["keys"][0]["versions"].as_array().unwrap();
+    versions.iter().map(|v| (v["version"].as_u64().unwrap(), v["files"].as_u64().unwrap())).collect()
+}
+
+#[test]
+fn a_rotated_key_wraps_what_is_new_and_opens_what_is_old() {
+    let volume = Volume::in_home(Home::new(), &[], &["--key-max-age", "1"]);
+    let home = &volume.home;
+    for name in ["a", "b", "c"] {
+        fs::write(volume.path(name), name).unwrap();
+    }
+    volume.home.shell("sync -f plain");
+    assert_eq!(home.ok(&[&"keys", &"rotate"]), format!("{} version 2\n", key(home)));
+    // Keys that were made ahead for new files are of the old version: there are none with a local keyring.
+    fs::write(volume.path("new"), "new").unwrap();
+    volume.home.shell("sync -f plain");
+    let found = json_of(home, &[&"status", &"--keys", &"--json", &volume.plain]);
+    assert_eq!(files_by_version(&found), [(1, 3), (2, 1)], "while it is mounted: {found:#}");
+    assert_eq!(found["keys"][0]["files"], 4);
+    assert_eq!(json_of(home, &[&"keys", &"list", &"--files", &"--json", &volume.cipher]), found);
+    volume.remount();
+    for name in ["a", "new"] {
+        assert_eq!(fs::read_to_string(volume.path(name)).unwrap(), name);
+    }
+    volume.unmount();
+    home.ok(&[&"check", &volume.cipher]);
+    let say = |due_after: &str| {
+        json_of(home, &[&"keys", &"list", &"--json", &"--due-after", &due_after])["keys"][0]["rotation"].clone()
+    };
+    assert_eq!(say("30"), "due in 30 days");
+    let keyring = home.path("data/kmsfs/keyring.toml");
+    let old = fs::read_to_string(&keyring).unwrap();
+    let aged: Vec<String> = old
+        .lines()
+        .map(|line| if line.starts_with("created") { "created = 86400".into() } else { line.to_owned() })
+        .collect();
+    fs::write(&keyring, aged.join("\n") + "\n").unwrap();
+    assert!(say("30").as_str().unwrap().starts_with("due: the newest version is "), "{}", say("30"));
+}
+
+#[test]
+fn a_disabled_key_stops_a_mount_and_an_enabled_one_goes_on() {
+    let volume = Volume::in_home(Home::new(), &[], &["--key-max-age", "1"]);
+    let home = &volume.home;
+    fs::write(volume.path("file"), "content").unwrap();
+    volume.home.shell("sync -f plain");
+    let key = key(home);
+    assert_eq!(home.ok(&[&"keys", &"disable", &key]), "");
+    assert_eq!(json_of(home, &[&"keys", &"list", &"--json"])["keys"][0]["state"], "disabled");
+    let began = Instant::now();
+    eventually("the file stops", || errno(fs::read(volume.path("file"))) == Some(libc::EKEYREVOKED));
+    assert!(began.elapsed() < Duration::from_secs(10), "within the age of keys and a little");
+    assert_eq!(home.ok(&[&"keys", &"enable", &key]), "");
+    eventually("the file is back", || fs::read(volume.path("file")).is_ok_and(|content| content == b"content"));
+    home.ok(&[&"keys", &"disable", &key]);
+    volume.unmount();
+    assert!(home.refused(6, &volume.mount_arguments()).contains("disabled"));
+}
+
+#[test]
+fn a_keyring_gets_another_passphrase_and_none() {
+    let mut home = Home::new();
+    fs::write(home.path("old"), "old\n").unwrap();
+    fs::write(home.path("new"), "new\n").unwrap();
+    fs::write(home.path("empty"), "\n").unwrap();
+    home.set("KMSFS_PASSPHRASE_FILE", home.path("old"));
+    let volume = Volume::in_home(home, &[], &[]);
+    fs::write(volume.path("file"), "content").unwrap();
+    volume.unmount();
+    let Volume { mut home, cipher, .. } = volume;
+    let keyring = home.path("data/kmsfs/keyring.toml");
+    let (old, new, empty) = (home.path("old"), home.path("new"), home.path("empty"));
+    let before = fs::read(&keyring).unwrap();
+    let change = |to: &Path| -> Vec<String> {
+        ["keys", "passphrase", "--new-passphrase-file", to.to_str().unwrap()].map(str::to_owned).to_vec()
+    };
+    let refused = |home: &Home, arguments: Vec<String>| {
+        let arguments: Vec<Argument<'_>> = arguments.iter().map(|argument| argument as Argument<'_>).collect();
+        home.refused(7, &arguments);
+        assert_eq!(fs::read(&keyring).unwrap(), before, "it is as it was");
+    };
+    refused(&home, change(&empty));
+    refused(&home, change(Path::new("/nonexistent")));
+    home.set("KMSFS_PASSPHRASE_FILE", &new);
+    refused(&home, change(&new));
+    home.set("KMSFS_PASSPHRASE_FILE", &old);
+    home.ok(&[&"keys", &"rotate"]);
+    home.ok(&[&"keys", &"passphrase", &"--new-passphrase-file", &new]);
+    home.refused(7, &[&"cat", &cipher, &"file"]);
+    home.set("KMSFS_PASSPHRASE_FILE", &new);
+    assert_eq!(home.ok(&[&"cat", &cipher, &"file"]), "content");
+    home.ok(&[&"keys", &"passphrase", &"--remove"]);
+    assert!(fs::read_to_string(&keyring).unwrap().contains("material"));
+    assert_eq!(home.ok(&[&"cat", &cipher, &"file"]), "content");
+    assert_eq!(fs::read_dir(keyring.parent().unwrap()).unwrap().count(), 2, "the keyring and known-volumes.toml");
+}
+
+#[test]
+fn what_cannot_be_changed_is_said() {
+    let home = Home::new();
+    home.ok(&[&"init", &home.path("cipher")]);
+    let key = key(&home);
+    let says = |code, arguments: &[Argument<'_>], words: &str| {
+        let said = home.refused(code, arguments);
+        assert!(said.contains(words), "{said}");
+    };
+    says(6, &[&"keys", &"disable", &"k-0000000000000000"], "only k-");
+    says(6, &[&"keys", &"rotate", &"nothing"], "no key \"nothing\" here");
+    says(6, &[&"keys", &"rotate", &"--keyring", &home.path("none")], "does not exist");
+    says(2, &[&"keys", &"rotate", &key, &"--new-key"], "cannot be used with");
+    says(2, &[&"keys", &"list", &"--files"], "CIPHERDIR");
+    home.ok(&[&"keys", &"disable", &key]);
+    says(6, &[&"keys", &"rotate"], "every key is disabled");
+    says(6, &[&"keys", &"rotate", &key], "disabled: enable it first");
+    let keyring = home.path("data/kmsfs/keyring.toml");
+    fs::write(&keyring, "format = 1\nkey = [\n").unwrap();
+    says(2, &[&"keys", &"enable", &key], "malformed");
+    home.shell("chmod 644 data/kmsfs/keyring.toml");
+    says(2, &[&"keys", &"list"], "chmod 600");
+    let mut home = Home::new();
+    home.set("HOME", "");
+    home.set("XDG_DATA_HOME", "");
+    if rustix::process::geteuid().is_root() {
+        assert!(home.refused(6, &[&"keys", &"list"]).contains("/var/lib/kmsfs"));
+    }
+}
+
+#[test]
+fn a_killed_change_leaves_the_old_keyring_or_the_new_one() {
+    let home = Home::new();
+    home.ok(&[&"init", &home.path("cipher")]);
+    let versions = || json_of(&home, &[&"keys", &"list", &"--json"])["keys"][0]["versions"].as_array().unwrap().len();
+    let mut before = versions();
+    for round in 0..40_u64 {
+        let mut running = home.start("rotate", &[&"keys", &"rotate"]);
+        std::thread::sleep(Duration::from_micros(round * 500));
+        if running.runs() {
+            running.signal(Signal::KILL);
+        }
+        running.status();
+        let after = versions();
+        assert!(after == before || after == before + 1, "{before} {after}");
+        before = after;
+    }
+    home.ok(&[&"keys", &"rotate"]);
+    let left =
+        fs::read_dir(home.path("data/kmsfs")).unwrap().map(|entry| text(entry.unwrap().file_name().as_encoded_bytes()));
+    let mut left: Vec<_> = left.collect();
+    left.sort();
+    assert_eq!(left, ["keyring.toml", "known-volumes.toml"]);
+    let found = json_of(&home, &[&"keys", &"list", &"--files", &"--json", &home.path("cipher")]);
+    assert_eq!(found["keys"][0]["files"], json!(0));
+}
