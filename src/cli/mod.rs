@@ -21,6 +21,7 @@ mod mount_options;
 mod mount_point;
 mod passphrase;
 mod pins;
+mod provider_settings;
 mod report;
 mod settings;
 mod unlock;

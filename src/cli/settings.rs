@@ -11,11 +11,12 @@ use clap::Args;
 use serde::Deserialize;
 
 use crate::daemon::log::Level;
-use crate::keys::providers::{AwsSettings, Passphrase, ProviderSettings};
+use crate::keys::providers::{AgeSettings, AwsSettings, Passphrase, ProviderSettings, VaultSettings};
 
 use super::environment::Environment;
 use super::error::{CliError, Exit};
 use super::passphrase::PassphraseSource;
+use super::provider_settings::{AgeLayer, VaultLayer};
 
 /// The variable that holds a passphrase; the background process does not inherit it.
 pub(crate) const PASSPHRASE_VARIABLE: &str = "KMSFS_PASSPHRASE";
@@ -66,6 +67,12 @@ struct Layer {
     log_level: Option<String>,
     #[arg(skip)]
     log_file: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(default)]
+    vault: VaultLayer,
+    #[command(flatten)]
+    #[serde(default)]
+    age: AgeLayer,
 }
 
 /// What all sources come to.
@@ -77,6 +84,10 @@ pub(crate) struct Settings {
     pub(crate) passphrase: Option<PassphraseSource>,
     /// How AWS KMS is reached.
     pub(crate) aws: AwsSettings,
+    /// How OpenBao or Vault is reached.
+    pub(crate) vault: VaultSettings,
+    /// Identities of age.
+    pub(crate) age: AgeSettings,
     /// How much is logged, if anything says so.
     pub(crate) log_level: Option<Level>,
     /// Where a mount logs to, if anything says so.
@@ -96,7 +107,14 @@ impl Settings {
 
     /// The same for the providers, with the passphrase that was read.
     pub(crate) fn for_providers(&self, passphrase: Option<Passphrase>) -> ProviderSettings {
-        ProviderSettings { keyring: self.keyring.clone(), passphrase, aws: self.aws.clone() }
+        let Self { keyring, aws, vault, age, .. } = self;
+        ProviderSettings {
+            keyring: keyring.clone(),
+            passphrase,
+            aws: aws.clone(),
+            vault: vault.clone(),
+            age: age.clone(),
+        }
     }
 }
 
@@ -130,6 +148,8 @@ impl Layer {
             kms_operation_timeout: self.kms_operation_timeout.or(lower.kms_operation_timeout),
             log_level: self.log_level.or(lower.log_level),
             log_file: self.log_file.or(lower.log_file),
+            vault: self.vault.or(lower.vault),
+            age: self.age.or(lower.age),
         }
     }
 
@@ -156,6 +176,8 @@ impl Layer {
             kms_operation_timeout: seconds(environment, "KMSFS_KMS_OPERATION_TIMEOUT")?,
             log_level: variable(environment, "KMSFS_LOG")?,
             log_file: path("KMSFS_LOG_FILE"),
+            vault: VaultLayer::of_environment(environment)?,
+            age: AgeLayer::of_environment(environment),
         })
     }
 
@@ -179,7 +201,8 @@ impl Layer {
             return Err(CliError::usage("kms-attempt-timeout must not be longer than kms-operation-timeout"));
         }
         let log_level = self.log_level.map(|name| level(&name)).transpose()?;
-        Ok(Settings { keyring: self.keyring, passphrase, aws, log_level, log_file: self.log_file })
+        let (vault, age) = (self.vault.settings(&aws)?, self.age.settings()?);
+        Ok(Settings { keyring: self.keyring, passphrase, aws, vault, age, log_level, log_file: self.log_file })
     }
 }
 
@@ -192,7 +215,7 @@ fn read_file(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-fn variable(environment: &Environment, name: &str) -> Result<Option<String>, CliError> {
+pub(super) fn variable(environment: &Environment, name: &str) -> Result<Option<String>, CliError> {
     let value = environment.get(name).map(|value| value.into_string());
     value.transpose().map_err(|_| CliError::usage(format_args!("{name} is not UTF-8")))
 }

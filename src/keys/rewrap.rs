@@ -45,7 +45,6 @@ impl Wanted {
     /// The calls of remote providers that records for all wanted keys take, at best.
     #[must_use]
     pub fn missing(wanted: &[Self], records: &[Record]) -> Missing {
-        let is_remote = |kind| kind != ProviderKind::Local;
         let mut missing = Missing::default();
         let has = |kind: ProviderKind| records.iter().any(|record| record.provider == kind.tag());
         for key in wanted.iter().filter(|key| !records.iter().any(|record| key.made(record))) {
@@ -53,7 +52,7 @@ impl Wanted {
                 missing.rewrap += 1;
                 continue;
             }
-            missing.wrap += u64::from(is_remote(key.kind));
+            missing.wrap += u64::from(key.kind.is_remote());
             if !has(ProviderKind::Local) {
                 missing.unwrap = 1;
             }

@@ -37,7 +37,8 @@ pub(crate) struct InitArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "New volume")]
 pub(crate) struct NewVolumeArgs {
-    /// The key that protects the volume: local:PATH (a keyring, made if missing) or aws-kms:KEY (ARN, id or alias)
+    /// The key that protects the volume: local:PATH (a keyring, made if missing), aws-kms:KEY (ARN, id or alias),
+    /// vault:KEY (a key of the transit engine), pkcs11:URI or age:RECIPIENT
     /// [default: a local keyring in the user's data directory]
     #[arg(long, value_name = "PROVIDER:ID")]
     key: Option<KeySpec>,

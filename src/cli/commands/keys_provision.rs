@@ -89,7 +89,8 @@ pub(super) fn run(args: &ProvisionArgs) -> Result<(), CliError> {
     let failed = |error: io::Error| CliError::io(directory.path().join(".kmsfs/keys").display(), &error);
     let stock = directory.key_stock().map_err(failed)?;
     if args.dry_run {
-        let remote = sealed.config.wrapping_keys.first().is_some_and(|key| key.provider != ProviderKind::Local.name());
+        let remote = sealed.config.wrapping_keys.first().and_then(|key| ProviderKind::from_name(&key.provider));
+        let remote = remote.is_some_and(ProviderKind::is_remote);
         let in_stock = stock.names().map_err(failed)?.len() as u64;
         return report::print(&Plan::of(in_stock, args.count, remote, args.kms_rate), args.json);
     }
