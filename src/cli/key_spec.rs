@@ -14,6 +14,16 @@ pub(crate) struct KeySpec {
     pub(crate) id: String,
 }
 
+impl KeySpec {
+    /// The id without what only this host needs to know of it: the query of a URI of PKCS #11.
+    pub(crate) fn key(&self) -> &str {
+        match self.kind {
+            ProviderKind::Pkcs11 => self.id.split('?').next().unwrap_or_default(),
+            _ => &self.id,
+        }
+    }
+}
+
 impl FromStr for KeySpec {
     type Err = String;
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Deserialize;
 
-use crate::keys::providers::{AgeSettings, AwsSettings, VaultSettings};
+use crate::keys::providers::{AgeSettings, AwsSettings, Pkcs11Settings, VaultSettings};
 
 use super::environment::Environment;
 use super::error::CliError;
@@ -36,6 +36,18 @@ pub(super) struct VaultLayer {
     /// Where the AppRole method is mounted [default: approle]
     #[arg(id = "vault_approle_mount", long = "vault-approle-mount", value_name = "PATH")]
     approle_mount: Option<String>,
+}
+
+/// What one source says of PKCS #11.
+#[derive(Clone, Debug, Default, PartialEq, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct Pkcs11Layer {
+    /// Load this module of PKCS #11
+    #[arg(id = "pkcs11_module", long = "pkcs11-module", value_name = "FILE")]
+    module: Option<PathBuf>,
+    /// Read the PIN of the token from this file
+    #[arg(id = "pkcs11_pin_file", long = "pkcs11-pin-file", value_name = "FILE")]
+    pin_file: Option<PathBuf>,
 }
 
 /// What one source says of age.
@@ -90,6 +102,31 @@ impl VaultLayer {
             secret_id_file: absolute(self.secret_id_file)?,
             approle_mount: self.approle_mount.unwrap_or(VaultSettings::default().approle_mount),
             attempt_timeout: timeouts.attempt_timeout,
+            operation_timeout: timeouts.operation_timeout,
+        })
+    }
+}
+
+impl Pkcs11Layer {
+    /// Fills the gaps from a less important source.
+    pub(super) fn or(self, lower: Self) -> Self {
+        Self { module: self.module.or(lower.module), pin_file: self.pin_file.or(lower.pin_file) }
+    }
+
+    /// From our own variables.
+    pub(super) fn of_environment(environment: &Environment) -> Self {
+        let path = |name: &str| environment.get(name).map(PathBuf::from);
+        Self { module: path("KMSFS_PKCS11_MODULE"), pin_file: path("KMSFS_PKCS11_PIN_FILE") }
+    }
+
+    /// With the timeout that holds for every KMS.
+    pub(super) fn settings(self, timeouts: &AwsSettings) -> Result<Pkcs11Settings, CliError> {
+        // The name of a module without a slash is one that the system's loader finds.
+        let module =
+            self.module.map(|path| if path.components().count() > 1 { absolute(Some(path)) } else { Ok(Some(path)) });
+        Ok(Pkcs11Settings {
+            module: module.transpose()?.flatten(),
+            pin_file: absolute(self.pin_file)?,
             operation_timeout: timeouts.operation_timeout,
         })
     }

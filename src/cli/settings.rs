@@ -11,12 +11,12 @@ use clap::Args;
 use serde::Deserialize;
 
 use crate::daemon::log::Level;
-use crate::keys::providers::{AgeSettings, AwsSettings, Passphrase, ProviderSettings, VaultSettings};
+use crate::keys::providers::{AgeSettings, AwsSettings, Passphrase, Pkcs11Settings, ProviderSettings, VaultSettings};
 
 use super::environment::Environment;
 use super::error::{CliError, Exit};
 use super::passphrase::PassphraseSource;
-use super::provider_settings::{AgeLayer, VaultLayer};
+use super::provider_settings::{AgeLayer, Pkcs11Layer, VaultLayer};
 
 /// The variable that holds a passphrase; the background process does not inherit it.
 pub(crate) const PASSPHRASE_VARIABLE: &str = "KMSFS_PASSPHRASE";
@@ -72,6 +72,9 @@ struct Layer {
     vault: VaultLayer,
     #[command(flatten)]
     #[serde(default)]
+    pkcs11: Pkcs11Layer,
+    #[command(flatten)]
+    #[serde(default)]
     age: AgeLayer,
 }
 
@@ -86,6 +89,8 @@ pub(crate) struct Settings {
     pub(crate) aws: AwsSettings,
     /// How OpenBao or Vault is reached.
     pub(crate) vault: VaultSettings,
+    /// The module of PKCS #11.
+    pub(crate) pkcs11: Pkcs11Settings,
     /// Identities of age.
     pub(crate) age: AgeSettings,
     /// How much is logged, if anything says so.
@@ -107,13 +112,13 @@ impl Settings {
 
     /// The same for the providers, with the passphrase that was read.
     pub(crate) fn for_providers(&self, passphrase: Option<Passphrase>) -> ProviderSettings {
-        let Self { keyring, aws, vault, age, .. } = self;
         ProviderSettings {
-            keyring: keyring.clone(),
+            keyring: self.keyring.clone(),
             passphrase,
-            aws: aws.clone(),
-            vault: vault.clone(),
-            age: age.clone(),
+            aws: self.aws.clone(),
+            vault: self.vault.clone(),
+            pkcs11: self.pkcs11.clone(),
+            age: self.age.clone(),
         }
     }
 }
@@ -149,6 +154,7 @@ impl Layer {
             log_level: self.log_level.or(lower.log_level),
             log_file: self.log_file.or(lower.log_file),
             vault: self.vault.or(lower.vault),
+            pkcs11: self.pkcs11.or(lower.pkcs11),
             age: self.age.or(lower.age),
         }
     }
@@ -177,6 +183,7 @@ impl Layer {
             log_level: variable(environment, "KMSFS_LOG")?,
             log_file: path("KMSFS_LOG_FILE"),
             vault: VaultLayer::of_environment(environment)?,
+            pkcs11: Pkcs11Layer::of_environment(environment),
             age: AgeLayer::of_environment(environment),
         })
     }
@@ -201,8 +208,16 @@ impl Layer {
             return Err(CliError::usage("kms-attempt-timeout must not be longer than kms-operation-timeout"));
         }
         let log_level = self.log_level.map(|name| level(&name)).transpose()?;
-        let (vault, age) = (self.vault.settings(&aws)?, self.age.settings()?);
-        Ok(Settings { keyring: self.keyring, passphrase, aws, vault, age, log_level, log_file: self.log_file })
+        Ok(Settings {
+            keyring: self.keyring,
+            passphrase,
+            vault: self.vault.settings(&aws)?,
+            pkcs11: self.pkcs11.settings(&aws)?,
+            age: self.age.settings()?,
+            aws,
+            log_level,
+            log_file: self.log_file,
+        })
     }
 }
 

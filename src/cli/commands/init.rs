@@ -196,7 +196,7 @@ fn create(
     CipherDirectory::check_vacant(&path)?;
     let (location, new_keyring) = local_keyring(key, &path, providers)?;
     let id = if location.is_some() { "" } else { key.id.as_str() };
-    let provider = providers::open(key.kind, id, location.as_deref(), providers)?;
+    let provider = providers::open_named(key.kind, id, location.as_deref(), providers)?;
     let created = volume::create(new, provider.as_ref(), location.as_deref())?;
     CipherDirectory::create(&path, &created.config_file, &created.root_directory_id)?;
     if let Some(keyring) = new_keyring {

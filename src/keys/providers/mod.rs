@@ -26,6 +26,12 @@ mod aws_transport;
 mod endpoint;
 mod keyring;
 mod local;
+#[cfg(feature = "pkcs11")]
+mod pkcs11;
+#[cfg(feature = "pkcs11")]
+mod pkcs11_module;
+#[cfg(feature = "pkcs11")]
+mod pkcs11_uri;
 pub mod scripted;
 #[cfg(any(feature = "age", feature = "pkcs11", feature = "vault"))]
 mod secret_file;
@@ -47,7 +53,7 @@ use zeroize::Zeroizing;
 use self::absent::AbsentProvider;
 use self::keyring::Keyring;
 use self::local::LocalProvider;
-pub use self::settings::{AgeSettings, AwsSettings, ProviderSettings, VaultSettings};
+pub use self::settings::{AgeSettings, AwsSettings, Pkcs11Settings, ProviderSettings, VaultSettings};
 use super::{Provider, ProviderError, ProviderErrorKind, ProviderKind};
 
 /// The longest wrapped key that any provider makes or takes, in bytes: the limit of KMS.
@@ -84,7 +90,7 @@ impl fmt::Debug for Passphrase {
 }
 
 /// Opens the provider of `kind` for the wrapping key `key`: an id in a keyring (empty: its newest enabled key), a KMS key's id,
-/// alias or ARN, a transit key with or without its mount, an age recipient. `location` is the keyring file, unless the settings name another.
+/// alias or ARN, a transit key with or without its mount, the path of a PKCS #11 URI, an age recipient. `location` is the keyring file, unless the settings name another.
 ///
 /// # Errors
 /// `Misconfigured` if the settings cannot work or this program was built without the provider; for a keyring also what
@@ -99,9 +105,27 @@ pub fn open(
         ProviderKind::Local => open_local(key, location, settings),
         ProviderKind::AwsKms => open_aws_kms(key, &settings.aws),
         ProviderKind::Vault => open_vault(key, &settings.vault),
-        ProviderKind::Pkcs11 => Err(not_built_in(kind, key)),
+        ProviderKind::Pkcs11 => open_pkcs11(key, &settings.pkcs11),
         ProviderKind::Age => open_age(key, &settings.age),
     }
+}
+
+/// As [`open`], for a key in the words of a user: a URI of PKCS #11 may have a query, which names the module and the PIN's file.
+/// The words of a volume must not.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_named(
+    kind: ProviderKind,
+    key: &str,
+    location: Option<&Path>,
+    settings: &ProviderSettings,
+) -> Result<Arc<dyn Provider>, ProviderError> {
+    #[cfg(feature = "pkcs11")]
+    if kind == ProviderKind::Pkcs11 {
+        return Ok(Arc::new(pkcs11::Pkcs11Provider::open_uri(key, &settings.pkcs11)?));
+    }
+    open(kind, key, location, settings)
 }
 
 /// The provider of the newest enabled key of the keyring at `path`, whatever the settings say.
@@ -162,6 +186,16 @@ fn open_vault(key: &str, settings: &VaultSettings) -> Result<Arc<dyn Provider>, 
 #[cfg(not(feature = "vault"))]
 fn open_vault(key: &str, _: &VaultSettings) -> Result<Arc<dyn Provider>, ProviderError> {
     Err(not_built_in(ProviderKind::Vault, key))
+}
+
+#[cfg(feature = "pkcs11")]
+fn open_pkcs11(key: &str, settings: &Pkcs11Settings) -> Result<Arc<dyn Provider>, ProviderError> {
+    Ok(Arc::new(pkcs11::Pkcs11Provider::open(key, settings)?))
+}
+
+#[cfg(not(feature = "pkcs11"))]
+fn open_pkcs11(key: &str, _: &Pkcs11Settings) -> Result<Arc<dyn Provider>, ProviderError> {
+    Err(not_built_in(ProviderKind::Pkcs11, key))
 }
 
 #[cfg(feature = "age")]

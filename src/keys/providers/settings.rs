@@ -16,6 +16,8 @@ pub struct ProviderSettings {
     pub aws: AwsSettings,
     /// Settings of OpenBao and Vault.
     pub vault: VaultSettings,
+    /// Settings of PKCS #11.
+    pub pkcs11: Pkcs11Settings,
     /// Settings of age.
     pub age: AgeSettings,
 }
@@ -94,4 +96,21 @@ impl Default for VaultSettings {
 pub struct AgeSettings {
     /// A file of identities, as `age-keygen` writes it; without it recipients only wrap.
     pub identity_file: Option<PathBuf>,
+}
+
+/// Settings of PKCS #11.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pkcs11Settings {
+    /// The module to load, which becomes a part of this process.
+    pub module: Option<PathBuf>,
+    /// A file that holds the PIN of the token.
+    pub pin_file: Option<PathBuf>,
+    /// The longest wait for one operation.
+    pub operation_timeout: Duration,
+}
+
+impl Default for Pkcs11Settings {
+    fn default() -> Self {
+        Self { module: None, pin_file: None, operation_timeout: AwsSettings::default().operation_timeout }
+    }
 }

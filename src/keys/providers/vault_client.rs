@@ -264,6 +264,7 @@ fn refused(status: u16, body: &[u8]) -> Refusal {
         300..=399 => {
             "it is a standby that sends elsewhere: name the active server, or a load balancer that finds it".to_owned()
         }
+        404 if errors.is_empty() => "there is no such key (status 404)".to_owned(),
         503 => format!("it is sealed or down (status 503: {words})"),
         _ => format!("{words} (status {status})"),
     };
