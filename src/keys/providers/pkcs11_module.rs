@@ -245,11 +245,16 @@ impl Open {
     }
 }
 
-/// The module at `path`, initialised. It stays for as long as the process: other code in it may have threads of its own.
+/// The module at `path`, initialised. It stays for as long as the process: other code in it may have threads of its own. One
+/// that hangs keeps only those waiting who want it.
 fn load(path: &Path) -> Result<Pkcs11, Failed> {
-    static MODULES: Mutex<BTreeMap<PathBuf, Pkcs11>> = Mutex::new(BTreeMap::new());
+    type Loaded = Arc<Mutex<Option<Pkcs11>>>;
+    static MODULES: Mutex<BTreeMap<PathBuf, Loaded>> = Mutex::new(BTreeMap::new());
     let mut modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(module) = modules.get(path) {
+    let loaded = Arc::clone(modules.entry(path.to_owned()).or_default());
+    drop(modules);
+    let mut loaded = loaded.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(module) = &*loaded {
         return Ok(module.clone());
     }
     let module = Pkcs11::new(path)
@@ -258,7 +263,7 @@ fn load(path: &Path) -> Result<Pkcs11, Failed> {
         Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
         Err(error) => return Err(Failed::Module(error)),
     }
-    modules.insert(path.to_owned(), module.clone());
+    *loaded = Some(module.clone());
     Ok(module)
 }
 

@@ -30,7 +30,7 @@ const USUAL_MOUNT: &str = "transit";
 /// The longest name of a key with its mount, in bytes.
 const MAX_KEY_LEN: usize = 512;
 /// So long a key that was seen is taken to exist.
-const KNOWN_FOR: Duration = Duration::from_secs(300);
+const KNOWN_FOR: Duration = Duration::from_secs(60);
 
 /// A key of the transit engine.
 pub(super) struct VaultProvider {
@@ -57,7 +57,12 @@ impl VaultProvider {
     /// Sends a request with a token; with another one if the server has forgotten the first.
     fn call(&self, call: &Call<'_>, request: &Request<'_>) -> Result<Body, ProviderError> {
         let deadline = self.client.deadline();
-        self.send(&call.path(), request, deadline).map_err(|refusal| call.error(refusal))
+        self.send(&call.path(), request, deadline).map_err(|refusal| {
+            if refusal.0 == ProviderErrorKind::KeyNotFound {
+                self.known().remove(call.key);
+            }
+            call.error(refusal)
+        })
     }
 
     fn send(&self, path: &str, request: &Request<'_>, deadline: Instant) -> Result<Body, Refusal> {

@@ -232,7 +232,7 @@ impl Login {
             Life::Endless => return,
             Life::Unknown => self.ask_life(token, deadline),
             Life::Until { end, renewable, .. } => {
-                let renewed = if renewable { self.renew(token, deadline) } else { None };
+                let renewed = if renewable { self.renew(token, end, deadline) } else { None };
                 renewed.or_else(|| self.other(deadline)).unwrap_or_else(|| {
                     let left = end.saturating_duration_since(Instant::now());
                     if left.is_zero() {
@@ -257,16 +257,15 @@ impl Login {
         Current { token: Arc::clone(token), life }
     }
 
-    /// `token` with a longer life; none if it does not get one.
-    fn renew(&self, token: &Arc<Token>, deadline: Instant) -> Option<Current> {
+    /// `token` with a life beyond `before`; none if it does not get one, as at the end of what it may have in all.
+    fn renew(&self, token: &Arc<Token>, before: Instant, deadline: Instant) -> Option<Current> {
         let request = Request::Post(b"{}");
         match self.client.send("auth/token/renew-self", Some(&token.text), &request, deadline) {
             Ok(answer) => {
                 let auth = parse::<LoginAnswer<'_>>(&answer)?.auth?;
                 let life = life(auth.lease_duration, auth.renewable);
-                // At the end of what it may have in all, a token gets less each time.
-                let long_enough = !matches!(life, Life::Until { end, .. } if end < Instant::now() + 3 * MARGIN);
-                long_enough.then(|| Current { token: Arc::clone(token), life })
+                let gains = !matches!(life, Life::Until { end, .. } if end < before + SOONEST);
+                gains.then(|| Current { token: Arc::clone(token), life })
             }
             Err((_, why)) => {
                 tracing::debug!("Vault: the token is not renewed: {why}");
