@@ -24,6 +24,7 @@ pub use aead::{AeadSession, SuiteKey, Unauthentic};
 pub use arena::KeyMemory;
 pub use file_keys::{CommitmentMismatch, FileKeys, commitment};
 pub use secret::{DataKey, Secret, random_array};
+#[cfg(feature = "age")]
 pub(crate) use stack::wiped;
 pub use suite::Suite;
 pub use volume_keys::{HeaderKey, LinkKey, NameKey, ProvisionKey, VerifiedHeader, VolumeKeys};

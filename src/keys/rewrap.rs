@@ -28,6 +28,8 @@ pub struct Missing {
     pub unwrap: u64,
     /// Encrypt.
     pub wrap: u64,
+    /// Those of them that AWS KMS takes money for.
+    pub priced: u64,
 }
 
 impl Wanted {
@@ -50,12 +52,17 @@ impl Wanted {
         for key in wanted.iter().filter(|key| !records.iter().any(|record| key.made(record))) {
             if re_encrypts(key.kind) && has(key.kind) {
                 missing.rewrap += 1;
+                missing.priced += 1;
                 continue;
             }
             missing.wrap += u64::from(key.kind.is_remote());
+            missing.priced += u64::from(key.kind == ProviderKind::AwsKms);
             if !has(ProviderKind::Local) {
                 missing.unwrap = 1;
             }
+        }
+        if has(ProviderKind::AwsKms) {
+            missing.priced += missing.unwrap;
         }
         missing
     }

@@ -32,7 +32,7 @@ pub(crate) fn new_identity(directory: &Path, name: &str) -> (PathBuf, String) {
     (path, recipient.trim().to_owned())
 }
 
-fn provider(recipient: &str, identity: Option<&Path>) -> Arc<dyn Provider> {
+pub(crate) fn provider(recipient: &str, identity: Option<&Path>) -> Arc<dyn Provider> {
     let age = AgeSettings { identity_file: identity.map(Path::to_owned) };
     open(ProviderKind::Age, recipient, None, &ProviderSettings { age, ..ProviderSettings::default() }).unwrap()
 }

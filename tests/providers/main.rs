@@ -1,5 +1,6 @@
 //! The providers beside AWS KMS and the local keyring, against the programs that they are made for: a server of OpenBao, the
 //! program age, the module SoftHSM.
+#![cfg(any(feature = "age", feature = "pkcs11", feature = "vault"))]
 #![allow(clippy::unwrap_used)] // it is how a test fails
 
 #[cfg(feature = "age")]
@@ -7,10 +8,15 @@ mod age;
 #[cfg(feature = "vault")]
 mod bao;
 #[cfg(all(feature = "mount", feature = "vault", feature = "age", feature = "pkcs11"))]
+mod memory;
+#[cfg(all(feature = "mount", feature = "vault", feature = "age", feature = "pkcs11"))]
+#[path = "../support/memory_scan.rs"]
+mod memory_scan;
+#[cfg(all(feature = "mount", feature = "vault", feature = "age", feature = "pkcs11"))]
 mod mounts;
 #[cfg(feature = "pkcs11")]
 mod pkcs11;
-#[cfg(all(feature = "mount", feature = "vault"))]
+#[cfg(all(feature = "mount", feature = "vault", feature = "age", feature = "pkcs11"))]
 #[path = "../support/mount.rs"]
 mod support;
 #[cfg(feature = "vault")]

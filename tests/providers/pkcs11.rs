@@ -12,7 +12,7 @@ use kmsfs::keys::{Provider, ProviderErrorKind, ProviderKind};
 use super::{context, keeps_its_promises, kind_of};
 
 const PIN: &str = "1234";
-const TOKEN: &str = "token=kms;object=app";
+pub(crate) const TOKEN: &str = "token=kms;object=app";
 
 /// Where Debian has the module.
 pub(crate) const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
@@ -55,7 +55,7 @@ impl Tokens {
 }
 
 /// A module reads its configuration once in a process, so all tests of this one share the tokens.
-fn tokens() -> &'static Tokens {
+pub(crate) fn tokens() -> &'static Tokens {
     static TOKENS: std::sync::LazyLock<Tokens> = std::sync::LazyLock::new(|| {
         let tokens = Tokens::new();
         // SAFETY: this is the first thing that these tests do, and no other test reads the environment of this name.
@@ -68,7 +68,7 @@ fn tokens() -> &'static Tokens {
     &TOKENS
 }
 
-fn provider(key: &str, module: &Path, pin_file: Option<&Path>) -> Arc<dyn Provider> {
+pub(crate) fn provider(key: &str, module: &Path, pin_file: Option<&Path>) -> Arc<dyn Provider> {
     let pkcs11 = Pkcs11Settings {
         module: Some(module.to_owned()),
         pin_file: pin_file.map(Path::to_owned),

@@ -158,7 +158,7 @@ fn plan(todo: &Todo, rate: Option<NonZeroU32>) -> Plan {
         decrypt: missing.unwrap,
         encrypt: missing.wrap,
         calls,
-        dollars: cost.dollars,
+        dollars: Cost::of(missing.priced, 1).dollars,
         hours: rate.map(|_| cost.hours),
     }
 }

@@ -14,6 +14,7 @@ use super::super::{ProviderError, ProviderErrorKind};
 
 /// Who else than its owner may be able to read a file.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code)] // each by some of the providers that may be left out
 pub(super) enum Readers {
     /// Nobody: it holds a key.
     OwnerOnly,
@@ -57,6 +58,7 @@ pub(super) fn read(
 ///
 /// # Errors
 /// As [`read`], and `Credentials` if it is anything else.
+#[cfg(any(feature = "pkcs11", feature = "vault"))]
 pub(super) fn read_line(path: &Path, what: &str, limit: usize) -> Result<Zeroizing<String>, ProviderError> {
     let bytes = read(path, what, limit, Readers::AsGiven)?;
     let text = std::str::from_utf8(&bytes).unwrap_or_default().trim();
@@ -72,6 +74,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
 
+    #[cfg(any(feature = "pkcs11", feature = "vault"))]
     #[test]
     fn what_is_no_secret_is_refused_without_repeating_it() {
         let directory = tempfile::tempdir().unwrap();
