@@ -127,6 +127,8 @@ fn fuser_stays_in_mount_and_providers_keep_their_runtimes() {
         }
         if !path.starts_with("keys/providers") {
             assert!(!source.code.contains("tokio::") && !source.code.contains("aws_sdk"), "{path} uses a runtime");
+            let clients = ["ureq::", "cryptoki::", "bech32::"];
+            assert!(!clients.iter().any(|client| source.code.contains(client)), "{path} uses a provider's client");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::keys::ProviderKind;
 
-/// A wrapping key, or for `local` the path of a keyring.
+/// A wrapping key as its provider names it, or for `local` the path of a keyring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct KeySpec {
     /// Whose key it is.
@@ -14,11 +14,21 @@ pub(crate) struct KeySpec {
     pub(crate) id: String,
 }
 
+impl KeySpec {
+    /// The id without what only this host needs to know of it: the query of a URI of PKCS #11.
+    pub(crate) fn key(&self) -> &str {
+        match self.kind {
+            ProviderKind::Pkcs11 => self.id.split('?').next().unwrap_or_default(),
+            _ => &self.id,
+        }
+    }
+}
+
 impl FromStr for KeySpec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let shape = "expected local:PATH or aws-kms:KEY";
+        let shape = "expected local:PATH, aws-kms:KEY, vault:KEY, pkcs11:URI or age:RECIPIENT";
         let (kind, id) = text.split_once(':').ok_or(shape)?;
         let kind = ProviderKind::from_name(kind).ok_or_else(|| format!("no provider is called {kind:?}: {shape}"))?;
         if id.is_empty() {

@@ -23,6 +23,7 @@ mod open_metrics;
 mod passphrase;
 mod pins;
 mod progress;
+mod provider_settings;
 mod report;
 mod settings;
 mod unlock;

@@ -11,11 +11,12 @@ use clap::Args;
 use serde::Deserialize;
 
 use crate::daemon::log::{Format, Level};
-use crate::keys::providers::{AwsSettings, Passphrase, ProviderSettings};
+use crate::keys::providers::{AgeSettings, AwsSettings, Passphrase, Pkcs11Settings, ProviderSettings, VaultSettings};
 
 use super::environment::Environment;
 use super::error::{CliError, Exit};
 use super::passphrase::PassphraseSource;
+use super::provider_settings::{AgeLayer, Pkcs11Layer, VaultLayer};
 
 /// The variable that holds a passphrase; the background process does not inherit it.
 pub(crate) const PASSPHRASE_VARIABLE: &str = "KMSFS_PASSPHRASE";
@@ -69,6 +70,15 @@ struct Layer {
     log_format: Option<String>,
     #[arg(skip)]
     log_file: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(default)]
+    vault: VaultLayer,
+    #[command(flatten)]
+    #[serde(default)]
+    pkcs11: Pkcs11Layer,
+    #[command(flatten)]
+    #[serde(default)]
+    age: AgeLayer,
 }
 
 /// What all sources come to.
@@ -80,6 +90,12 @@ pub(crate) struct Settings {
     pub(crate) passphrase: Option<PassphraseSource>,
     /// How AWS KMS is reached.
     pub(crate) aws: AwsSettings,
+    /// How OpenBao or Vault is reached.
+    pub(crate) vault: VaultSettings,
+    /// The module of PKCS #11.
+    pub(crate) pkcs11: Pkcs11Settings,
+    /// Identities of age.
+    pub(crate) age: AgeSettings,
     /// How much is logged, if anything says so.
     pub(crate) log_level: Option<Level>,
     /// How lines of the log look.
@@ -101,7 +117,15 @@ impl Settings {
 
     /// The same for the providers, with the passphrase that was read.
     pub(crate) fn for_providers(&self, passphrase: Option<Passphrase>) -> ProviderSettings {
-        ProviderSettings { keyring: self.keyring.clone(), passphrase, aws: self.aws.clone(), trail: None }
+        ProviderSettings {
+            keyring: self.keyring.clone(),
+            passphrase,
+            aws: self.aws.clone(),
+            vault: self.vault.clone(),
+            pkcs11: self.pkcs11.clone(),
+            age: self.age.clone(),
+            trail: None,
+        }
     }
 }
 
@@ -136,6 +160,9 @@ impl Layer {
             log_level: self.log_level.or(lower.log_level),
             log_format: self.log_format.or(lower.log_format),
             log_file: self.log_file.or(lower.log_file),
+            vault: self.vault.or(lower.vault),
+            pkcs11: self.pkcs11.or(lower.pkcs11),
+            age: self.age.or(lower.age),
         }
     }
 
@@ -163,6 +190,9 @@ impl Layer {
             log_level: variable(environment, "KMSFS_LOG")?,
             log_format: variable(environment, "KMSFS_LOG_FORMAT")?,
             log_file: path("KMSFS_LOG_FILE"),
+            vault: VaultLayer::of_environment(environment)?,
+            pkcs11: Pkcs11Layer::of_environment(environment),
+            age: AgeLayer::of_environment(environment),
         })
     }
 
@@ -186,8 +216,17 @@ impl Layer {
             return Err(CliError::usage("kms-attempt-timeout must not be longer than kms-operation-timeout"));
         }
         let log_level = self.log_level.map(|name| level(&name)).transpose()?;
-        let log_format = self.log_format.map(|name| format(&name)).transpose()?.unwrap_or_default();
-        Ok(Settings { keyring: self.keyring, passphrase, aws, log_level, log_format, log_file: self.log_file })
+        Ok(Settings {
+            keyring: self.keyring,
+            passphrase,
+            vault: self.vault.settings(&aws)?,
+            pkcs11: self.pkcs11.settings(&aws)?,
+            age: self.age.settings()?,
+            aws,
+            log_level,
+            log_format: self.log_format.map(|name| format(&name)).transpose()?.unwrap_or_default(),
+            log_file: self.log_file,
+        })
     }
 }
 
@@ -200,7 +239,7 @@ fn read_file(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-fn variable(environment: &Environment, name: &str) -> Result<Option<String>, CliError> {
+pub(super) fn variable(environment: &Environment, name: &str) -> Result<Option<String>, CliError> {
     let value = environment.get(name).map(|value| value.into_string());
     value.transpose().map_err(|_| CliError::usage(format_args!("{name} is not UTF-8")))
 }

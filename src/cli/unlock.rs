@@ -83,7 +83,8 @@ pub(crate) fn unlock_again(
         }
     }
     let unlocked = unlock_with_any(sealed, &recipients)?;
-    for Recipient { key, provider, .. } in new.iter().filter(|recipient| recipient.wraps_new) {
+    let to_prove = |recipient: &&Recipient| recipient.wraps_new && recipient.provider.can_unwrap();
+    for Recipient { key, provider, .. } in new.iter().filter(to_prove) {
         Unlocked::open(sealed, provider.as_ref(), Some(key))?;
     }
     Ok((unlocked, recipients))
@@ -140,10 +141,14 @@ fn check_keys(directory: &Path, config: &VolumeConfig, expected: &[KeySpec]) -> 
     stranger.map_or(Ok(()), |key| pins::check("key", directory, &expected.join(" or "), &key))
 }
 
-/// Tries each key that can unlock the volume and whose provider is known, local ones first.
+/// Tries each key that can unlock the volume and whose provider is known, local ones first. A recipient of age says nothing of
+/// who wrapped for it, so it comes last; without its identity it is not asked if another can be.
 fn unlock_with_any(sealed: &SealedConfig, recipients: &[Recipient]) -> Result<Unlocked, CliError> {
     let mut keys: Vec<_> = recipients.iter().filter(|recipient| recipient.wraps_new).collect();
-    keys.sort_by_key(|recipient| recipient.kind != ProviderKind::Local);
+    if keys.iter().any(|recipient| recipient.provider.can_unwrap()) {
+        keys.retain(|recipient| recipient.provider.can_unwrap());
+    }
+    keys.sort_by_key(|recipient| recipient.kind.rank_to_unlock());
     let mut failures: Vec<CliError> = Vec::new();
     for Recipient { key, provider, .. } in keys {
         match Unlocked::open(sealed, provider.as_ref(), Some(key)) {

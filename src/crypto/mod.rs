@@ -24,6 +24,8 @@ pub use aead::{AeadSession, SuiteKey, Unauthentic};
 pub use arena::KeyMemory;
 pub use file_keys::{CommitmentMismatch, FileKeys, commitment};
 pub use secret::{DataKey, Secret, random_array};
+#[cfg(feature = "age")]
+pub(crate) use stack::wiped;
 pub use suite::Suite;
 pub use volume_keys::{AuditKey, HeaderKey, LinkKey, NameKey, ProvisionKey, VerifiedHeader, VolumeKeys};
 pub use xattr_key::XattrKey;

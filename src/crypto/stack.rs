@@ -9,7 +9,7 @@ const DEPTH: usize = 12 * 1024;
 /// What `work` returns, which should be small and hold a secret behind a pointer only: it is moved through frames that
 /// nobody wipes.
 #[inline(never)]
-pub(super) fn wiped<T>(work: impl FnOnce() -> T) -> T {
+pub(crate) fn wiped<T>(work: impl FnOnce() -> T) -> T {
     let result = apart(work);
     wipe();
     result

@@ -186,6 +186,10 @@ impl Provider for Metered {
         self.provider.is_remote()
     }
 
+    fn can_unwrap(&self) -> bool {
+        self.provider.can_unwrap()
+    }
+
     fn generate_data_key(&self, context: &EncryptionContext) -> Result<(DataKey, WrappedKey), ProviderError> {
         self.call(Operation::Generate, || self.provider.generate_data_key(context))
     }

@@ -13,17 +13,26 @@ pub enum ProviderKind {
     Local,
     /// AWS Key Management Service.
     AwsKms,
+    /// The transit engine of OpenBao or HashiCorp Vault.
+    Vault,
+    /// A security module that speaks PKCS #11.
+    Pkcs11,
+    /// A recipient of the file encryption tool age.
+    Age,
 }
 
 impl ProviderKind {
-    const ALL: [Self; 2] = [Self::Local, Self::AwsKms];
+    const ALL: [Self; 5] = [Self::Local, Self::AwsKms, Self::Vault, Self::Pkcs11, Self::Age];
 
-    /// The tag in a header record. Tags 3 (vault), 4 (pkcs11) and 5 (age) are reserved.
+    /// The tag in a header record.
     #[must_use]
     pub fn tag(self) -> u8 {
         match self {
             Self::Local => 1,
             Self::AwsKms => 2,
+            Self::Vault => 3,
+            Self::Pkcs11 => 4,
+            Self::Age => 5,
         }
     }
 
@@ -39,6 +48,28 @@ impl ProviderKind {
         match self {
             Self::Local => "local",
             Self::AwsKms => "aws-kms",
+            Self::Vault => "vault",
+            Self::Pkcs11 => "pkcs11",
+            Self::Age => "age",
+        }
+    }
+
+    /// Whether its calls leave this process for a network or a device, as [`Provider::is_remote`].
+    #[must_use]
+    pub fn is_remote(self) -> bool {
+        match self {
+            Self::Local | Self::Age => false,
+            Self::AwsKms | Self::Vault | Self::Pkcs11 => true,
+        }
+    }
+
+    /// The order in which keys are tried on a volume: who is near first, and last a kind whose keys anybody can wrap for.
+    #[must_use]
+    pub fn rank_to_unlock(self) -> u8 {
+        match self {
+            Self::Local => 0,
+            Self::AwsKms | Self::Vault | Self::Pkcs11 => 1,
+            Self::Age => 2,
         }
     }
 
@@ -58,7 +89,8 @@ impl fmt::Display for ProviderKind {
 /// A data key under a wrapping key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WrappedKey {
-    /// The wrapping key's canonical id, as the provider names it (a KMS key's ARN, a keyring's key id).
+    /// The wrapping key's canonical id, as the provider names it (a KMS key's ARN, a keyring's key id, a transit key's path, an age
+    /// recipient, the path of a PKCS #11 URI).
     pub key_id: String,
     /// The provider's ciphertext, at most 6144 bytes.
     pub bytes: Vec<u8>,
@@ -70,8 +102,13 @@ pub trait Provider: Send + Sync {
     /// Which kind it is.
     fn kind(&self) -> ProviderKind;
 
-    /// Whether calls cross a network, so that a thread that serves the kernel must not make them.
+    /// Whether calls wait for a network or a device, so that a thread that serves the kernel must not make them.
     fn is_remote(&self) -> bool;
+
+    /// Whether it can unwrap at all. One that knows the public half of a key only wraps; it is not asked for more.
+    fn can_unwrap(&self) -> bool {
+        true
+    }
 
     /// From now on the caller waits and tries again when calls are throttled: every attempt is to be one call of his.
     fn leave_pace_to_caller(&self) {}

@@ -64,9 +64,15 @@ impl Recipients {
         self.0.iter().find(|watched| watched.made(record))
     }
 
-    /// The records that can be tried, with those first that cost least: whose provider answers, and is near.
+    /// The records that can be tried, with those first that cost least: whose provider answers, and is near. Of those that only
+    /// wrap, one is tried if there is nobody else, for what it says.
     pub(super) fn to_unwrap<'r, 'w>(&'w self, records: &'r [Record]) -> Vec<(&'r Record, &'w Watched)> {
-        let mut usable: Vec<_> = records.iter().filter_map(|record| Some((record, self.of(record)?))).collect();
+        let usable = records.iter().filter_map(|record| Some((record, self.of(record)?)));
+        let (mut usable, wrap_only): (Vec<_>, Vec<_>) =
+            usable.partition(|(_, watched)| watched.recipient.provider.can_unwrap());
+        if usable.is_empty() {
+            return wrap_only;
+        }
         if usable.len() > 1 {
             usable.sort_by_cached_key(|(_, watched)| (watched.is_silent(), watched.recipient.provider.is_remote()));
         }
@@ -124,6 +130,10 @@ impl Watched {
 
     /// Takes note of what became of a call.
     pub(super) fn note<T>(&self, answer: &Result<T, ProviderError>) {
+        // One that only wraps has nothing to say against wrapping when it does not unwrap.
+        if !self.recipient.provider.can_unwrap() {
+            return;
+        }
         let silent = match answer {
             Err(error) => matches!(error.kind, ProviderErrorKind::Unavailable | ProviderErrorKind::Credentials),
             Ok(_) => false,

@@ -66,6 +66,10 @@ impl Provider for Recorded {
         self.provider.is_remote()
     }
 
+    fn can_unwrap(&self) -> bool {
+        self.provider.can_unwrap()
+    }
+
     fn leave_pace_to_caller(&self) {
         self.provider.leave_pace_to_caller();
     }

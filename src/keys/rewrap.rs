@@ -28,6 +28,8 @@ pub struct Missing {
     pub unwrap: u64,
     /// Encrypt.
     pub wrap: u64,
+    /// Those of them that AWS KMS takes money for.
+    pub priced: u64,
 }
 
 impl Wanted {
@@ -45,18 +47,22 @@ impl Wanted {
     /// The calls of remote providers that records for all wanted keys take, at best.
     #[must_use]
     pub fn missing(wanted: &[Self], records: &[Record]) -> Missing {
-        let is_remote = |kind| kind != ProviderKind::Local;
         let mut missing = Missing::default();
         let has = |kind: ProviderKind| records.iter().any(|record| record.provider == kind.tag());
         for key in wanted.iter().filter(|key| !records.iter().any(|record| key.made(record))) {
             if re_encrypts(key.kind) && has(key.kind) {
                 missing.rewrap += 1;
+                missing.priced += 1;
                 continue;
             }
-            missing.wrap += u64::from(is_remote(key.kind));
+            missing.wrap += u64::from(key.kind.is_remote());
+            missing.priced += u64::from(key.kind == ProviderKind::AwsKms);
             if !has(ProviderKind::Local) {
                 missing.unwrap = 1;
             }
+        }
+        if has(ProviderKind::AwsKms) {
+            missing.priced += missing.unwrap;
         }
         missing
     }

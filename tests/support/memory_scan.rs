@@ -1,4 +1,5 @@
 //! A search for byte strings in all memory of another process that root can read.
+#![allow(dead_code)] // each test program uses a part of it
 #![allow(clippy::unwrap_used)] // it is how a test fails
 
 use std::collections::HashMap;

@@ -48,7 +48,7 @@ struct Unlocked {
 pub(super) fn check(subject: &Subject<'_>, findings: &mut Findings) {
     let mut keys: Vec<&WrappingKey> = subject.sealed.config.wrapping_keys.iter().collect();
     // In the order in which a mount tries them.
-    keys.sort_by_key(|key| key.provider != ProviderKind::Local.name());
+    keys.sort_by_key(|key| ProviderKind::from_name(&key.provider).map(ProviderKind::rank_to_unlock));
     let mut examined: Vec<_> = keys.into_iter().map(|key| check_key(subject, key)).collect();
     let unlocking = examined.iter().position(|(_, unlocked)| unlocked.is_some());
     for (number, (key_findings, _)) in examined.iter_mut().enumerate() {

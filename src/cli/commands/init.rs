@@ -37,7 +37,8 @@ pub(crate) struct InitArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "New volume")]
 pub(crate) struct NewVolumeArgs {
-    /// The key that protects the volume: local:PATH (a keyring, made if missing) or aws-kms:KEY (ARN, id or alias)
+    /// The key that protects the volume: local:PATH (a keyring, made if missing), aws-kms:KEY (ARN, id or alias),
+    /// vault:KEY (a key of the transit engine), pkcs11:URI or age:RECIPIENT
     /// [default: a local keyring in the user's data directory]
     #[arg(long, value_name = "PROVIDER:ID")]
     key: Option<KeySpec>,
@@ -196,7 +197,7 @@ fn create(
     CipherDirectory::check_vacant(&path)?;
     let (location, new_keyring) = local_keyring(key, &path, providers)?;
     let id = if location.is_some() { "" } else { key.id.as_str() };
-    let provider = providers::open(key.kind, id, location.as_deref(), providers)?;
+    let provider = providers::open_named(key.kind, id, location.as_deref(), providers)?;
     let created = volume::create(new, provider.as_ref(), location.as_deref())?;
     CipherDirectory::create(&path, &created.config_file, &created.root_directory_id)?;
     if let Some(keyring) = new_keyring {

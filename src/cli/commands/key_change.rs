@@ -145,7 +145,7 @@ impl KeyChange {
         // Here the keyring is the one that was named, whatever the settings say of the volume's.
         let (provider, id) = match &location {
             Some(path) => (providers::open_keyring(path, self.providers.passphrase.as_ref())?, ""),
-            None => (providers::open(spec.kind, &spec.id, None, &self.providers)?, spec.id.as_str()),
+            None => (providers::open_named(spec.kind, &spec.id, None, &self.providers)?, spec.key()),
         };
         let wrapped = self.unlocked.wrap(provider.as_ref(), id)?;
         let location = location.as_deref().map(text_of).transpose()?;

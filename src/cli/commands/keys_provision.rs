@@ -71,11 +71,12 @@ struct Plan {
 }
 
 impl Plan {
-    fn of(in_stock: u64, count: u64, remote: bool, rate: Option<NonZeroU32>) -> Self {
+    fn of(in_stock: u64, count: u64, kind: Option<ProviderKind>, rate: Option<NonZeroU32>) -> Self {
         let missing = count.saturating_sub(in_stock);
-        let calls = if remote { missing + 1 } else { 0 };
+        let calls = if kind.is_some_and(ProviderKind::is_remote) { missing + 1 } else { 0 };
+        let priced = if kind == Some(ProviderKind::AwsKms) { calls } else { 0 };
         let cost = Cost::of(calls, rate.map_or(1, NonZeroU32::get));
-        Self { in_stock, missing, calls, dollars: cost.dollars, hours: rate.map(|_| cost.hours) }
+        Self { in_stock, missing, calls, dollars: Cost::of(priced, 1).dollars, hours: rate.map(|_| cost.hours) }
     }
 }
 
@@ -89,9 +90,9 @@ pub(super) fn run(args: &ProvisionArgs) -> Result<(), CliError> {
     let failed = |error: io::Error| CliError::io(directory.path().join(".kmsfs/keys").display(), &error);
     let stock = directory.key_stock().map_err(failed)?;
     if args.dry_run {
-        let remote = sealed.config.wrapping_keys.first().is_some_and(|key| key.provider != ProviderKind::Local.name());
+        let kind = sealed.config.wrapping_keys.first().and_then(|key| ProviderKind::from_name(&key.provider));
         let in_stock = stock.names().map_err(failed)?.len() as u64;
-        return report::print(&Plan::of(in_stock, args.count, remote, args.kms_rate), args.json);
+        return report::print(&Plan::of(in_stock, args.count, kind, args.kms_rate), args.json);
     }
     let secret = settings.passphrase.as_ref().map(|source| source.read(&environment, false)).transpose()?;
     let providers = settings.for_providers(secret.map(passphrase::for_provider));
@@ -221,11 +222,13 @@ mod tests {
     #[test]
     fn a_plan_counts_what_is_missing_and_the_volume_key() {
         let rate = NonZeroU32::new(100);
-        let plan = Plan::of(400, 10_399, true, rate);
+        let plan = Plan::of(400, 10_399, Some(ProviderKind::AwsKms), rate);
         assert_eq!((plan.missing, plan.calls, plan.dollars), (9999, 10_000, 0.03));
         assert!((plan.hours.unwrap() - 10_000.0 / 360_000.0).abs() < 1e-9);
-        let local = Plan::of(400, 500, false, None);
+        let local = Plan::of(400, 500, Some(ProviderKind::Local), None);
         assert_eq!((local.missing, local.calls, local.dollars, local.hours), (100, 0, 0.0, None));
-        assert_eq!(Plan::of(500, 400, true, None).missing, 0);
+        assert_eq!(Plan::of(500, 400, Some(ProviderKind::AwsKms), None).missing, 0);
+        let vault = Plan::of(0, 9, Some(ProviderKind::Vault), None);
+        assert_eq!((vault.calls, vault.dollars), (10, 0.0), "nobody asks for money");
     }
 }

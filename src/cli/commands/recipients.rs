@@ -42,7 +42,8 @@ pub(crate) struct ChangeArgs {
     /// The directory that holds the ciphertext
     #[arg(value_name = "CIPHERDIR")]
     cipher_directory: PathBuf,
-    /// To add: local:PATH (a keyring, made if missing) or aws-kms:KEY; to remove: as `kmsfs recipients list` shows it
+    /// To add: local:PATH (a keyring, made if missing), aws-kms:KEY, vault:KEY, pkcs11:URI or
+    /// age:RECIPIENT; to remove: as `kmsfs recipients list` shows it
     #[arg(value_name = "PROVIDER:ID")]
     key: KeySpec,
     #[command(flatten)]

@@ -41,7 +41,8 @@ pub(crate) struct RewrapArgs {
     /// Only this file or directory, by its plain path in the volume; the old key then stays
     #[arg(value_name = "PATH")]
     path: Option<String>,
-    /// The new key: local:PATH (a keyring, made if missing) or aws-kms:KEY (ARN, id or alias)
+    /// The new key: local:PATH (a keyring, made if missing), aws-kms:KEY (ARN, id or alias),
+    /// vault:KEY (a key of the transit engine), pkcs11:URI or age:RECIPIENT
     #[arg(long, value_name = "PROVIDER:ID")]
     to: Option<KeySpec>,
     /// The key that --to replaces, as the volume's config names it, if the volume has several
@@ -220,7 +221,7 @@ fn plan(todo: &Todo, rate: Option<NonZeroU32>) -> Plan {
         decrypt: missing.unwrap,
         encrypt: missing.wrap,
         calls,
-        dollars: cost.dollars,
+        dollars: Cost::of(missing.priced, 1).dollars,
         hours: rate.map(|_| cost.hours),
     }
 }

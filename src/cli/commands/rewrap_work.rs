@@ -325,7 +325,12 @@ fn seconds_left(done: u64, total: u64, elapsed: Duration) -> Option<u64> {
 }
 
 fn add(a: Missing, b: Missing) -> Missing {
-    Missing { rewrap: a.rewrap + b.rewrap, unwrap: a.unwrap + b.unwrap, wrap: a.wrap + b.wrap }
+    Missing {
+        rewrap: a.rewrap + b.rewrap,
+        unwrap: a.unwrap + b.unwrap,
+        wrap: a.wrap + b.wrap,
+        priced: a.priced + b.priced,
+    }
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

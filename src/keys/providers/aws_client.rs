@@ -23,6 +23,7 @@ use super::super::{ProviderError, ProviderErrorKind};
 use super::AwsSettings;
 use super::aws_pace::Paced;
 use super::aws_transport::{self, CA_BUNDLE};
+use super::endpoint;
 
 /// The longest wait for a connection and its TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -109,7 +110,7 @@ impl Clients {
             return Err("no Region is known".to_owned());
         }
         let mut kms = aws_sdk_kms::config::Builder::from(&config)
-            .http_client(aws_transport::guarded(http, aws_transport::is_own))
+            .http_client(aws_transport::guarded(http, endpoint::is_own))
             .retry_partition(self.retries.clone())
             .retry_classifier(self.paced.clone());
         if let Some(endpoint) = &self.settings.endpoint {
@@ -173,7 +174,7 @@ fn check_endpoint(settings: &AwsSettings, environment: impl Fn(&str) -> Option<S
     if settings.fips || is_true("AWS_USE_FIPS_ENDPOINT") {
         return Err(format!("FIPS endpoints are asked for, and {source} names another endpoint: use one or the other"));
     }
-    aws_transport::check_url(&url, aws_transport::is_own).map_err(|why| format!("{source}: {why}"))
+    endpoint::check_url(&url, endpoint::is_own).map_err(|why| format!("{source}: {why}"))
 }
 
 /// What a failure to send a request means if the network is not to blame: there are no credentials, the settings

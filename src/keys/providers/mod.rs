@@ -4,6 +4,12 @@
 //! provider holds has no `Debug` and is wiped on drop.
 
 mod absent;
+#[cfg(feature = "age")]
+mod age;
+#[cfg(feature = "age")]
+mod age_file;
+#[cfg(feature = "age")]
+mod age_keys;
 #[cfg(feature = "aws-kms")]
 mod aws_client;
 #[cfg(feature = "aws-kms")]
@@ -16,17 +22,34 @@ mod aws_operations;
 mod aws_pace;
 #[cfg(feature = "aws-kms")]
 mod aws_transport;
+#[cfg(any(feature = "aws-kms", feature = "vault"))]
+mod endpoint;
 mod keyring;
 mod keyring_change;
 mod keyring_file;
 mod local;
 mod passphrase_seal;
+#[cfg(feature = "pkcs11")]
+mod pkcs11;
+#[cfg(feature = "pkcs11")]
+mod pkcs11_module;
+#[cfg(feature = "pkcs11")]
+mod pkcs11_uri;
 pub mod scripted;
+#[cfg(any(feature = "age", feature = "pkcs11", feature = "vault"))]
+mod secret_file;
+mod settings;
+#[cfg(feature = "vault")]
+mod vault;
+#[cfg(feature = "vault")]
+mod vault_client;
+#[cfg(feature = "vault")]
+mod vault_login;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use zeroize::Zeroizing;
 
@@ -36,52 +59,12 @@ pub use self::local::version_number as local_version_number;
 use self::absent::AbsentProvider;
 use self::keyring::Keyring;
 use self::local::LocalProvider;
+pub use self::settings::{AgeSettings, AwsSettings, Pkcs11Settings, ProviderSettings, VaultSettings};
 use super::recorded::Recorded;
-use super::{Provider, ProviderError, ProviderErrorKind, ProviderKind, Trail};
+use super::{Provider, ProviderError, ProviderErrorKind, ProviderKind};
 
 /// The longest wrapped key that any provider makes or takes, in bytes: the limit of KMS.
 pub const MAX_WRAPPED_LEN: usize = 6144;
-
-/// What providers need to know beyond the key's name.
-#[derive(Debug, Default)]
-pub struct ProviderSettings {
-    /// The keyring file of the local provider, if not where the volume's config says.
-    pub keyring: Option<PathBuf>,
-    /// Opens a keyring that is sealed under a passphrase; a keyring that is not does not need it.
-    pub passphrase: Option<Passphrase>,
-    /// Settings of AWS KMS.
-    pub aws: AwsSettings,
-    /// Where every call of a provider is recorded.
-    pub trail: Option<Trail>,
-}
-
-/// Settings of AWS KMS. What is not set here comes from where every AWS program takes it: environment, profile,
-/// instance.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AwsSettings {
-    /// The Region of keys that are not named by ARN; an ARN names its own.
-    pub region: Option<String>,
-    /// The URL to send requests to instead of the Region's own.
-    pub endpoint: Option<String>,
-    /// Whether to use the FIPS 140 endpoints.
-    pub fips: bool,
-    /// The longest wait for one attempt.
-    pub attempt_timeout: Duration,
-    /// The longest wait for one operation, with all its attempts.
-    pub operation_timeout: Duration,
-}
-
-impl Default for AwsSettings {
-    fn default() -> Self {
-        Self {
-            region: None,
-            endpoint: None,
-            fips: false,
-            attempt_timeout: Duration::from_secs(2),
-            operation_timeout: Duration::from_secs(6),
-        }
-    }
-}
 
 /// A passphrase. Wiped on drop and never shown.
 pub struct Passphrase(Zeroizing<Vec<u8>>);
@@ -113,8 +96,8 @@ impl fmt::Debug for Passphrase {
     }
 }
 
-/// Opens the provider of `kind` for the wrapping key `key`: an id in a keyring (empty: its newest enabled key), or a
-/// KMS key's id, alias or ARN. `location` is the keyring file, unless the settings name another.
+/// Opens the provider of `kind` for the wrapping key `key`: an id in a keyring (empty: its newest enabled key), a KMS key's id,
+/// alias or ARN, a transit key with or without its mount, the path of a PKCS #11 URI, an age recipient. `location` is the keyring file, unless the settings name another.
 ///
 /// # Errors
 /// `Misconfigured` if the settings cannot work or this program was built without the provider; for a keyring also what
@@ -128,6 +111,9 @@ pub fn open(
     let provider = match kind {
         ProviderKind::Local => open_local(key, location, settings),
         ProviderKind::AwsKms => open_aws_kms(key, &settings.aws),
+        ProviderKind::Vault => open_vault(key, &settings.vault),
+        ProviderKind::Pkcs11 => open_pkcs11(key, &settings.pkcs11),
+        ProviderKind::Age => open_age(key, &settings.age),
     };
     Ok(recorded(provider?, key, settings))
 }
@@ -138,6 +124,24 @@ fn recorded(provider: Arc<dyn Provider>, key: &str, settings: &ProviderSettings)
         Some(trail) => Arc::new(Recorded::new(provider, key, trail.clone())),
         None => provider,
     }
+}
+
+/// As [`open`], for a key in the words of a user: a URI of PKCS #11 may have a query, which names the module and the PIN's file.
+/// The words of a volume must not.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_named(
+    kind: ProviderKind,
+    key: &str,
+    location: Option<&Path>,
+    settings: &ProviderSettings,
+) -> Result<Arc<dyn Provider>, ProviderError> {
+    #[cfg(feature = "pkcs11")]
+    if kind == ProviderKind::Pkcs11 {
+        return Ok(Arc::new(pkcs11::Pkcs11Provider::open_uri(key, &settings.pkcs11)?));
+    }
+    open(kind, key, location, settings)
 }
 
 /// The provider of the newest enabled key of the keyring at `path`, whatever the settings say.
@@ -187,8 +191,44 @@ fn open_aws_kms(key: &str, settings: &AwsSettings) -> Result<Arc<dyn Provider>, 
 
 #[cfg(not(feature = "aws-kms"))]
 fn open_aws_kms(key: &str, _: &AwsSettings) -> Result<Arc<dyn Provider>, ProviderError> {
-    let message = format!("AWS KMS key {key}: this program was built without the feature \"aws-kms\"; use one with it");
-    Err(ProviderError::new(ProviderErrorKind::Misconfigured, message))
+    Err(not_built_in(ProviderKind::AwsKms, key))
+}
+
+#[cfg(feature = "vault")]
+fn open_vault(key: &str, settings: &VaultSettings) -> Result<Arc<dyn Provider>, ProviderError> {
+    Ok(Arc::new(vault::VaultProvider::open(key, settings)?))
+}
+
+#[cfg(not(feature = "vault"))]
+fn open_vault(key: &str, _: &VaultSettings) -> Result<Arc<dyn Provider>, ProviderError> {
+    Err(not_built_in(ProviderKind::Vault, key))
+}
+
+#[cfg(feature = "pkcs11")]
+fn open_pkcs11(key: &str, settings: &Pkcs11Settings) -> Result<Arc<dyn Provider>, ProviderError> {
+    Ok(Arc::new(pkcs11::Pkcs11Provider::open(key, settings)?))
+}
+
+#[cfg(not(feature = "pkcs11"))]
+fn open_pkcs11(key: &str, _: &Pkcs11Settings) -> Result<Arc<dyn Provider>, ProviderError> {
+    Err(not_built_in(ProviderKind::Pkcs11, key))
+}
+
+#[cfg(feature = "age")]
+fn open_age(key: &str, settings: &AgeSettings) -> Result<Arc<dyn Provider>, ProviderError> {
+    Ok(Arc::new(age::AgeProvider::open(key, settings)?))
+}
+
+#[cfg(not(feature = "age"))]
+fn open_age(key: &str, _: &AgeSettings) -> Result<Arc<dyn Provider>, ProviderError> {
+    Err(not_built_in(ProviderKind::Age, key))
+}
+
+/// The features are called as the kinds are.
+#[allow(dead_code)] // in a program with all of them
+fn not_built_in(kind: ProviderKind, key: &str) -> ProviderError {
+    let message = format!("{kind}:{key}: this program was built without the feature \"{kind}\"; use one with it");
+    ProviderError::new(ProviderErrorKind::Misconfigured, message)
 }
 
 /// Creates a keyring file with one new key: mode 0600, in directories of mode 0700 that are made as needed, all at once
