@@ -21,6 +21,8 @@ mod mount_options;
 mod mount_point;
 mod passphrase;
 mod pins;
+#[cfg(feature = "mount")]
+mod reach;
 mod report;
 mod settings;
 mod unlock;
@@ -37,6 +39,10 @@ use error::{CliError, Exit};
 /// Runs the command that the process's arguments ask for.
 #[must_use]
 pub fn main() -> ExitCode {
+    #[cfg(feature = "mount")]
+    if let Some(code) = commands::attend::run_if_asked() {
+        return code;
+    }
     let arguments = Arguments::parse_from(mount_helper::as_command(std::env::args_os().collect()));
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,6 +7,8 @@ pub mod detach;
 mod hardening;
 pub mod log;
 pub mod notify;
+pub mod sandbox;
 pub mod signals;
+mod system_calls;
 
 pub use hardening::{HardenError, harden, raise_limits, take_modes_as_given};

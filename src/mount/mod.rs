@@ -5,11 +5,13 @@
 
 mod adapter;
 mod attach;
+mod attendant;
 mod convert;
 mod session;
 mod table;
 mod tuning;
 
 pub use attach::{MountError, remount, unmount};
+pub use attendant::{Attendant, attend, is_attendant};
 pub use session::{Options, serve};
 pub use table::{is_ours_at, options_at};

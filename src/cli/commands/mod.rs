@@ -1,5 +1,7 @@
 //! One file for each command.
 
+#[cfg(feature = "mount")]
+pub(super) mod attend;
 pub(super) mod check;
 mod check_config;
 mod check_paths;
@@ -30,6 +32,8 @@ pub(super) mod rewrap;
 mod rewrap_work;
 #[cfg(feature = "mount")]
 mod serve;
+#[cfg(feature = "mount")]
+mod serve_answers;
 pub(super) mod speed;
 pub(super) mod status;
 pub(super) mod umount;
