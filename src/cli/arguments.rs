@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use super::commands::{
-    check, completions, doctor, estimate, forget, init, inspect, keys, lock, man, mount, recipients, rewrap, speed,
-    status, umount,
+    check, completions, demo, doctor, estimate, forget, init, inspect, keys, lock, man, mount, recipients, rewrap,
+    speed, status, umount,
 };
 
 const EXIT_CODES: &str = "\
@@ -53,6 +53,7 @@ pub(super) enum Command {
     Inspect(inspect::InspectArgs),
     Check(Box<check::CheckArgs>),
     Doctor(Box<doctor::DoctorArgs>),
+    Demo(Box<demo::DemoArgs>),
     Estimate(estimate::EstimateArgs),
     Keys(keys::KeysArgs),
     Rewrap(Box<rewrap::RewrapArgs>),

@@ -68,6 +68,7 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Check(args) => commands::check::run(args),
         Command::Doctor(args) => commands::doctor::run(args),
+        Command::Demo(args) => commands::demo::run(args),
         Command::Estimate(args) => commands::estimate::run(args),
         Command::Keys(args) => commands::keys::run(args),
         Command::Rewrap(args) => commands::rewrap::run(args),

@@ -7,6 +7,7 @@ mod check_config;
 mod check_paths;
 mod check_report;
 pub(super) mod completions;
+pub(super) mod demo;
 pub(super) mod doctor;
 mod doctor_host;
 mod doctor_keys;
