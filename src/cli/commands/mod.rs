@@ -18,6 +18,7 @@ mod header_files;
 pub(super) mod init;
 pub(super) mod inspect;
 mod inspect_file;
+mod inspect_html;
 mod key_change;
 pub(super) mod keys;
 mod keys_list;

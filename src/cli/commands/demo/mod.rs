@@ -50,12 +50,28 @@ pub(crate) fn run(args: &DemoArgs) -> Result<(), CliError> {
     use crate::cli::settings::{self, Settings};
     use crate::daemon::log::Level;
 
+    for key in [&args.key, &args.rewrap_to].into_iter().flatten() {
+        check_keyring(key)?;
+    }
     let settings = Settings::load(&args.settings, &Environment::of_process())?;
     // What is refused is refused on purpose here, and told.
     settings::log_to_stderr(&settings, Level::ERROR)?;
     let stage = stage::Stage::new(settings)?;
     let teller = teller::Teller::new(args.json, args.no_color, args.pause);
     scenes::Show::new(&stage, teller, args.key.as_ref(), args.rewrap_to.as_ref()).run()
+}
+
+/// A keyring that is missing would be made, and would be left behind.
+#[cfg(feature = "mount")]
+fn check_keyring(key: &KeySpec) -> Result<(), CliError> {
+    use crate::cli::error::Exit;
+    use crate::keys::ProviderKind;
+
+    if key.kind == ProviderKind::Local && !std::path::Path::new(&key.id).exists() {
+        return Err(CliError::new(Exit::KeyRefused, format_args!("{key}: there is no such keyring"))
+            .hint("without the option the demonstration makes one of its own"));
+    }
+    Ok(())
 }
 
 /// Shows it.

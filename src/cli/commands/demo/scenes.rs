@@ -290,7 +290,7 @@ impl<'a> Show<'a> {
         let total: u64 = counts.values().sum();
         let dollars = Cost::of(total, 1).dollars;
         let local = self.key.is_none_or(|key| key.kind == ProviderKind::Local);
-        let whose = if local { "at AWS KMS it would be" } else { "at AWS KMS" };
+        let whose = if local { "if it were AWS KMS" } else { "at AWS KMS" };
         let shown = counts.iter().map(|(operation, count)| format!("{count} {operation}")).collect::<Vec<_>>();
         self.teller.tell(
             Scene::new("calls", "What it took")
