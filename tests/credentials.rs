@@ -406,6 +406,6 @@ fn a_program_gives_credentials_to_a_mount() {
     fs::write(volume.home.path("script"), renewed).unwrap();
     read_another(&volume, 1);
     assert_eq!(account.seen_of("Decrypt").pop().unwrap().access_key, "process-key-2");
-    assert_eq!(volume.status()["sandbox"]["programs"], "any");
+    assert_eq!(volume.status()["sandbox_programs"], "any");
     volume.unmount();
 }

@@ -225,10 +225,10 @@ fn a_live_mount_is_held_in_all_its_threads_and_says_so() {
     let volume = Volume::new(&[]);
     let status = volume.status();
     if has_landlock() {
-        assert!(status["sandbox"]["files"].as_str().unwrap().starts_with("on (Landlock "), "{status}");
+        assert!(status["sandbox_files"].as_str().unwrap().starts_with("on (Landlock "), "{status}");
     }
-    assert_eq!(status["sandbox"]["system_calls"], "on");
-    assert_eq!((&status["sandbox"]["network"], &status["sandbox"]["programs"]), (&"none".into(), &"none".into()));
+    assert_eq!(status["sandbox_system_calls"], "on");
+    assert_eq!((&status["sandbox_network"], &status["sandbox_programs"]), (&"none".into(), &"none".into()));
     let tasks = fs::read_dir(format!("/proc/{}/task", status["pid"])).unwrap();
     let states: Vec<String> =
         tasks.map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap()).collect();
@@ -240,7 +240,7 @@ fn a_live_mount_is_held_in_all_its_threads_and_says_so() {
 
 fn the_switch_turns_it_off() {
     let volume = Volume::in_home(support::Home::new(), &[], &["--no-sandbox"]);
-    assert_eq!(volume.status()["sandbox"]["files"], "off");
+    assert_eq!(volume.status()["sandbox_files"], "off");
     let state = fs::read_to_string(format!("/proc/{}/status", volume.status()["pid"])).unwrap();
     assert!(state.contains("\nSeccomp:\t0\n"), "{state}");
 }

@@ -31,6 +31,19 @@ KMSFS_KMS_ATTEMPT_TIMEOUT, KMSFS_KMS_OPERATION_TIMEOUT, KMSFS_LOG, KMSFS_LOG_FIL
 Settings files: /etc/kmsfs/config.toml and $XDG_CONFIG_HOME/kmsfs/config.toml, or the one of --config.
 A flag wins over the environment, that over the user's file, and that over the system's.";
 
+/// What is said to somebody who gives no arguments.
+pub(super) const FIRST_STEPS: &str = "\
+kmsfs encrypts directories transparently with keys from a KMS.
+
+  kmsfs demo                          how it works, on a volume that is gone afterwards
+  kmsfs init CIPHERDIR                make a volume; --key aws-kms:KEY for one under AWS KMS
+  kmsfs mount CIPHERDIR MOUNTPOINT    use it
+  kmsfs umount MOUNTPOINT
+  kmsfs doctor CIPHERDIR              what is wrong, and what to do about it
+
+`kmsfs --help` has all commands, `kmsfs COMMAND --help` their options.
+";
+
 /// Encrypt directories transparently with keys from a KMS.
 #[derive(Debug, Parser)]
 #[command(name = "kmsfs", version, after_help = EXIT_CODES)]

@@ -33,7 +33,7 @@ use clap::Parser;
 
 use crate::daemon::HardenError;
 
-use arguments::{Arguments, Command};
+use arguments::{Arguments, Command, FIRST_STEPS};
 use error::{CliError, Exit};
 
 /// Runs the command that the process's arguments ask for.
@@ -42,6 +42,10 @@ pub fn main() -> ExitCode {
     #[cfg(feature = "mount")]
     if let Some(code) = commands::attend::run_if_asked() {
         return code;
+    }
+    if std::env::args_os().len() <= 1 {
+        eprint!("{FIRST_STEPS}");
+        return ExitCode::from(Exit::Usage as u8);
     }
     let arguments = Arguments::parse_from(mount_helper::as_command(std::env::args_os().collect()));
     match run(&arguments) {

@@ -45,12 +45,16 @@ pub struct Reach {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Confinement {
     /// Whether files are out of reach but for those that are needed: `on` with the version of the kernel's interface, or why not.
+    #[serde(rename = "sandbox_files")]
     pub files: String,
     /// Whether system calls are refused: `on`, or why not.
+    #[serde(rename = "sandbox_system_calls")]
     pub system_calls: String,
     /// Which connections can be made: `any` or `none`.
+    #[serde(rename = "sandbox_network")]
     pub network: String,
     /// Which programs can be started: `any` or `none`.
+    #[serde(rename = "sandbox_programs")]
     pub programs: String,
 }
 

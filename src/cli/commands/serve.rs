@@ -209,7 +209,7 @@ impl Job<'_> {
     fn find_place(&self) -> Result<Place, CliError> {
         let path = &self.args.cipher_directory;
         let cipher_directory = mount_point::canonical_or_new(path)
-            .map_err(|error| CliError::new(Exit::CipherDirectory, format_args!("{}: {error}", path.display())))?;
+            .map_err(|error| CliError::of(Exit::CipherDirectory, path.display(), &error))?;
         let mountpoint = mount_point::prepare(&self.args.mountpoint, &cipher_directory, |dead| {
             mount::unmount(dead, true).map_err(CliError::from)
         })?;

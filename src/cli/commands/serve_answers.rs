@@ -18,6 +18,7 @@ struct Status<'a> {
     pid: u32,
     uptime_seconds: u64,
     log_file: Option<&'a str>,
+    #[serde(flatten)]
     sandbox: &'a Confinement,
     #[serde(flatten)]
     stats: fs::Stats,

@@ -58,7 +58,9 @@ pub(crate) fn run(args: &DemoArgs) -> Result<(), CliError> {
     settings::log_to_stderr(&settings, Level::ERROR)?;
     let stage = stage::Stage::new(settings)?;
     let teller = teller::Teller::new(args.json, args.no_color, args.pause);
-    scenes::Show::new(&stage, teller, args.key.as_ref(), args.rewrap_to.as_ref()).run()
+    scenes::Show::new(&stage, teller, args.key.as_ref(), args.rewrap_to.as_ref())
+        .run()
+        .map_err(|error| stage.explain(error))
 }
 
 /// A keyring that is missing would be made, and would be left behind.

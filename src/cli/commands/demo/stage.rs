@@ -7,6 +7,7 @@ use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -28,7 +29,7 @@ use super::provider::Watched;
 /// How long the kernel may take to mount.
 const MOUNTING: Duration = Duration::from_secs(60);
 /// What a program returns that SIGINT ended.
-const INTERRUPTED: i32 = 130;
+const INTERRUPTED: u8 = 130;
 /// The volume's ciphertext, in the stage's directory.
 const CIPHER: &str = "cipher";
 /// And its mount point.
@@ -38,6 +39,10 @@ const PLAIN: &str = "plain";
 struct Props {
     root: PathBuf,
     mounted: Mutex<Option<Arc<Attendant>>>,
+    /// Ctrl-C, or another signal to end, was heard.
+    interrupted: AtomicBool,
+    /// Held while another command runs, or everything is taken away.
+    busy: Mutex<()>,
 }
 
 impl Props {
@@ -45,8 +50,9 @@ impl Props {
         self.mounted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Unmounts and removes everything.
+    /// Unmounts and removes everything, once nobody else does something here.
     fn clear(&self) {
+        let _alone = self.busy.lock();
         if let Some(attendant) = self.mounted().take() {
             let _ = attendant.detach(true);
         }
@@ -86,7 +92,12 @@ impl Stage {
         let name = format!("kmsfs-demo-{}", hex::encode(&random_array::<8>()));
         let root = std::env::temp_dir().join(name);
         let root = std::path::absolute(&root).map_err(|error| CliError::io(root.display(), &error))?;
-        let props = Arc::new(Props { root, mounted: Mutex::default() });
+        let props = Arc::new(Props {
+            root,
+            mounted: Mutex::default(),
+            interrupted: AtomicBool::new(false),
+            busy: Mutex::default(),
+        });
         let stage = Self { variables: variables(&props.root, &settings), _signals: watch(&props), props, settings };
         for directory in [Path::new(""), Path::new(PLAIN)] {
             let path = stage.props.root.join(directory);
@@ -97,6 +108,11 @@ impl Stage {
         let empty = stage.path("settings.toml");
         fs::write(&empty, "").map_err(|error| CliError::io(empty.display(), &error))?;
         Ok(stage)
+    }
+
+    /// What a failure comes to: none of its own, if a signal has taken the stage away.
+    pub(super) fn explain(&self, error: CliError) -> CliError {
+        if self.props.interrupted.load(Ordering::SeqCst) { CliError::told(INTERRUPTED) } else { error }
     }
 
     /// A path in it.
@@ -116,6 +132,7 @@ impl Stage {
 
     /// Runs another command of this program, as a user would; returns what it prints.
     pub(super) fn kmsfs(&self, arguments: &[&OsStr]) -> Result<String, CliError> {
+        let _busy = self.props.busy.lock();
         let output = Command::new("/proc/self/exe")
             .args(arguments)
             .envs(&self.variables)
@@ -210,8 +227,9 @@ fn not_live() -> CliError {
 fn watch(props: &Arc<Props>) -> Option<signals::SignalWatch> {
     let props = Arc::clone(props);
     signals::on_end_request(move || {
+        props.interrupted.store(true, Ordering::SeqCst);
         props.clear();
-        std::process::exit(INTERRUPTED);
+        std::process::exit(INTERRUPTED.into());
     })
     .ok()
 }
