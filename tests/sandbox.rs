@@ -5,6 +5,9 @@
 #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)] // system calls without arguments, which the kernel refuses
 #![allow(clippy::print_stdout)] // how an attempt tells its outcome
 
+#[cfg(feature = "aws-kms")]
+#[path = "support/kms_server.rs"]
+mod kms_server;
 #[path = "support/mount.rs"]
 mod support;
 
@@ -18,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use kmsfs::daemon::sandbox::{self, Reach};
-use support::Volume;
+use support::{Home, Volume};
 
 /// Where the process that tries finds its files.
 const PLACE: &str = "KMSFS_TEST_SANDBOX_PLACE";
@@ -33,15 +36,18 @@ fn main() -> ExitCode {
         attempts(&place);
         return ExitCode::SUCCESS;
     }
-    let tests: [(&str, fn()); 4] = [
+    let tests: &[(&str, fn())] = &[
         ("each_rule_bites_and_each_need_is_met", each_rule_bites_and_each_need_is_met),
         ("a_remote_provider_adds_connections_and_nothing_else", a_remote_provider_adds_connections_and_nothing_else),
         ("a_live_mount_is_held_in_all_its_threads_and_says_so", a_live_mount_is_held_in_all_its_threads_and_says_so),
         ("the_switch_turns_it_off", the_switch_turns_it_off),
+        ("an_ordinary_user_is_held_and_a_signal_still_unmounts", an_ordinary_user_is_held_and_a_signal_still_unmounts),
+        #[cfg(feature = "aws-kms")]
+        ("a_mount_that_made_its_volume_under_a_kms_is_held", a_mount_that_made_its_volume_under_a_kms_is_held),
     ];
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let mut failed = false;
-    for (name, test) in tests {
+    for (name, test) in tests.iter().copied() {
         if wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str())) {
             let passed = std::panic::catch_unwind(test).is_ok();
             println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
@@ -239,8 +245,47 @@ fn a_live_mount_is_held_in_all_its_threads_and_says_so() {
 }
 
 fn the_switch_turns_it_off() {
-    let volume = Volume::in_home(support::Home::new(), &[], &["--no-sandbox"]);
+    let volume = Volume::in_home(Home::new(), &[], &["--no-sandbox"]);
     assert_eq!(volume.status()["sandbox_files"], "off");
     let state = fs::read_to_string(format!("/proc/{}/status", volume.status()["pid"])).unwrap();
     assert!(state.contains("\nSeccomp:\t0\n"), "{state}");
+}
+
+fn an_ordinary_user_is_held_and_a_signal_still_unmounts() {
+    let volume = Volume::in_home(Home::of_nobody(), &[], &[]);
+    assert_eq!(volume.status()["sandbox_system_calls"], "on");
+    let pid = volume.pid();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    support::eventually("the process is gone", || support::is_dead(pid));
+    assert!(!Home::is_mounted(&volume.plain));
+}
+
+/// The provider that made the volume had threads; none of them is left when the sandbox closes.
+#[cfg(feature = "aws-kms")]
+fn a_mount_that_made_its_volume_under_a_kms_is_held() {
+    let server = kms_server::KmsServer::start();
+    let key = format!("aws-kms:{}", server.create_key().arn);
+    let mut home = Home::new();
+    for (name, value) in [
+        ("AWS_ACCESS_KEY_ID", kms_server::ACCESS_KEY),
+        ("AWS_SECRET_ACCESS_KEY", kms_server::SECRET),
+        ("AWS_REGION", kms_server::REGION),
+        ("AWS_EC2_METADATA_DISABLED", "true"),
+        ("NO_PROXY", "127.0.0.1"),
+        ("KMSFS_ENDPOINT_URL", &server.endpoint()),
+        ("UNRELATED_SECRET", "x"),
+    ] {
+        home.set(name, value);
+    }
+    fs::create_dir(home.path("plain")).unwrap();
+    home.ok(&[&"mount", &"--init", &"--key", &key, &"cipher", &"plain"]);
+    let status: serde_json::Value = serde_json::from_str(&home.ok(&[&"status", &"--json", &"plain"])).unwrap();
+    assert_eq!((&status["sandbox_network"], &status["sandbox_programs"]), (&"any".into(), &"none".into()));
+    if has_landlock() {
+        assert!(status["sandbox_files"].as_str().unwrap().starts_with("on (Landlock "), "{status}");
+    }
+    fs::write(home.path("plain/file"), "content").unwrap();
+    let environment = support::text(&fs::read(format!("/proc/{}/environ", status["pid"])).unwrap());
+    assert!(environment.contains("AWS_REGION=") && !environment.contains("UNRELATED_SECRET"), "{environment}");
+    home.ok(&[&"umount", &"plain"]);
 }
