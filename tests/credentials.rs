@@ -387,3 +387,25 @@ fn a_container_is_asked_anew_when_its_credentials_expire() {
     assert_eq!(account.seen_of("Decrypt").pop().unwrap().access_key, "container-4");
     volume.unmount();
 }
+
+/// The sandbox lets a mount start the program, which has the variables that it needs; the status says so.
+#[test]
+fn a_program_gives_credentials_to_a_mount() {
+    let account = AwsAccount::start();
+    let mut home = home(&account);
+    let answer = r#"{"Version": 1, "AccessKeyId": "'$PROGRAM_NEEDS'", "SecretAccessKey": "s", "SessionToken": "t"}"#;
+    account.admit("process-key", "s", "t");
+    fs::write(home.path("script"), format!("echo '{answer}'\n")).unwrap();
+    let process = format!("[default]\nregion = {REGION}\ncredential_process = sh {}\n", home.path("script").display());
+    set_file(&mut home, "AWS_CONFIG_FILE", &process);
+    home.set("PROGRAM_NEEDS", "process-key");
+    let volume = mounted(home, &account.create_key().arn);
+    account.expire("process-key");
+    account.admit("process-key-2", "s", "t");
+    let renewed = fs::read_to_string(volume.home.path("script")).unwrap().replace("NEEDS'", "NEEDS'-2");
+    fs::write(volume.home.path("script"), renewed).unwrap();
+    read_another(&volume, 1);
+    assert_eq!(account.seen_of("Decrypt").pop().unwrap().access_key, "process-key-2");
+    assert_eq!(volume.status()["sandbox_programs"], "any");
+    volume.unmount();
+}

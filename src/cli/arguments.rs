@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use super::commands::{
-    audit, cat, check, completions, copy_trees, doctor, estimate, forget, init, inspect, keys, lock, ls, man, mount,
-    recipients, rekey, rewrap, shred, speed, status, top, umount,
+    audit, cat, check, completions, copy_trees, demo, doctor, estimate, forget, init, inspect, keys, lock, ls, man,
+    mount, recipients, rekey, rewrap, shred, speed, status, top, umount,
 };
 
 const EXIT_CODES: &str = "\
@@ -30,6 +30,19 @@ Environment: KMSFS_PASSPHRASE, KMSFS_PASSPHRASE_FILE, KMSFS_KEYRING, KMSFS_REGIO
 KMSFS_KMS_ATTEMPT_TIMEOUT, KMSFS_KMS_OPERATION_TIMEOUT, KMSFS_LOG, KMSFS_LOG_FORMAT, KMSFS_LOG_FILE, KMSFS_CONFIG.
 Settings files: /etc/kmsfs/config.toml and $XDG_CONFIG_HOME/kmsfs/config.toml, or the one of --config.
 A flag wins over the environment, that over the user's file, and that over the system's.";
+
+/// What is said to somebody who gives no arguments.
+pub(super) const FIRST_STEPS: &str = "\
+kmsfs encrypts directories transparently with keys from a KMS.
+
+  kmsfs demo                          how it works, on a volume that is gone afterwards
+  kmsfs init CIPHERDIR                make a volume; --key aws-kms:KEY for one under AWS KMS
+  kmsfs mount CIPHERDIR MOUNTPOINT    use it
+  kmsfs umount MOUNTPOINT
+  kmsfs doctor CIPHERDIR              what is wrong, and what to do about it
+
+`kmsfs --help` has all commands, `kmsfs COMMAND --help` their options.
+";
 
 /// Encrypt directories transparently with keys from a KMS.
 #[derive(Debug, Parser)]
@@ -60,6 +73,7 @@ pub(super) enum Command {
     Shred(Box<shred::ShredArgs>),
     Check(Box<check::CheckArgs>),
     Doctor(Box<doctor::DoctorArgs>),
+    Demo(Box<demo::DemoArgs>),
     Estimate(estimate::EstimateArgs),
     Keys(keys::KeysArgs),
     Rekey(Box<rekey::RekeyArgs>),

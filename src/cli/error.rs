@@ -84,7 +84,13 @@ impl CliError {
 
     /// A failure of an operating system call on `what`.
     pub(crate) fn io(what: impl fmt::Display, error: &io::Error) -> Self {
-        Self::new(Exit::Io, format_args!("{what}: {error}"))
+        Self::of(Exit::Io, what, error)
+    }
+
+    /// The same with another exit code.
+    pub(crate) fn of(exit: Exit, what: impl fmt::Display, error: &io::Error) -> Self {
+        let failure = Self::new(exit, format_args!("{what}: {error}"));
+        if error.kind() == io::ErrorKind::PermissionDenied { failure.hint(who_may()) } else { failure }
     }
 
     /// Adds what to do about it.
@@ -119,6 +125,12 @@ impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
+}
+
+/// What to do where permission is denied.
+fn who_may() -> String {
+    let user = rustix::process::geteuid().as_raw();
+    format!("this is user {user}: run it as the owner, or give this user access")
 }
 
 /// The exit code of a failed provider call.
@@ -166,13 +178,14 @@ impl From<ConfigError> for CliError {
 impl From<CipherDirectoryError> for CliError {
     fn from(error: CipherDirectoryError) -> Self {
         match &error {
-            CipherDirectoryError::Io { .. } => Self::new(Exit::Io, error),
+            CipherDirectoryError::Io { path, error } => Self::io(path.display(), error),
+            CipherDirectoryError::NotFound(_) => Self::new(Exit::CipherDirectory, error)
+                .hint("name the directory that `kmsfs init` made; `kmsfs mount --init` makes one first"),
             CipherDirectoryError::NotAVolume(path) => {
                 let hint = format!("`kmsfs init {}` makes a volume in an empty directory", path.display());
                 Self::new(Exit::CipherDirectory, error).hint(hint)
             }
-            CipherDirectoryError::NotFound(_)
-            | CipherDirectoryError::NotADirectory(_)
+            CipherDirectoryError::NotADirectory(_)
             | CipherDirectoryError::NotEmpty(_)
             | CipherDirectoryError::AlreadyAVolume(_) => Self::new(Exit::CipherDirectory, error),
         }

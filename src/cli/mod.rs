@@ -24,6 +24,8 @@ mod passphrase;
 mod pins;
 mod progress;
 mod provider_settings;
+#[cfg(feature = "mount")]
+mod reach;
 mod report;
 mod settings;
 mod unlock;
@@ -35,12 +37,20 @@ use clap::Parser;
 
 use crate::daemon::HardenError;
 
-use arguments::{Arguments, Command};
+use arguments::{Arguments, Command, FIRST_STEPS};
 use error::{CliError, Exit};
 
 /// Runs the command that the process's arguments ask for.
 #[must_use]
 pub fn main() -> ExitCode {
+    #[cfg(feature = "mount")]
+    if let Some(code) = commands::attend::run_if_asked() {
+        return code;
+    }
+    if std::env::args_os().len() <= 1 {
+        eprint!("{FIRST_STEPS}");
+        return ExitCode::from(Exit::Usage as u8);
+    }
     let arguments = Arguments::parse_from(mount_helper::as_command(std::env::args_os().collect()));
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
@@ -73,6 +83,7 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
         Command::Shred(args) => commands::shred::run(args),
         Command::Check(args) => commands::check::run(args),
         Command::Doctor(args) => commands::doctor::run(args),
+        Command::Demo(args) => commands::demo::run(args),
         Command::Estimate(args) => commands::estimate::run(args),
         Command::Keys(args) => commands::keys::run(args),
         Command::Rekey(args) => commands::rekey::run(args),

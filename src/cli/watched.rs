@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::audit::AuditStatus;
+use crate::daemon::sandbox::Confinement;
 use crate::fs::{Measures, Stats};
 
 /// What `kmsfs status` shows.
@@ -14,6 +15,8 @@ pub(crate) struct Status {
     pub(crate) log_file: Option<String>,
     /// Where metrics can be read.
     pub(crate) metrics: Option<String>,
+    #[serde(flatten)]
+    pub(crate) sandbox: Confinement,
     #[serde(flatten)]
     pub(crate) stats: Stats,
     pub(crate) audit: Option<AuditStatus>,

@@ -7,7 +7,7 @@
 //! * a secret goes down a pipe: the process that stays has it in neither its arguments nor its environment.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -31,17 +31,14 @@ pub enum Started {
     Killed(i32),
 }
 
-/// Starts this program again with `arguments` and hands `secret` to it (nothing, if there is none), without the
-/// environment variables `without`. Waits until it is ready or has ended.
+/// Starts this program again with `arguments` and hands `secret` to it (nothing, if there is none), with those variables of
+/// the environment that it `keeps`. Waits until it is ready or has ended.
 ///
 /// # Errors
 /// If the process cannot be started.
-pub fn start(arguments: &[OsString], secret: Option<&[u8]>, without: &[&str]) -> io::Result<Started> {
+pub fn start(arguments: &[OsString], secret: Option<&[u8]>, keeps: impl Fn(&OsStr) -> bool) -> io::Result<Started> {
     let mut command = Command::new(env::current_exe()?);
-    command.args(arguments);
-    for name in without {
-        command.env_remove(name);
-    }
+    command.args(arguments).env_clear().envs(env::vars_os().filter(|(name, _)| keeps(name)));
     run(command, secret)
 }
 

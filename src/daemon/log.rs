@@ -21,6 +21,8 @@ use super::log_format::Lines;
 pub struct Level(LevelFilter);
 
 impl Level {
+    /// What failed.
+    pub const ERROR: Self = Self(LevelFilter::ERROR);
     /// What must be looked at.
     pub const WARN: Self = Self(LevelFilter::WARN);
     /// What an operator wants to know.

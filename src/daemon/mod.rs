@@ -9,6 +9,8 @@ pub mod http;
 pub mod log;
 mod log_format;
 pub mod notify;
+pub mod sandbox;
 pub mod signals;
+mod system_calls;
 
 pub use hardening::{HardenError, harden, raise_limits, take_modes_as_given};

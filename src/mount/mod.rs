@@ -5,6 +5,7 @@
 
 mod adapter;
 mod attach;
+mod attendant;
 mod convert;
 mod reply;
 mod session;
@@ -12,5 +13,6 @@ mod table;
 mod tuning;
 
 pub use attach::{MountError, remount, unmount};
+pub use attendant::{Attendant, attend, is_attendant};
 pub use session::{Options, serve};
 pub use table::{is_ours_at, options_at, places_of};

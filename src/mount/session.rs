@@ -7,16 +7,19 @@ use std::sync::Arc;
 
 use fuser::{Config, INodeNo, Session, SessionACL};
 
+use serde::{Deserialize, Serialize};
+
 use crate::fs::Filesystem;
 
 use super::adapter::Adapter;
-use super::attach::{MountError, attach, unmount};
-use super::tuning;
+use super::attach::MountError;
+use super::attendant::Attendant;
 
 /// How a volume is mounted.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Options {
-    /// Where; an absolute path.
+    /// Where; an absolute path. Any bytes can be in it, so it is never a part of a text.
+    #[serde(skip)]
     pub mountpoint: PathBuf,
     /// What is shown as the mount's source.
     pub source: String,
@@ -53,12 +56,17 @@ impl Default for Options {
     }
 }
 
-/// Mounts `fs`, calls `ready` once the mount can be used, and returns when it was unmounted.
+/// Has `fs` mounted by `attendant`, calls `ready` once the mount can be used, and returns when it was unmounted.
 ///
 /// # Errors
 /// [`MountError`]; nothing stays mounted then.
-pub fn serve(fs: Arc<Filesystem>, options: &Options, ready: impl FnOnce()) -> Result<(), MountError> {
-    let device = attach(options)?;
+pub fn serve(
+    fs: Arc<Filesystem>,
+    options: &Options,
+    attendant: &Attendant,
+    ready: impl FnOnce(),
+) -> Result<(), MountError> {
+    let device = attendant.attach()?;
     let mut config = Config::default();
     config.n_threads = Some(options.threads.max(1));
     let adapter = Adapter::new(Arc::clone(&fs), options.read_only);
@@ -67,7 +75,7 @@ pub fn serve(fs: Arc<Filesystem>, options: &Options, ready: impl FnOnce()) -> Re
     let session = match Session::from_fd(adapter, device, SessionACL::All, config) {
         Ok(session) => session,
         Err(error) => {
-            let _ = unmount(&options.mountpoint, true);
+            let _ = attendant.detach(true);
             return Err(error.into());
         }
     };
@@ -76,7 +84,7 @@ pub fn serve(fs: Arc<Filesystem>, options: &Options, ready: impl FnOnce()) -> Re
     fs.set_invalidate(move |id| drop(notifier.inval_inode(INodeNo(id.0), 0, 0)));
     let notifier = session.notifier();
     fs.set_forget_entry(move |parent, name| drop(notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name))));
-    tuning::lift_limits(&options.mountpoint);
+    attendant.lift_limits();
     ready();
     Ok(session.run()?)
 }

@@ -30,13 +30,13 @@ pub(super) fn volumes(paths: &[PathBuf]) -> Result<Vec<(PathBuf, Vec<Target>)>, 
 }
 
 fn locate(path: &Path, mounts: &[Mounted]) -> Result<(PathBuf, Target), CliError> {
-    let failed = |error| CliError::new(Exit::CipherDirectory, format_args!("{}: {error}", path.display()));
+    let failed = |error| CliError::of(Exit::CipherDirectory, path.display(), &error);
     // A mount point may be named by a symlink, and may not answer.
     let whole = mount_point::canonical(path).map_err(failed)?;
     if let Some(mount) = mounts.iter().find(|mount| mount.at == whole) {
         return Ok((mount.cipher_directory.clone(), Target::Plain(Vec::new())));
     }
-    if whole.join(VOLUME_DIR).is_dir() {
+    if is_volume(&whole).map_err(failed)? {
         return Ok((whole, Target::Cipher(Vec::new())));
     }
     let path = itself(path).map_err(failed)?;
@@ -44,7 +44,7 @@ fn locate(path: &Path, mounts: &[Mounted]) -> Result<(PathBuf, Target), CliError
         let names = below.components().map(|name| name.as_os_str().as_bytes().to_vec());
         return Ok((mount.cipher_directory.clone(), Target::Plain(names.collect())));
     }
-    let root = path.ancestors().skip(1).find(|above| above.join(VOLUME_DIR).is_dir());
+    let root = path.ancestors().skip(1).find(|above| is_volume(above).unwrap_or(false));
     let root = root.ok_or_else(|| {
         let what = format!("{} is neither a volume nor in one", path.display());
         CliError::new(Exit::CipherDirectory, what).hint("name a cipher directory, a mount point, or something in one")
@@ -58,6 +58,15 @@ fn locate(path: &Path, mounts: &[Mounted]) -> Result<(PathBuf, Target), CliError
         )));
     }
     Ok((root.to_owned(), Target::Cipher(entries)))
+}
+
+/// Whether a volume lies in `directory`. That it cannot be known is an error, not an answer.
+fn is_volume(directory: &Path) -> std::io::Result<bool> {
+    match fs::metadata(directory.join(VOLUME_DIR)) {
+        Ok(found) => Ok(found.is_dir()),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err(error),
+        Err(_) => Ok(false),
+    }
 }
 
 /// The canonical path of what `path` names itself, be it a symlink.

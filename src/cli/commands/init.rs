@@ -193,7 +193,7 @@ fn create(
     environment: &Environment,
 ) -> Result<Created, CliError> {
     let path = mount_point::canonical_or_new(path)
-        .map_err(|error| CliError::new(Exit::CipherDirectory, format_args!("{}: {error}", path.display())))?;
+        .map_err(|error| CliError::of(Exit::CipherDirectory, path.display(), &error))?;
     CipherDirectory::check_vacant(&path)?;
     let (location, new_keyring) = local_keyring(key, &path, providers)?;
     let id = if location.is_some() { "" } else { key.id.as_str() };

@@ -21,7 +21,7 @@ use crate::keys::Volume;
 use crate::keys::providers::ProviderSettings;
 use crate::storage::CipherDirectory;
 
-use super::inspect_file;
+use super::{inspect_file, inspect_html};
 
 /// Show the header of ciphertext files, or the config of a volume
 #[derive(Debug, Args)]
@@ -32,6 +32,9 @@ pub(crate) struct InspectArgs {
     /// Print JSON, one line for each path
     #[arg(long)]
     json: bool,
+    /// Draw the envelope of one ciphertext file into this HTML page, which needs no network
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    html: Option<PathBuf>,
     #[command(flatten)]
     settings: SettingsArgs,
 }
@@ -44,6 +47,10 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), CliError> {
     let secret = settings.passphrase.as_ref().map(|source| source.read(&environment, false)).transpose()?;
     let providers = settings.for_providers(secret.map(passphrase::for_provider));
     let mut volumes = Volumes { providers, pins: Pins::of(&environment), known: HashMap::new() };
+    if let Some(page) = &args.html {
+        let [path] = &args.paths[..] else { return Err(CliError::usage("--html draws one ciphertext file")) };
+        return inspect_html::draw(path, page, &mut volumes);
+    }
     let mut first_failure = None;
     for (number, path) in args.paths.iter().enumerate() {
         if number > 0 && !args.json {

@@ -31,7 +31,7 @@ struct FileReport {
 }
 
 #[derive(Serialize)]
-struct SlotReport {
+pub(super) struct SlotReport {
     slot: &'static str,
     state: String,
     #[serde(flatten)]
@@ -40,6 +40,13 @@ struct SlotReport {
     mac: Option<String>,
     #[serde(skip)]
     trust: Trust,
+}
+
+impl SlotReport {
+    /// The suite that its header names.
+    pub(super) fn suite(&self) -> Option<String> {
+        self.header.as_ref().map(|header| header.suite.clone())
+    }
 }
 
 /// What is known of a slot; the order says which failure is worse.
@@ -93,7 +100,7 @@ pub(super) fn inspect(path: &Path, json: bool, volumes: &mut Volumes) -> Result<
 }
 
 /// Opens a regular file for reading, and never waits for anything that is not one.
-fn open(path: &Path) -> io::Result<File> {
+pub(super) fn open(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
     if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("neither a regular file nor a directory")) }
@@ -107,7 +114,7 @@ pub(super) fn read_start(path: &Path, limit: u64) -> Result<Vec<u8>, CliError> {
 }
 
 /// The plain size, and where it comes from.
-fn plain_size(file: &File, disk_size: u64) -> io::Result<(Option<u64>, String)> {
+pub(super) fn plain_size(file: &File, disk_size: u64) -> io::Result<(Option<u64>, String)> {
     Ok(match size_hint(DiskOffset(disk_size)) {
         Err(impossible) => (None, impossible.to_string()),
         Ok(SizeHint::Known(size)) => (Some(size.0), "disk size".to_owned()),
@@ -124,7 +131,7 @@ fn last_page_len(file: &File, last: PageIndex) -> io::Result<Option<usize>> {
     Ok(if is_hole(&page) { Some(PAYLOAD_LEN) } else { Trailer::parse(&page).ok().map(|trailer| trailer.len.into()) })
 }
 
-fn slots(page: &HeaderPage, volume: Result<&Volume, &str>) -> Vec<SlotReport> {
+pub(super) fn slots(page: &HeaderPage, volume: Result<&Volume, &str>) -> Vec<SlotReport> {
     let parsed = parse_page(page);
     let numbered = parsed.into_iter().zip(["A", "B"]).enumerate();
     numbered
@@ -180,14 +187,14 @@ fn record_report(record: &Record) -> RecordReport {
 }
 
 /// The slot that a reader would take: the highest generation of those that are not known to be bad.
-fn in_use(slots: &[SlotReport]) -> Option<&'static str> {
+pub(super) fn in_use(slots: &[SlotReport]) -> Option<&'static str> {
     let usable = slots.iter().filter(|slot| matches!(slot.trust, Trust::Authentic | Trust::NotChecked));
     let newest = usable.max_by_key(|slot| slot.header.as_ref().map(|header| header.generation));
     newest.map(|slot| slot.slot)
 }
 
-fn failure(path: &Path, disk_size: u64, plain_size: Option<u64>, slots: &[SlotReport]) -> Option<CliError> {
-    let unauthentic = |why: &str| Some(CliError::new(Exit::Unauthentic, format_args!("{}: {why}", path.display())));
+pub(super) fn failure(path: &Path, disk_size: u64, plain_size: Option<u64>, slots: &[SlotReport]) -> Option<CliError> {
+    let unauthentic = |why: &str| Some(unauthentic(path, why));
     let bad = slots.iter().find(|slot| slot.trust == Trust::Bad);
     if let Some(bad) = bad.filter(|_| in_use(slots).is_none()) {
         return unauthentic(bad.mac.as_ref().unwrap_or(&bad.state));
@@ -196,6 +203,11 @@ fn failure(path: &Path, disk_size: u64, plain_size: Option<u64>, slots: &[SlotRe
         return unauthentic(&format!("{disk_size} bytes on disk are no whole file"));
     }
     None
+}
+
+/// Something of the file at `path` does not authenticate.
+pub(super) fn unauthentic(path: &Path, why: &str) -> CliError {
+    CliError::new(Exit::Unauthentic, format_args!("{}: {why}", path.display()))
 }
 
 #[cfg(test)]

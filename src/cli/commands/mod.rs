@@ -1,5 +1,7 @@
 //! One file for each command.
 
+#[cfg(feature = "mount")]
+pub(super) mod attend;
 pub(super) mod audit;
 pub(super) mod cat;
 pub(super) mod check;
@@ -8,6 +10,7 @@ mod check_paths;
 mod check_report;
 pub(super) mod completions;
 pub(super) mod copy_trees;
+pub(super) mod demo;
 pub(super) mod doctor;
 mod doctor_host;
 mod doctor_keys;
@@ -18,6 +21,7 @@ mod header_files;
 pub(super) mod init;
 pub(super) mod inspect;
 mod inspect_file;
+mod inspect_html;
 mod key_change;
 mod key_hold;
 #[cfg(feature = "mount")]

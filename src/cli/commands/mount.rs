@@ -46,6 +46,9 @@ pub(crate) struct MountArgs {
     /// Log to this file
     #[arg(long, value_name = "FILE")]
     pub(super) log_file: Option<PathBuf>,
+    /// Do not confine the mount's process to the files and system calls that it needs
+    #[arg(long)]
+    pub(super) no_sandbox: bool,
     /// Threads that serve the kernel
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub(super) threads: u8,

@@ -87,6 +87,16 @@ impl Observers {
         Ok(())
     }
 
+    /// Directories in which a file is set aside or a socket removed later.
+    pub(super) fn directories(&self) -> Vec<PathBuf> {
+        let socket = match &self.address {
+            Some(Address::Unix(path)) => Some(path),
+            _ => None,
+        };
+        let files = self.audit.iter().map(|audit| &audit.path).chain(socket);
+        files.filter_map(|path| std::path::absolute(path).ok()?.parent().map(Path::to_owned)).collect()
+    }
+
     /// Where providers record their calls.
     pub(super) fn trail(&self) -> Option<Trail> {
         self.audit.as_ref().map(|audit| Trail(audit.trail.uses()))

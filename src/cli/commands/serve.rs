@@ -1,11 +1,13 @@
 //! From `kmsfs mount` to a served mount, in this process or in one that it leaves in the background.
 //!
-//! The order is the argument: usage, places, lock, config and pins come before a provider is asked; the volume is unlocked
-//! before anything is mounted; and nothing is remembered, logged or left behind before the mount is usable.
+//! The order is the argument: usage, places, lock, config and pins come before a provider is asked; the sandbox closes before
+//! there is a key; the volume is unlocked before anything is mounted; and nothing is remembered or logged before the mount is
+//! usable.
 
 use std::env;
-use std::ffi::OsString;
-use std::fs::File;
+use std::ffi::{OsStr, OsString};
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,25 +18,28 @@ use crate::cli::mount_options::MountFlags;
 use crate::cli::mount_point;
 use crate::cli::passphrase::{self, Secret};
 use crate::cli::pins::{Pin, Pins};
+use crate::cli::reach;
 use crate::cli::settings::{PASSPHRASE_VARIABLE, Settings};
 use crate::cli::unlock::{self, Expected};
 use crate::daemon::control::{self, Client, ControlError, ControlSocket, Ended};
 use crate::daemon::detach::{self, Background, Started};
 use crate::daemon::log::{self, Level, Target};
 use crate::daemon::notify::{Notifier, Watch};
+use crate::daemon::sandbox::{self, Confinement};
 use crate::daemon::signals::{self, SignalWatch};
 use crate::daemon::{raise_limits, take_modes_as_given};
+use crate::format::config::VolumeConfig;
 use crate::fs::{self, Filesystem};
 use crate::keys::Volume;
 use crate::keys::providers::ProviderSettings;
-use crate::mount::{self, MountError};
+use crate::mount::{self, Attendant, MountError};
 use crate::storage::cipher_directory::{CipherDirectory, LockMode, VolumeLock};
 
 use super::init;
 use super::key_reload::KeyReload;
 use super::mount::MountArgs;
 use super::observe::Observers;
-use super::teller::Teller;
+use super::teller::{Teller, Told};
 
 /// Everything that is known before anything is touched.
 struct Job<'a> {
@@ -57,15 +62,21 @@ pub(super) fn run(args: &MountArgs, background: bool) -> Result<(), CliError> {
         return job.serve(secret, Some(background));
     }
     let secret = job.read_passphrase()?;
-    if args.foreground { job.serve(secret, None) } else { start_in_background(secret.as_ref()) }
+    if args.foreground {
+        return job.serve(secret, None);
+    }
+    // A program that gives credentials may need any of them.
+    let all_variables = args.no_sandbox || reach::starts_programs(&job.environment);
+    start_in_background(secret.as_ref(), all_variables)
 }
 
 /// Starts the process that stays, and waits until its mount is usable.
-fn start_in_background(secret: Option<&Secret>) -> Result<(), CliError> {
+fn start_in_background(secret: Option<&Secret>, all_variables: bool) -> Result<(), CliError> {
     let command = mount_helper::as_command(env::args_os().collect()).into_iter().skip(1);
     let arguments: Vec<OsString> = ["--background".into()].into_iter().chain(command).collect();
     let secret = secret.map(|secret| secret.as_slice());
-    let started = detach::start(&arguments, secret, &[PASSPHRASE_VARIABLE]);
+    let keeps = |name: &OsStr| name != PASSPHRASE_VARIABLE && (all_variables || reach::keeps_variable(name));
+    let started = detach::start(&arguments, secret, keeps);
     match started.map_err(|error| CliError::io("starting the background process", &error))? {
         Started::Ready => Ok(()),
         Started::Failed(code) => Err(CliError::told(code)),
@@ -81,6 +92,8 @@ struct Opened {
     volume: Volume,
     lock: VolumeLock,
     place: Place,
+    attendant: Attendant,
+    confinement: Confinement,
 }
 
 /// Where a mount logs to. The log of the user's choice hears everything; the usual one begins when the mount can be used,
@@ -114,7 +127,7 @@ impl Job<'_> {
         let mut observers = self.args.observe.observers()?;
         let mut providers = self.settings.for_providers(secret.map(passphrase::for_provider));
         providers.trail = observers.trail();
-        let opened = self.open(&providers, &mut observers)?;
+        let opened = self.open(&providers, &mut observers, chosen.is_none())?;
         drop(providers);
         observers.begin_audit(&opened.volume)?;
         let log = match chosen {
@@ -139,10 +152,13 @@ impl Job<'_> {
     }
 
     fn usual_log(&self, volume: &Volume) -> Result<Target, CliError> {
-        let directory = self.environment.log_directory().ok_or_else(|| {
+        Ok(Target::File(self.log_directory()?.join(format!("{}.log", volume.id_text()))))
+    }
+
+    fn log_directory(&self) -> Result<PathBuf, CliError> {
+        self.environment.log_directory().ok_or_else(|| {
             CliError::usage("without HOME or XDG_STATE_HOME there is no place for a log").hint("use --log-file")
-        })?;
-        Ok(Target::File(directory.join(format!("{}.log", volume.id_text()))))
+        })
     }
 
     fn start_log(&self, target: &Target) -> Result<(), CliError> {
@@ -154,8 +170,14 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Everything up to the unlocked volume. Nothing is changed, but for a volume that `--init` makes.
-    fn open(&self, providers: &ProviderSettings, observers: &mut Observers) -> Result<Opened, CliError> {
+    /// Everything up to the unlocked volume. Nothing is changed, but for a volume that `--init` makes, and directories for
+    /// what is written later.
+    fn open(
+        &self,
+        providers: &ProviderSettings,
+        observers: &mut Observers,
+        logs_later: bool,
+    ) -> Result<Opened, CliError> {
         let place = self.find_place()?;
         let Self { args, settings, environment, .. } = self;
         if args.init {
@@ -167,15 +189,47 @@ impl Job<'_> {
         let sealed = unlock::read_config(&directory)?;
         let expected = Expected { volume_id: args.volume_id.as_deref(), keys: &args.expect_key };
         let pins = Pins::of(environment);
+        let attendant = Attendant::start(&self.mount_options(&place))
+            .map_err(|error| CliError::io("starting the process that mounts", &error))?;
+        let confinement = self.confine(&place, &sealed.config, observers, logs_later)?;
         let volume =
             unlock::unlock(directory.path(), &sealed, &expected, pins.as_ref(), providers, args.keys.limits())?;
-        Ok(Opened { directory, volume, lock, place })
+        Ok(Opened { directory, volume, lock, place, attendant, confinement })
+    }
+
+    /// Gives up what the mount will not need. From here on nothing can be mounted, and only known places can be reached.
+    fn confine(
+        &self,
+        place: &Place,
+        config: &VolumeConfig,
+        observers: &Observers,
+        logs_later: bool,
+    ) -> Result<Confinement, CliError> {
+        if self.args.no_sandbox {
+            return Ok(Confinement::off());
+        }
+        let environment = &self.environment;
+        let remembered = Pins::of(environment).map(|pins| pins.get(&place.cipher_directory)).transpose()?.flatten();
+        let logs = logs_later.then(|| self.log_directory()).transpose()?;
+        let data = environment.data_directory().filter(|_| remembered.is_none());
+        // What cannot be made is told by whoever needs it.
+        for directory in [&logs, &data, &Some(place.sockets.clone())].into_iter().flatten() {
+            let _ = DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        }
+        let places = reach::Places {
+            cipher_directory: &place.cipher_directory,
+            sockets: &place.sockets,
+            logs: logs.as_deref(),
+            watched: observers.directories(),
+            is_new: remembered.is_none(),
+        };
+        Ok(sandbox::enter(&reach::of_mount(&places, config, &self.settings, environment)))
     }
 
     fn find_place(&self) -> Result<Place, CliError> {
         let path = &self.args.cipher_directory;
         let cipher_directory = mount_point::canonical_or_new(path)
-            .map_err(|error| CliError::new(Exit::CipherDirectory, format_args!("{}: {error}", path.display())))?;
+            .map_err(|error| CliError::of(Exit::CipherDirectory, path.display(), &error))?;
         let mountpoint = mount_point::prepare(&self.args.mountpoint, &cipher_directory, |dead| {
             mount::unmount(dead, true).map_err(CliError::from)
         })?;
@@ -195,11 +249,18 @@ impl Job<'_> {
         observers: &mut Observers,
         background: Option<Background>,
     ) -> Result<(), CliError> {
-        let Opened { directory, volume, lock, place } = opened;
+        let Opened { directory, volume, lock, place, attendant, confinement } = opened;
+        let attendant = Arc::new(attendant);
         let pin = Pin::new(&volume.id_text(), &volume.fingerprint);
         let filesystem = Filesystem::open(directory, volume, self.fs_options())?;
-        let keys = self.key_reload(&place)?;
-        let teller = Arc::new(Teller::new(&filesystem, &place.mountpoint, &log.target, observers, keys));
+        let told = Told {
+            mountpoint: &place.mountpoint,
+            log: &log.target,
+            observers,
+            confinement: confinement.clone(),
+            keys: self.key_reload(&place)?,
+        };
+        let teller = Arc::new(Teller::new(&filesystem, told));
         let page = observers.take_page().map(|page| page.serve(teller.page()));
         let page = page.transpose().map_err(|error| CliError::io("the page of metrics", &error))?;
         let socket =
@@ -208,13 +269,14 @@ impl Job<'_> {
         let notifier = Arc::new(self.notifier()?);
         let mut usable = Ok(None);
         let mut watched = None;
-        let served = mount::serve(Arc::clone(&filesystem), &self.mount_options(&place), || {
-            usable = self.usable(&place, &pin, log, background);
+        let served = mount::serve(Arc::clone(&filesystem), &self.mount_options(&place), &attendant, || {
+            usable = self.usable(&place, &pin, log, background, &attendant);
+            tell_gaps(&confinement);
             if usable.is_ok() {
                 watched = announce(&notifier, &place.mountpoint);
             } else {
                 // The error is the one to tell; without this the mount would stay, unknown to whoever asked for it.
-                let _ = mount::unmount(&place.mountpoint, true);
+                let _ = attendant.detach(true);
             }
         });
         drop(watched);
@@ -246,11 +308,12 @@ impl Job<'_> {
         pin: &Pin,
         log: &Log,
         background: Option<Background>,
+        attendant: &Arc<Attendant>,
     ) -> Result<Option<SignalWatch>, CliError> {
         if !log.started {
             self.start_log(&log.target)?;
         }
-        let watch = watch_signals(&place.mountpoint);
+        let watch = watch_signals(&place.mountpoint, Arc::clone(attendant));
         init::remember(&place.cipher_directory, pin, &self.environment);
         tracing::info!(volume = pin.volume_id, mountpoint = %place.mountpoint.display(), "mounted");
         if let Some(Err(error)) = background.map(Background::ready) {
@@ -317,12 +380,12 @@ fn control_failure(error: ControlError) -> CliError {
 }
 
 /// Unmounts when a signal asks for it; what is busy is detached, and ends when its last file is closed.
-fn watch_signals(mountpoint: &Path) -> Option<SignalWatch> {
+fn watch_signals(mountpoint: &Path, attendant: Arc<Attendant>) -> Option<SignalWatch> {
     let mountpoint = mountpoint.to_owned();
     let watch = signals::on_end_request(move || {
         tracing::info!("a signal asks to end");
-        let unmounted = match mount::unmount(&mountpoint, false) {
-            Err(MountError::Busy) => mount::unmount(&mountpoint, true),
+        let unmounted = match attendant.detach(false) {
+            Err(MountError::Busy) => attendant.detach(true),
             other => other,
         };
         if let Err(error) = unmounted {
@@ -330,4 +393,13 @@ fn watch_signals(mountpoint: &Path) -> Option<SignalWatch> {
         }
     });
     watch.inspect_err(|error| tracing::error!("signals will not unmount: {error}")).ok()
+}
+
+/// Says what of the sandbox this kernel does not have.
+fn tell_gaps(confinement: &Confinement) {
+    if *confinement != Confinement::off() {
+        for gap in confinement.gaps() {
+            tracing::warn!("the sandbox is incomplete: {gap}");
+        }
+    }
 }

@@ -11,6 +11,7 @@ use crate::cli::open_metrics;
 use crate::cli::watched::{Status, Watched};
 use crate::daemon::control::Ask;
 use crate::daemon::log::Target;
+use crate::daemon::sandbox::Confinement;
 use crate::fs::Filesystem;
 
 use super::key_reload::KeyReload;
@@ -24,18 +25,23 @@ pub(super) struct Teller {
     log_file: Option<String>,
     metrics: Option<String>,
     audit: Option<Arc<AuditTrail>>,
+    confinement: Confinement,
     keys: KeyReload,
     start: Instant,
 }
 
+/// What there is to tell beyond the filesystem.
+pub(super) struct Told<'a> {
+    pub(super) mountpoint: &'a Path,
+    pub(super) log: &'a Target,
+    pub(super) observers: &'a Observers,
+    pub(super) confinement: Confinement,
+    pub(super) keys: KeyReload,
+}
+
 impl Teller {
-    pub(super) fn new(
-        filesystem: &Arc<Filesystem>,
-        mountpoint: &Path,
-        log: &Target,
-        observers: &Observers,
-        keys: KeyReload,
-    ) -> Self {
+    pub(super) fn new(filesystem: &Arc<Filesystem>, told: Told<'_>) -> Self {
+        let Told { mountpoint, log, observers, confinement, keys } = told;
         let log_file = match log {
             Target::Stderr => None,
             Target::File(path) => Some(path.to_string_lossy().into_owned()),
@@ -46,6 +52,7 @@ impl Teller {
             log_file,
             metrics: observers.metrics.clone(),
             audit: observers.audit(),
+            confinement,
             keys,
             start: Instant::now(),
         }
@@ -89,6 +96,7 @@ impl Teller {
             uptime_seconds: self.start.elapsed().as_secs(),
             log_file: self.log_file.clone(),
             metrics: self.metrics.clone(),
+            sandbox: self.confinement.clone(),
             stats: self.filesystem.stats(),
             audit: self.audit.as_ref().map(|trail| trail.status()),
         }
