@@ -340,6 +340,8 @@ fn a_full_disk_ends_an_export_and_more_room_lets_it_go_on() {
         assert!(path.to_string_lossy().contains(".kmsfs-partial-") || fs::metadata(&path).unwrap().len() == 100_000);
     }
     volume.home.shell("mount -o remount,size=64m out");
+    // Of a file that is not in the volume any more.
+    fs::write(out.join(".kmsfs-partial-0-1"), "half").unwrap();
     volume.home.ok(&[&"export", &"--verify", &volume.cipher, &out]);
     assert_same("exported", &tree(&out), &expected);
     volume.home.shell("umount out");

@@ -125,6 +125,9 @@ impl<'a, S: Side, T: Side> Copy<'a, S, T> {
         let first = match name {
             Some(name) => Task::Entry(base, name.to_vec()),
             None => {
+                if let Err(error) = self.remove_partial(&base.target) {
+                    self.fail(b".", error);
+                }
                 locked(&self.directories).push(Vec::new());
                 Task::List(base)
             }
@@ -248,7 +251,7 @@ impl<'a, S: Side, T: Side> Copy<'a, S, T> {
     }
 
     /// What an interrupted run left unfinished.
-    pub(super) fn remove_partial(&self, target: &T::Object) -> Result<()> {
+    fn remove_partial(&self, target: &T::Object) -> Result<()> {
         let names = self.target.names(target)?;
         names.iter().filter(|name| name.starts_with(PARTIAL)).try_for_each(|name| self.target.unlink(target, name))
     }

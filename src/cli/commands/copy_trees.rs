@@ -28,12 +28,13 @@ const TOLD: usize = 1000;
 /// is in DEST stays. May run beside a mount: a file that is being written is read again, and what the kernel has not written out
 /// yet is not seen. What cannot be read is told at the end.
 #[derive(Debug, Args)]
+#[command(override_usage = "kmsfs export [OPTIONS] <CIPHERDIR> [PATH] <DEST>")]
 pub(crate) struct ExportArgs {
     /// The directory that holds the ciphertext
     #[arg(value_name = "CIPHERDIR")]
     cipher_directory: PathBuf,
-    /// What to copy, and where to: [PATH] DEST
-    #[arg(value_names = ["PATH", "DEST"], num_args = 1..=2, required = true)]
+    /// What to copy (without it, everything), and where to
+    #[arg(value_name = "PATH DEST", num_args = 1..=2, required = true)]
     what: Vec<OsString>,
     #[command(flatten)]
     copy: CopyArgs,
