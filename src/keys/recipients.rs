@@ -263,6 +263,23 @@ mod tests {
     }
 
     #[test]
+    fn one_that_only_wraps_is_not_asked_for_more_and_goes_on_wrapping() {
+        let ([a, b], volume) = volume_of_two();
+        let page = new_page(&volume);
+        let header = volume.ring.authenticate(&page).unwrap().unwrap();
+        let of_b = volume.ring.next_page(&page, &header, &header.header().records[1..]).unwrap();
+        b.only_wrap();
+        let before = b.calls().unwrap;
+        let kind = |page| open(&volume, page).unwrap_err().provider_kind();
+        a.always(Answer::Fail(ProviderErrorKind::KeyUnusable));
+        assert_eq!((kind(&page), b.calls().unwrap), (Some(ProviderErrorKind::KeyUnusable), before));
+        a.always(Answer::Right);
+        // Only where there is nobody else, for what it says; and it is not taken for one that is away.
+        assert_eq!((kind(&of_b), b.calls().unwrap), (Some(ProviderErrorKind::Credentials), before + 1));
+        assert_eq!(records(&volume, &new_page(&volume)), [b"a", b"b"]);
+    }
+
+    #[test]
     fn a_refusal_or_a_wrong_key_of_one_is_made_good_by_the_other() {
         let ([a, _], volume) = volume_of_two();
         let page = new_page(&volume);

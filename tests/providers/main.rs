@@ -59,3 +59,19 @@ fn keeps_its_promises(provider: &dyn Provider) {
     assert_eq!(described.key_id, wrapped.key_id);
     assert_eq!(described.state.advice(), None, "{described}");
 }
+
+/// Many callers at once, each of whom gets back his own keys.
+fn serves_many_callers(provider: &dyn Provider, key_id: &str) {
+    std::thread::scope(|scope| {
+        for number in 0..16 {
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    let given = DataKey::random();
+                    let wrapped = provider.wrap(key_id, &given, &context(number)).unwrap();
+                    let back = provider.unwrap(key_id, &wrapped.bytes, &context(number)).unwrap();
+                    assert_eq!(back.expose(), given.expose());
+                }
+            });
+        }
+    });
+}

@@ -5,11 +5,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kmsfs::crypto::DataKey;
 use kmsfs::keys::providers::{Pkcs11Settings, ProviderSettings, open};
 use kmsfs::keys::{Provider, ProviderErrorKind, ProviderKind};
 
-use super::{context, keeps_its_promises, kind_of};
+use super::{context, keeps_its_promises, kind_of, serves_many_callers};
 
 const PIN: &str = "1234";
 pub(crate) const TOKEN: &str = "token=kms;object=app";
@@ -97,19 +96,7 @@ fn a_key_on_a_token_keeps_the_promises_of_a_provider() {
 #[test]
 fn many_callers_get_their_own_keys() {
     let provider = provider(TOKEN, Path::new(MODULE), Some(&tokens().pin_file));
-    std::thread::scope(|scope| {
-        for number in 0..16 {
-            let provider = &provider;
-            scope.spawn(move || {
-                for _ in 0..20 {
-                    let given = DataKey::random();
-                    let wrapped = provider.wrap(TOKEN, &given, &context(number)).unwrap();
-                    let back = provider.unwrap(TOKEN, &wrapped.bytes, &context(number)).unwrap();
-                    assert_eq!(back.expose(), given.expose());
-                }
-            });
-        }
-    });
+    serves_many_callers(provider.as_ref(), TOKEN);
 }
 
 #[test]

@@ -2,13 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use kmsfs::crypto::DataKey;
 use kmsfs::keys::providers::{ProviderSettings, VaultSettings, open};
 use kmsfs::keys::{KeyState, ProviderErrorKind, ProviderKind};
 use rustix::process::Signal;
 
 use super::bao::Bao;
-use super::{context, keeps_its_promises, kind_of};
+use super::{context, keeps_its_promises, kind_of, serves_many_callers};
 
 const USE_KEYS: &str = r#"
 path "transit/encrypt/*" { capabilities = ["update"] }
@@ -215,17 +214,5 @@ fn a_server_is_believed_under_a_certificate_that_is_trusted() {
 fn many_callers_share_connections() {
     let bao = Bao::start();
     let provider = bao.provider("app");
-    std::thread::scope(|scope| {
-        for number in 0..16 {
-            let provider = &provider;
-            scope.spawn(move || {
-                for _ in 0..20 {
-                    let given = DataKey::random();
-                    let wrapped = provider.wrap("transit/app", &given, &context(number)).unwrap();
-                    let back = provider.unwrap("transit/app", &wrapped.bytes, &context(number)).unwrap();
-                    assert_eq!(back.expose(), given.expose());
-                }
-            });
-        }
-    });
+    serves_many_callers(provider.as_ref(), "transit/app");
 }

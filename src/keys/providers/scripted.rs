@@ -52,6 +52,7 @@ struct Script {
     otherwise: Answer,
     calls: Calls,
     held: bool,
+    only_wraps: bool,
     waiting: usize,
 }
 
@@ -77,6 +78,11 @@ impl ScriptedProvider {
     /// Sets the answer of every call that has none of its own.
     pub fn always(&self, answer: Answer) {
         self.script().otherwise = answer;
+    }
+
+    /// From now on it is one that only wraps.
+    pub fn only_wrap(&self) {
+        self.script().only_wraps = true;
     }
 
     /// Makes every call that begins from now on wait for [`Self::release`].
@@ -150,6 +156,10 @@ impl Provider for ScriptedProvider {
         self.remote
     }
 
+    fn can_unwrap(&self) -> bool {
+        !self.script().only_wraps
+    }
+
     fn generate_data_key(&self, context: &EncryptionContext) -> Result<(DataKey, WrappedKey), ProviderError> {
         let answer = self.begin(|calls| calls.generate += 1)?;
         let data_key = DataKey::random();
@@ -164,6 +174,9 @@ impl Provider for ScriptedProvider {
 
     fn unwrap(&self, key_id: &str, wrapped: &[u8], context: &EncryptionContext) -> Result<DataKey, ProviderError> {
         let answer = self.begin(|calls| calls.unwrap += 1)?;
+        if !self.can_unwrap() {
+            return Err(ProviderError::new(ProviderErrorKind::Credentials, "it only wraps"));
+        }
         let data_key = self.unwrap_here(key_id, wrapped, context)?;
         Ok(if answer == Answer::WrongKey { DataKey::random() } else { data_key })
     }
