@@ -266,17 +266,10 @@ fn a_mount_that_made_its_volume_under_a_kms_is_held() {
     let server = kms_server::KmsServer::start();
     let key = format!("aws-kms:{}", server.create_key().arn);
     let mut home = Home::new();
-    for (name, value) in [
-        ("AWS_ACCESS_KEY_ID", kms_server::ACCESS_KEY),
-        ("AWS_SECRET_ACCESS_KEY", kms_server::SECRET),
-        ("AWS_REGION", kms_server::REGION),
-        ("AWS_EC2_METADATA_DISABLED", "true"),
-        ("NO_PROXY", "127.0.0.1"),
-        ("KMSFS_ENDPOINT_URL", &server.endpoint()),
-        ("UNRELATED_SECRET", "x"),
-    ] {
+    for (name, value) in server.environment() {
         home.set(name, value);
     }
+    home.set("UNRELATED_SECRET", "x");
     fs::create_dir(home.path("plain")).unwrap();
     home.ok(&[&"mount", &"--init", &"--key", &key, &"cipher", &"plain"]);
     let status: serde_json::Value = serde_json::from_str(&home.ok(&[&"status", &"--json", &"plain"])).unwrap();
