@@ -149,14 +149,7 @@ fn a_kms_key_is_used_and_left_as_it_is() {
     let server = kms_server::KmsServer::start();
     let key = server.create_key();
     let mut home = home();
-    for (name, value) in [
-        ("AWS_ACCESS_KEY_ID", kms_server::ACCESS_KEY),
-        ("AWS_SECRET_ACCESS_KEY", kms_server::SECRET),
-        ("AWS_REGION", kms_server::REGION),
-        ("AWS_EC2_METADATA_DISABLED", "true"),
-        ("NO_PROXY", "127.0.0.1"),
-        ("KMSFS_ENDPOINT_URL", &server.endpoint()),
-    ] {
+    for (name, value) in server.environment() {
         home.set(name, value);
     }
     let scenes = scenes(&home.ok(&[&"demo", &"--json", &"--key", &format!("aws-kms:{}", key.arn)]));

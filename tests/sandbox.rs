@@ -12,21 +12,27 @@ mod kms_server;
 mod support;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use kmsfs::daemon::sandbox::{self, Reach};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use support::{Home, Volume};
 
 /// Where the process that tries finds its files.
 const PLACE: &str = "KMSFS_TEST_SANDBOX_PLACE";
 /// What it is granted.
 const GRANT: &str = "KMSFS_TEST_SANDBOX_GRANT";
+
+/// The program that is to run as if the kernel had no Landlock.
+const WITHOUT_LANDLOCK: &str = "KMSFS_TEST_WITHOUT_LANDLOCK";
 
 type Outcomes = BTreeMap<String, String>;
 
@@ -36,11 +42,15 @@ fn main() -> ExitCode {
         attempts(&place);
         return ExitCode::SUCCESS;
     }
+    if let Some(program) = std::env::var_os(WITHOUT_LANDLOCK) {
+        panic!("{}", run_without_landlock(&program));
+    }
     let tests: &[(&str, fn())] = &[
         ("each_rule_bites_and_each_need_is_met", each_rule_bites_and_each_need_is_met),
         ("a_remote_provider_adds_connections_and_nothing_else", a_remote_provider_adds_connections_and_nothing_else),
         ("a_live_mount_is_held_in_all_its_threads_and_says_so", a_live_mount_is_held_in_all_its_threads_and_says_so),
         ("the_switch_turns_it_off", the_switch_turns_it_off),
+        ("a_kernel_without_landlock_is_told_and_the_rest_holds", a_kernel_without_landlock_is_told_and_the_rest_holds),
         ("an_ordinary_user_is_held_and_a_signal_still_unmounts", an_ordinary_user_is_held_and_a_signal_still_unmounts),
         #[cfg(feature = "aws-kms")]
         ("a_mount_that_made_its_volume_under_a_kms_is_held", a_mount_that_made_its_volume_under_a_kms_is_held),
@@ -266,17 +276,10 @@ fn a_mount_that_made_its_volume_under_a_kms_is_held() {
     let server = kms_server::KmsServer::start();
     let key = format!("aws-kms:{}", server.create_key().arn);
     let mut home = Home::new();
-    for (name, value) in [
-        ("AWS_ACCESS_KEY_ID", kms_server::ACCESS_KEY),
-        ("AWS_SECRET_ACCESS_KEY", kms_server::SECRET),
-        ("AWS_REGION", kms_server::REGION),
-        ("AWS_EC2_METADATA_DISABLED", "true"),
-        ("NO_PROXY", "127.0.0.1"),
-        ("KMSFS_ENDPOINT_URL", &server.endpoint()),
-        ("UNRELATED_SECRET", "x"),
-    ] {
+    for (name, value) in server.environment() {
         home.set(name, value);
     }
+    home.set("UNRELATED_SECRET", "x");
     fs::create_dir(home.path("plain")).unwrap();
     home.ok(&[&"mount", &"--init", &"--key", &key, &"cipher", &"plain"]);
     let status: serde_json::Value = serde_json::from_str(&home.ok(&[&"status", &"--json", &"plain"])).unwrap();
@@ -288,4 +291,29 @@ fn a_mount_that_made_its_volume_under_a_kms_is_held() {
     let environment = support::text(&fs::read(format!("/proc/{}/environ", status["pid"])).unwrap());
     assert!(environment.contains("AWS_REGION=") && !environment.contains("UNRELATED_SECRET"), "{environment}");
     home.ok(&[&"umount", &"plain"]);
+}
+
+/// Becomes the program, with the same arguments; returns only if that fails.
+fn run_without_landlock(program: &OsStr) -> io::Error {
+    let rules = BTreeMap::from([(libc::SYS_landlock_create_ruleset, Vec::new())]);
+    let missing = SeccompAction::Errno(u32::try_from(libc::ENOSYS).unwrap());
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, missing, std::env::consts::ARCH.try_into().unwrap());
+    let filter: BpfProgram = filter.unwrap().try_into().unwrap();
+    seccompiler::apply_filter(&filter).unwrap();
+    Command::new(program).args(std::env::args_os().skip(1)).exec()
+}
+
+fn a_kernel_without_landlock_is_told_and_the_rest_holds() {
+    support::needs_root();
+    let mut home = Home::new();
+    let program = home.program().to_owned();
+    home.set(WITHOUT_LANDLOCK, program);
+    home.set_program(std::env::current_exe().unwrap());
+    let volume = Volume::in_home(home, &[], &[]);
+    let status = volume.status();
+    assert!(status["sandbox_files"].as_str().unwrap().starts_with("not held: "), "{status}");
+    assert_eq!((&status["sandbox_system_calls"], &status["sandbox_programs"]), (&"on".into(), &"none".into()));
+    fs::write(volume.path("file"), "content").unwrap();
+    let logs = volume.home.logs();
+    assert!(logs.contains("WARN") && logs.contains("the sandbox is incomplete: files: not held"), "{logs}");
 }

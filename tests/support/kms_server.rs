@@ -101,6 +101,18 @@ impl KmsServer {
         Ok(Self { service, certificate, acceptor })
     }
 
+    /// The variables of an environment whose KMS it is.
+    pub(crate) fn environment(&self) -> [(&'static str, String); 6] {
+        [
+            ("AWS_ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", SECRET.to_owned()),
+            ("AWS_REGION", REGION.to_owned()),
+            ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
+            ("NO_PROXY", "127.0.0.1".to_owned()),
+            ("KMSFS_ENDPOINT_URL", self.endpoint()),
+        ]
+    }
+
     /// The URL for `endpoint` settings and `AWS_ENDPOINT_URL_KMS`.
     pub(crate) fn endpoint(&self) -> String {
         let scheme = if self.certificate.is_some() { "https" } else { "http" };

@@ -4,6 +4,8 @@
 //! key is never looked at; nothing is left behind, and the wrapping key is not changed.
 
 #[cfg(feature = "mount")]
+mod look;
+#[cfg(feature = "mount")]
 mod provider;
 #[cfg(feature = "mount")]
 mod scenes;

@@ -6,28 +6,28 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::cli::commands::estimate::Cost;
-use crate::cli::error::{CliError, Exit};
+use crate::cli::error::CliError;
 use crate::cli::key_spec::KeySpec;
 use crate::format::anatomy;
 use crate::format::geometry::{PAGE_LEN, PAGE_SIZE, PAYLOAD_LEN, PageIndex};
-use crate::format::header::{Header, SLOT_LEN, parse_page};
+use crate::format::header::{SLOT_LEN, parse_page};
 use crate::format::hex;
 use crate::format::name::VOLUME_DIR;
 use crate::format::page::part;
 use crate::keys::ProviderKind;
 
+use super::look::{Changed, amiss, fingerprint, first, header_of, read_page, wait};
 use super::provider::Call;
 use super::stage::{Live, Stage};
 use super::teller::{Scene, Teller};
 
 /// How old a key may get here; a mount's usual limit is five minutes.
 const MAX_AGE: Duration = Duration::from_secs(2);
-/// How much later than that a busy machine may see it, and how long it may take to come back.
-const GRACE: Duration = Duration::from_secs(30);
+/// How long a busy machine may take to see it, and to come back.
+const PATIENCE: Duration = Duration::from_secs(32);
 const TEXT: &str = "The treasure is under the old oak. ";
 /// Pages of the file that is looked at.
 const PAGES: usize = 3;
@@ -225,11 +225,12 @@ impl<'a> Show<'a> {
         live.provider.disable(true);
         let start = Instant::now();
         let mut byte = [0];
-        let refusal = wait(|| open.read_exact_at(&mut byte, 0).err()).ok_or_else(|| amiss("a disabled key goes on"))?;
+        let refusal =
+            wait(PATIENCE, || open.read_exact_at(&mut byte, 0).err()).ok_or_else(|| amiss("a disabled key goes on"))?;
         let dark = start.elapsed();
         live.provider.disable(false);
         let start = Instant::now();
-        wait(|| fs::read(self.stage.plain("secret.txt")).ok().filter(|read| *read == self.content))
+        wait(PATIENCE, || fs::read(self.stage.plain("secret.txt")).ok().filter(|read| *read == self.content))
             .ok_or_else(|| amiss("the file does not come back"))?;
         let back = start.elapsed();
         drop(open);
@@ -343,82 +344,5 @@ impl<'a> Show<'a> {
         live.filesystem.lock();
         live.filesystem.unlock();
         fs::read(self.stage.plain("secret.txt"))
-    }
-}
-
-/// Bytes that differ between two states of the ciphertext.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Changed {
-    bytes: u64,
-    in_headers: u64,
-    in_pages: u64,
-}
-
-impl Changed {
-    fn between(before: &BTreeMap<PathBuf, Vec<u8>>, after: &BTreeMap<PathBuf, Vec<u8>>) -> Self {
-        let mut changed = Self::default();
-        for (path, old) in before {
-            let new = after.get(path).map_or(&[][..], Vec::as_slice);
-            changed.bytes += old.len() as u64;
-            for at in 0..old.len().max(new.len()) {
-                let differs = u64::from(old.get(at) != new.get(at));
-                *if at < PAGE_LEN { &mut changed.in_headers } else { &mut changed.in_pages } += differs;
-            }
-        }
-        changed
-    }
-}
-
-/// Asks again and again until there is an answer, or too long.
-fn wait<T>(mut answer: impl FnMut() -> Option<T>) -> Option<T> {
-    let until = Instant::now() + MAX_AGE + GRACE;
-    loop {
-        match answer() {
-            None if Instant::now() < until => thread::sleep(Duration::from_millis(20)),
-            answer => return answer,
-        }
-    }
-}
-
-/// The page of the file that begins at so many pages of the disk; 0 is the header.
-fn read_page(file: &Path, number: u64) -> Result<[u8; PAGE_LEN], CliError> {
-    let mut page = [0; PAGE_LEN];
-    let read = File::open(file).and_then(|file| file.read_exact_at(&mut page, number * PAGE_SIZE));
-    read.map(|()| page).map_err(|error| CliError::io(file.display(), &error))
-}
-
-fn header_of(file: &Path) -> Result<Header, CliError> {
-    let page = read_page(file, 0)?;
-    let headers = parse_page(&page).into_iter().flatten().map(|slot| slot.header);
-    headers.max_by_key(|header| header.generation).ok_or_else(|| amiss("a file has no header"))
-}
-
-fn fingerprint(header: &Header) -> String {
-    hex::encode(first(&header.commitment, 8))
-}
-
-fn first(bytes: &[u8], len: usize) -> &[u8] {
-    bytes.get(..len).unwrap_or(bytes)
-}
-
-/// The demonstration found something that must not be.
-fn amiss(what: &str) -> CliError {
-    CliError::new(Exit::Other, format_args!("this must not happen: {what}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn changes_are_counted_where_they_are() {
-        let state = |bytes: Vec<u8>| BTreeMap::from([(PathBuf::from("f"), bytes)]);
-        let old = vec![0; 2 * PAGE_LEN];
-        let mut new = old.clone();
-        new[5] = 1;
-        new[PAGE_LEN] = 1;
-        let changed = Changed::between(&state(old.clone()), &state(new.clone()));
-        assert_eq!(changed, Changed { bytes: 8192, in_headers: 1, in_pages: 1 });
-        assert_eq!(Changed::between(&state(old), &BTreeMap::new()).in_pages, 4096);
     }
 }
