@@ -111,9 +111,11 @@ fn wait_for_others() -> bool {
 /// Enters Landlock; says how much of it there is.
 fn restrict(reach: &Reach) -> Result<String, RulesetError> {
     // Without `Refer` the kernel refuses every rename and link from one directory to another: no filesystem could be served.
-    let mut rules = Ruleset::default()
-        .set_compatibility(CompatLevel::HardRequirement)
-        .handle_access(AccessFs::from_all(ABI::V2))?
+    let needed = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+    let Ok(rules) = needed.handle_access(AccessFs::from_all(ABI::V2)) else {
+        return Ok("not held: the kernel is older than 5.19, or runs without Landlock".to_owned());
+    };
+    let mut rules = rules
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(NEWEST))?
         .handle_access(AccessNet::BindTcp)?
