@@ -44,6 +44,8 @@ mod vault;
 #[cfg(feature = "vault")]
 mod vault_client;
 #[cfg(feature = "vault")]
+mod vault_describe;
+#[cfg(feature = "vault")]
 mod vault_login;
 
 use std::fmt;

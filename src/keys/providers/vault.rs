@@ -14,13 +14,13 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use zeroize::Zeroizing;
 
 use super::super::{
-    EncryptionContext, KeyDescription, KeyState, Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey,
+    EncryptionContext, KeyDescription, Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey,
 };
 use super::vault_client::{Body, Client, Refusal, Request};
+use super::vault_describe::TransitKey;
 use super::vault_login::Login;
 use super::{MAX_WRAPPED_LEN, VaultSettings};
 use crate::crypto::{DataKey, Secret};
@@ -241,79 +241,6 @@ impl Encrypted<'_> {
     }
 }
 
-/// What the engine tells of a key.
-#[derive(Deserialize)]
-struct TransitKey {
-    #[serde(rename = "type")]
-    kind: String,
-    #[serde(default)]
-    keys: HashMap<String, IgnoredAny>,
-    #[serde(default)]
-    latest_version: u64,
-    #[serde(default)]
-    min_decryption_version: u64,
-    #[serde(default)]
-    deletion_allowed: bool,
-    #[serde(default)]
-    derived: bool,
-    #[serde(default)]
-    exportable: bool,
-    #[serde(default)]
-    soft_deleted: bool,
-    #[serde(default)]
-    imported_key: bool,
-    #[serde(default)]
-    auto_rotate_period: u64,
-}
-
-impl TransitKey {
-    fn check_wraps(&self) -> Result<(), Refusal> {
-        let misconfigured = |why: String| Err((ProviderErrorKind::Misconfigured, why));
-        if self.soft_deleted {
-            return Err((ProviderErrorKind::KeyUnusable, "the key is deleted, but can be restored".to_owned()));
-        }
-        if self.derived {
-            return misconfigured("the key is one that others are derived of".to_owned());
-        }
-        if !(self.kind.contains("gcm") || self.kind.contains("poly1305")) {
-            return misconfigured(format!("a key of type {} binds nothing to what it wraps", self.kind));
-        }
-        Ok(())
-    }
-
-    fn description(&self, key_id: String) -> KeyDescription {
-        let state = match self.check_wraps() {
-            _ if self.soft_deleted => KeyState::Disabled,
-            Ok(()) => KeyState::Enabled,
-            Err((_, why)) => KeyState::Unknown(why),
-        };
-        let every = match self.auto_rotate_period / 3600 {
-            0 => "by hand".to_owned(),
-            hours => format!("every {hours} hours"),
-        };
-        let (oldest, latest) = (self.min_decryption_version, self.latest_version);
-        let mut usage = format!("{} (versions {oldest} to {latest} unwrap)", self.kind);
-        if self.deletion_allowed {
-            usage.push_str(", its deletion is allowed");
-        }
-        if self.exportable {
-            usage.push_str(", exportable");
-        }
-        KeyDescription {
-            key_id,
-            state,
-            rotation: Some(format!(
-                "{every}, {} version{} there",
-                self.keys.len(),
-                if self.keys.len() == 1 { "" } else { "s" }
-            )),
-            origin: Some(if self.imported_key { "imported".to_owned() } else { "the server".to_owned() }),
-            multi_region: false,
-            usage,
-        }
-    }
-}
-
 /// `{"FIELD":"VALUE","associated_data":"..."}`, wiped on drop; `value` needs no escapes.
 fn body(field: &str, value: &str, context: &EncryptionContext) -> Zeroizing<String> {
     let bound_to = BASE64.encode(context.associated_data());
@@ -403,21 +330,5 @@ mod tests {
         let body: serde_json::Value = serde_json::from_str(&body("plaintext", "AAAA", &context)).unwrap();
         assert_eq!(body["plaintext"], "AAAA");
         assert_eq!(BASE64.decode(body["associated_data"].as_str().unwrap()).unwrap(), context.associated_data());
-    }
-
-    #[test]
-    fn keys_that_cannot_bind_a_context_are_described_so() {
-        let key = |json: &str| serde_json::from_str::<TransitKey>(json).unwrap();
-        let good = key(r#"{"type":"aes256-gcm96","keys":{"1":1,"2":2},"latest_version":2,"min_decryption_version":1}"#);
-        let described = good.description("transit/a".into());
-        assert_eq!(described.state, KeyState::Enabled);
-        assert!(described.to_string().contains("versions 1 to 2 unwrap"), "{described}");
-        for (json, kind) in [
-            (r#"{"type":"rsa-2048"}"#, ProviderErrorKind::Misconfigured),
-            (r#"{"type":"aes256-gcm96","derived":true}"#, ProviderErrorKind::Misconfigured),
-            (r#"{"type":"aes256-gcm96","soft_deleted":true}"#, ProviderErrorKind::KeyUnusable),
-        ] {
-            assert_eq!(key(json).check_wraps().unwrap_err().0, kind, "{json}");
-        }
     }
 }
