@@ -10,17 +10,15 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::format::geometry::PAYLOAD_LEN;
 use crate::queue::Queue;
 use crate::storage::NodeKind;
 
+use super::content::copy_content;
 use super::report::{Failure, Progress, Settings};
-use super::side::{Meta, New, OpenFile, Result, Side, TransferError, Xattrs, kind_name};
+use super::side::{Meta, New, Result, Side, TransferError, Xattrs, kind_name};
 
 /// What the names of files begin with that are not finished.
 pub(super) const PARTIAL: &[u8] = b".kmsfs-partial-";
-/// Bytes that are read at a time: whole pages.
-pub(super) const CHUNK: usize = 256 * PAYLOAD_LEN;
 /// Files, and bytes, that are made durable together.
 const BATCH: (usize, u64) = (128, 256 << 20);
 /// The waits before something is tried again that somebody may be writing.
@@ -368,10 +366,7 @@ impl<'a, S: Side, T: Side> Copy<'a, S, T> {
 
     pub(super) fn fail(&self, path: &[u8], error: TransferError) {
         self.progress.failed();
-        let refused = match error.is_of_keys() {
-            true => self.refusals.fetch_add(1, Ordering::Relaxed) + 1,
-            false => 0,
-        };
+        let refused = if error.is_of_keys() { self.refusals.fetch_add(1, Ordering::Relaxed) + 1 } else { 0 };
         if error.is_final() {
             self.stopped.store(true, Ordering::Relaxed);
         }
@@ -391,27 +386,6 @@ impl<'a, S: Side, T: Side> Copy<'a, S, T> {
     pub(super) fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
     }
-}
-
-/// Copies `size` bytes; holes stay holes.
-fn copy_content(source: &impl OpenFile, target: &impl OpenFile, size: u64, progress: &Progress) -> Result<()> {
-    let mut buffer = vec![0; CHUNK.min(usize::try_from(size).unwrap_or(CHUNK))];
-    let mut at = 0;
-    while at < size {
-        let Some(data) = source.data_from(at)? else { break };
-        at = data.start.max(at);
-        while at < data.end.min(size) {
-            let len = usize::try_from(data.end.min(size) - at).map_or(buffer.len(), |left| left.min(buffer.len()));
-            let read = source.read_at(at, &mut buffer[..len])?;
-            if read == 0 {
-                return Err(TransferError::Changing);
-            }
-            target.write_at(at, &buffer[..read])?;
-            at += read as u64;
-            progress.moved(read as u64);
-        }
-    }
-    target.set_size(size)
 }
 
 pub(super) fn is_recent(meta: &Meta) -> bool {

@@ -51,6 +51,7 @@
 //! # }
 //! ```
 
+mod content;
 mod copy;
 mod finish;
 mod plain;
@@ -75,7 +76,8 @@ use crate::keys::Volume;
 use crate::storage::CipherDirectory;
 use crate::storage::cipher_directory::VolumeLock;
 
-use copy::{CHUNK, Copy, PAUSES, Pair, is_recent};
+use content::CHUNK;
+use copy::{Copy, PAUSES, Pair, is_recent};
 use plain::Plain;
 use side::{New, OpenFile, Side};
 use volume::{Object, VolumeSide};

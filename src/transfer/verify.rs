@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use crate::queue::Queue;
 use crate::storage::NodeKind;
 
-use super::copy::{CHUNK, Copy, Pair, Task, locked};
+use super::content::CHUNK;
+use super::copy::{Copy, Pair, Task, locked};
 use super::side::{Meta, OpenFile, Result, Side, TransferError};
 
 /// The copies' inodes by the sources': names that were one file must be one file.
