@@ -14,6 +14,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Signal, kill_process};
@@ -49,6 +51,8 @@ struct Writer {
     cut: Vec<u8>,
     /// What was begun last, and may have happened or not.
     begun: Begun,
+    /// The process behind the mount is being killed: see [`close`].
+    dying: Arc<AtomicBool>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +67,7 @@ enum Begun {
 }
 
 impl Writer {
-    fn new(root: PathBuf, number: u64, seed: u64) -> Self {
+    fn new(root: PathBuf, number: u64, seed: u64, dying: &Arc<AtomicBool>) -> Self {
         fs::create_dir(&root).unwrap();
         File::create(root.join("log")).unwrap();
         fs::write(root.join("table"), vec![0; SLOT * SLOTS]).unwrap();
@@ -81,6 +85,7 @@ impl Writer {
             swapped: 0,
             cut: Vec::new(),
             begun: Begun::Nothing,
+            dying: Arc::clone(dying),
         }
     }
 
@@ -103,6 +108,7 @@ impl Writer {
     }
 
     fn work_once(&mut self) -> io::Result<()> {
+        let dying = Arc::clone(&self.dying);
         let at = |name: &str| self.root.join(name);
         let (log, table, swapped, fresh, cut) = (at("log"), at("table"), at("swapped"), at("fresh"), at("cut"));
         match self.below(6) {
@@ -112,7 +118,7 @@ impl Writer {
                 let len = 1 + self.below(6000);
                 self.begun = Begun::Log(len);
                 let lines = bytes(self.number, self.logged + len)[self.logged..].to_vec();
-                close(OpenOptions::new().append(true).open(log)?, &lines, self.below(2) == 0)?;
+                close(&dying, OpenOptions::new().append(true).open(log)?, &lines, self.below(2) == 0)?;
                 self.logged += len;
                 Ok(())
             }
@@ -121,14 +127,14 @@ impl Writer {
                 self.begun = Begun::Slot(slot, version);
                 let file = OpenOptions::new().read(true).write(true).open(table)?;
                 file.write_all_at(&bytes(version, SLOT), (slot * SLOT) as u64)?;
-                close(file, b"", self.below(2) == 0)?;
+                close(&dying, file, b"", self.below(2) == 0)?;
                 self.table[slot] = version;
                 Ok(())
             }
             4 => {
                 let version = self.step;
                 self.begun = Begun::Swap(version);
-                close(File::create(&fresh)?, &bytes(version, 10_000), self.below(2) == 0)?;
+                close(&dying, File::create(&fresh)?, &bytes(version, 10_000), self.below(2) == 0)?;
                 fs::rename(fresh, swapped)?;
                 self.swapped = version;
                 Ok(())
@@ -144,7 +150,7 @@ impl Writer {
                 } else {
                     file.write_all_at(&next[self.cut.len()..], self.cut.len() as u64)?;
                 }
-                close(file, b"", self.below(2) == 0)?;
+                close(&dying, file, b"", self.below(2) == 0)?;
                 self.cut = next;
                 Ok(())
             }
@@ -163,8 +169,8 @@ impl Writer {
         if let Some((directory, _)) = name.split_once('/') {
             fs::create_dir(self.root.join(directory))?;
         }
-        let len = self.len_of(step);
-        close(File::create(path)?, &bytes(step, len), self.below(3) == 0)?;
+        let (len, dying) = (self.len_of(step), Arc::clone(&self.dying));
+        close(&dying, File::create(path)?, &bytes(step, len), self.below(3) == 0)?;
         self.whole.insert(name, step);
         Ok(())
     }
@@ -269,12 +275,16 @@ impl Writer {
 
 /// Writes what is left, and closes or syncs: only what that returned for is promised. (`close` itself cannot fail in Rust, so the
 /// file is flushed by closing a copy of its descriptor.)
-fn close(mut file: File, rest: &[u8], sync: bool) -> io::Result<()> {
+///
+/// Once the process is dead, the kernel drops what it cannot write, and `close` returns success; fsync does not. So a close
+/// that returns while the process is being killed promises nothing.
+fn close(dying: &AtomicBool, mut file: File, rest: &[u8], sync: bool) -> io::Result<()> {
     file.write_all(rest)?;
     if sync {
         return file.sync_all();
     }
-    flush(&file)
+    flush(&file)?;
+    if dying.load(Ordering::SeqCst) { Err(io::Error::from_raw_os_error(libc::ENOTCONN)) } else { Ok(()) }
 }
 
 /// What `close` does, with its result.
@@ -300,7 +310,8 @@ fn what_was_closed_or_synced_survives_kill_9_at_any_moment() {
     let seed = number_from("KMSFS_KILLS_SEED").unwrap_or_else(|| u64::from(std::process::id()));
     println!("KMSFS_KILLS={kills} KMSFS_KILLS_SEED={seed}");
     let volume = Volume::new(&[]);
-    let writer = |number: u64| Writer::new(volume.path(format!("writer-{number}")), number, seed);
+    let dying = Arc::new(AtomicBool::new(false));
+    let writer = |number: u64| Writer::new(volume.path(format!("writer-{number}")), number, seed, &dying);
     let mut writers: Vec<Writer> = (0..WRITERS).map(writer).collect();
     for kill in 0..kills {
         let pid = volume.pid();
@@ -308,6 +319,7 @@ fn what_was_closed_or_synced_survives_kill_9_at_any_moment() {
             let working: Vec<_> = writers.iter_mut().map(|writer| scope.spawn(|| writer.work())).collect();
             let wait = 30 + bytes(seed.wrapping_add(kill), 2).iter().map(|byte| u64::from(*byte)).sum::<u64>();
             std::thread::sleep(Duration::from_millis(wait));
+            dying.store(true, Ordering::SeqCst);
             kill_process(pid, Signal::KILL).unwrap();
             for working in working {
                 let error = working.join().unwrap();
@@ -316,6 +328,7 @@ fn what_was_closed_or_synced_survives_kill_9_at_any_moment() {
             }
         });
         eventually("the process is dead", || is_dead(pid));
+        dying.store(false, Ordering::SeqCst);
         volume.mount();
         writers.iter_mut().for_each(Writer::check);
         if kill % 10 == 9 {
@@ -335,7 +348,7 @@ fn what_was_closed_or_synced_survives_kill_9_at_any_moment() {
 fn the_check_finds_what_is_lost() {
     let directory = tempfile::tempdir().unwrap();
     let work = |number: u64| {
-        let mut writer = Writer::new(directory.path().join(number.to_string()), number, 1);
+        let mut writer = Writer::new(directory.path().join(number.to_string()), number, 1, &Arc::default());
         for _ in 0..200 {
             writer.step += 1;
             writer.work_once().unwrap();

@@ -16,7 +16,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kms_mount::{KmsVolume, content};
 use rustix::process::Signal;
@@ -152,7 +152,7 @@ fn programs_go_on_while_their_files_are_sealed_anew() {
 /// The process that seals is killed at any moment: every file opens, with the old or the new key.
 #[test]
 fn a_kill_leaves_every_file_whole_and_the_next_run_goes_on() {
-    const FILES: usize = 25;
+    const FILES: usize = 40;
     let kills: usize = std::env::var(KILLS).map_or(20, |text| text.parse().unwrap());
     let volume = Volume::new(&[]);
     let path = |n: usize| -> PathBuf { volume.path(format!("f{n}")) };
@@ -164,6 +164,9 @@ fn a_kill_leaves_every_file_whole_and_the_next_run_goes_on() {
             assert!(fs::read(path(n)).unwrap() == content(n, 200_000 + n), "round {round}: f{n}");
         }
     };
+    let begun = Instant::now();
+    rekey(&volume, &[]);
+    let whole_run = u64::try_from(begun.elapsed().as_millis()).unwrap().max(1);
     let (mut state, mut logs, mut half) = (3_u64, 0, 0);
     for round in 0..kills {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -173,7 +176,7 @@ fn a_kill_leaves_every_file_whole_and_the_next_run_goes_on() {
         }
         let pid = mounted.then(|| volume.pid());
         let running = volume.home.start("rekey", &[&"rekey", &volume.cipher, &"--json"]);
-        std::thread::sleep(Duration::from_millis(20 + (state >> 33) % 500));
+        std::thread::sleep(Duration::from_millis((state >> 33) % whole_run));
         if let Some(pid) = pid {
             // The mount is the one that seals.
             rustix::process::kill_process(pid, Signal::KILL).unwrap();

@@ -63,7 +63,10 @@ impl Hold {
                 let what =
                     format_args!("the mount at {} cannot take the new list of keys: {why}", mountpoint.display());
                 return Err(CliError::new(Exit::KeyRefused, what)
-                    .hint("let that mount use the key, or unmount it and run the command again"));
+                    .hint(
+                    "let that mount use the key (its sandbox reads keyrings only in the directories of those that it began \
+                     with), or unmount it and run the command again",
+                ));
             }
         }
         if mounts.is_empty() {

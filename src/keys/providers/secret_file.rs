@@ -87,9 +87,9 @@ mod tests {
             std::fs::write(&path, content).unwrap();
             assert_eq!(line().ok().as_deref(), expected, "{content:?}");
         }
-        std::fs::write(&path, [b'x'; 17]).unwrap();
+        std::fs::write(&path, [b'!'; 17]).unwrap();
         let error = line().unwrap_err();
-        assert!(error.kind == ProviderErrorKind::Misconfigured && !error.message.contains('x'), "{error}");
+        assert!(error.kind == ProviderErrorKind::Misconfigured && !error.message.contains('!'), "{error}");
         assert_eq!(read_line(directory.path(), "x", 16).unwrap_err().kind, ProviderErrorKind::Misconfigured);
     }
 
