@@ -118,7 +118,7 @@ fn programs_go_on_while_their_files_are_sealed_anew() {
                 let (at, data) = ((state >> 33) as usize % 390_000, bytes(state, 5000));
                 file.write_all_at(&data, at as u64).unwrap();
                 written.lock().unwrap()[at..at + 5000].copy_from_slice(&data);
-                if state % 5 == 0 {
+                if state.is_multiple_of(5) {
                     file.sync_data().unwrap();
                 }
                 let mut read = vec![0; 5000];

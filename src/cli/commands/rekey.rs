@@ -110,6 +110,9 @@ impl Answer {
     }
 }
 
+/// Has one file sealed anew, here or by a mount.
+type Seal<'a> = Box<dyn Fn(&str) -> Result<Answer, CliError> + Sync + 'a>;
+
 struct File {
     path: String,
     id: [u8; 32],
@@ -132,7 +135,7 @@ pub(crate) fn run(args: &RekeyArgs) -> Result<(), CliError> {
         return report::print(&plan(&directory, &volume, &files, before, args.parallel)?, args.json);
     }
     let mut offline = None;
-    let seal: Box<dyn Fn(&str) -> Result<Answer, CliError> + Sync> = if hold.is_mounted() {
+    let seal: Seal<'_> = if hold.is_mounted() {
         let directory = &directory;
         Box::new(move |path| through_mount(directory, path))
     } else {
@@ -255,7 +258,7 @@ struct Work<'a> {
     failed: AtomicU64,
     first: Mutex<Option<CliError>>,
     logs: &'a RedoLogs,
-    seal: Box<dyn Fn(&str) -> Result<Answer, CliError> + Sync + 'a>,
+    seal: Seal<'a>,
 }
 
 impl Work<'_> {
