@@ -34,6 +34,9 @@ const ELSEWHERE: &str = "eu-west-1";
 /// A key that no server has.
 const NO_KEY: &str = "1234abcd-12ab-34cd-56ef-1234567890ab";
 
+/// A case, what a server does, and why.
+type Difference = (&'static str, &'static str, &'static str);
+
 /// Where moto is known to differ from KMS: the case, what moto does, and why.
 const MOTO_DIFFERS: [(&str, &str, &str); 31] = [
     ("decrypt: the boundary of name and value moved", OK, CONCATENATES),
@@ -485,7 +488,7 @@ fn every_case_is_answered_as_by_kms_and_others_differ_where_they_are_known_to() 
     let own = run(server.address());
     let wrong = surprises(&own, |_| None);
     assert!(wrong.is_empty(), "the own server: {wrong:#?}");
-    let others: [(_, _, &[(&str, &str, &str)]); 2] =
+    let others: [(_, _, &[Difference]); 2] =
         [("moto", moto_address, &MOTO_DIFFERS), ("ministack", ministack.address, &MINISTACK_DIFFERS)];
     for (name, address, differences) in others {
         let other = run(address);
