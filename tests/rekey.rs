@@ -225,6 +225,9 @@ fn a_log_that_does_not_fit_its_file_is_left_alone_and_the_file_closed() {
     let output = volume.home.kmsfs(&[&"check", &volume.cipher]);
     let said = support::text(&output.stdout);
     assert!(output.status.code() == Some(15) && said.contains("half way to a new data key"), "{said}");
+    // Nor do the keys change under a log, whose header is under those of its time.
+    let said = volume.home.refused(1, &[&"rewrap", &volume.cipher, &"--to", &"local:new.toml"]);
+    assert!(said.contains("half way to a new data key"), "{said}");
     fs::remove_dir_all(&logs).unwrap();
     volume.mount();
     assert!(fs::read(volume.path("a")).unwrap() == bytes(1, 9000));

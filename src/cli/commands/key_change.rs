@@ -40,6 +40,7 @@ impl KeyChange {
     ) -> Result<Self, CliError> {
         let directory = CipherDirectory::open(path).map_err(|error| explain(path, error))?;
         let hold = Hold::take(&directory)?;
+        check_no_redo_log(&directory)?;
         let sealed = unlock::read_config(&directory)?;
         let secret = settings.passphrase.as_ref().map(|source| source.read(environment, false)).transpose()?;
         let providers = settings.for_providers(secret.map(passphrase::for_provider));
@@ -185,6 +186,16 @@ impl KeyChange {
         let found = walk();
         (before.is_some() && before == self.hold.moves(&self.directory), found)
     }
+}
+
+/// A redo log holds a header under the keys of its time: applied after the list has let go of them, its file would not open.
+fn check_no_redo_log(directory: &CipherDirectory) -> Result<(), CliError> {
+    let logs = directory.redo_logs().and_then(|logs| logs.all());
+    if logs.map_err(|error| CliError::io(".kmsfs/rekey", &error))?.is_empty() {
+        return Ok(());
+    }
+    Err(CliError::new(Exit::Other, "a file is half way to a new data key: the volume's keys cannot be changed now")
+        .hint("mount the volume again, which finishes it, or says in its log why it cannot"))
 }
 
 /// A mount point has no volume of its own in it: say so.

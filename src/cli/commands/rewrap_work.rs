@@ -89,9 +89,9 @@ impl Failures {
         let before = self.count.fetch_add(1, Ordering::SeqCst);
         // Who does not hear it still gets the count.
         if before < TOLD {
-            let _ = writeln!(io::stderr(), "{}: {}", report::printable(what), report::printable(&error.to_string()));
+            report::tell(&format!("{what}: {error}"));
         } else if before == TOLD {
-            let _ = writeln!(io::stderr(), "more of them failed; they are not named");
+            report::tell("more of them failed; they are not named");
         }
         locked(&self.first).get_or_insert(error);
     }
