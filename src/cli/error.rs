@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io;
-use std::process::ExitCode;
 
 use crate::content::ContentError;
 use crate::format::config::ConfigError;
@@ -103,11 +102,6 @@ impl CliError {
     /// The exit code as a number.
     pub(crate) fn code(&self) -> u8 {
         self.code
-    }
-
-    /// The exit code as the process returns it.
-    pub(crate) fn exit_code(&self) -> ExitCode {
-        ExitCode::from(self.code)
     }
 
     /// Tells it on standard error.

@@ -52,13 +52,17 @@ pub fn main() -> ExitCode {
         return ExitCode::from(Exit::Usage as u8);
     }
     let arguments = Arguments::parse_from(mount_helper::as_command(std::env::args_os().collect()));
-    match run(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
+    let code = match run(&arguments) {
+        Ok(()) => 0,
         Err(error) => {
             error.print();
-            error.exit_code()
+            error.code()
         }
+    };
+    if crate::keys::providers::have_loaded_a_module() {
+        crate::daemon::leave(code);
     }
+    ExitCode::from(code)
 }
 
 fn run(arguments: &Arguments) -> Result<(), CliError> {

@@ -6,6 +6,7 @@ pub mod control;
 pub mod detach;
 mod hardening;
 pub mod http;
+mod leave;
 pub mod log;
 mod log_format;
 pub mod notify;
@@ -14,3 +15,4 @@ pub mod signals;
 mod system_calls;
 
 pub use hardening::{HardenError, harden, raise_limits, take_modes_as_given};
+pub use leave::leave;

@@ -206,6 +206,15 @@ fn open_vault(key: &str, _: &VaultSettings) -> Result<Arc<dyn Provider>, Provide
     Err(not_built_in(ProviderKind::Vault, key))
 }
 
+/// Whether code of a security module is in this process.
+#[must_use]
+pub fn have_loaded_a_module() -> bool {
+    #[cfg(feature = "pkcs11")]
+    return pkcs11_module::have_loaded_a_module();
+    #[cfg(not(feature = "pkcs11"))]
+    false
+}
+
 #[cfg(feature = "pkcs11")]
 fn open_pkcs11(key: &str, settings: &Pkcs11Settings) -> Result<Arc<dyn Provider>, ProviderError> {
     Ok(Arc::new(pkcs11::Pkcs11Provider::open(key, settings)?))

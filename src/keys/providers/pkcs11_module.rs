@@ -2,14 +2,16 @@
 //!
 //! Invariants: nobody waits for a module beyond the deadline; a module is loaded and initialised once in a process, by the
 //! first call, so after any fork; a PIN that was wrong is not tried again, which would lock the token; sessions that broke are
-//! opened again once for a call.
+//! opened again once for a call; a provider that ends takes its threads along, so that none is in a module whose code ends
+//! with the process.
 
 use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
@@ -27,6 +29,8 @@ use super::secret_file::read_line;
 /// Calls of one provider that the module may work on at once.
 const MAX_WORKERS: usize = 4;
 const MAX_PIN_LEN: usize = 256;
+/// How long a provider that ends waits for its threads.
+const MAX_END: Duration = Duration::from_secs(1);
 
 /// Why a call came to nothing.
 pub(super) type Refusal = (ProviderErrorKind, String);
@@ -36,8 +40,12 @@ type Job = Box<dyn FnOnce(&mut Worker) + Send>;
 /// The threads of one provider. They end with it, but for one that its module does not give back.
 pub(super) struct Workers {
     settings: Arc<Pkcs11Settings>,
-    queue: Sender<Job>,
+    /// `None` only while this is dropped.
+    queue: Option<Sender<Job>>,
     jobs: Arc<Mutex<Receiver<Job>>>,
+    /// Each thread holds a sender, which it drops last of all.
+    alive: Option<Sender<Infallible>>,
+    ended: Mutex<Receiver<Infallible>>,
     /// Threads, and jobs that are queued or worked on.
     threads: Mutex<usize>,
     pending: Arc<AtomicUsize>,
@@ -62,10 +70,13 @@ pub(super) struct Open {
 impl Workers {
     pub(super) fn new(settings: &Pkcs11Settings) -> Self {
         let (queue, jobs) = mpsc::channel();
+        let (alive, ended) = mpsc::channel();
         Self {
             settings: Arc::new(settings.clone()),
-            queue,
+            queue: Some(queue),
             jobs: Arc::new(Mutex::new(jobs)),
+            alive: Some(alive),
+            ended: Mutex::new(ended),
             threads: Mutex::default(),
             pending: Arc::default(),
             bad_pin: Arc::default(),
@@ -94,7 +105,7 @@ impl Workers {
             pending.fetch_sub(1, Ordering::Relaxed);
         });
         let gone = || (ProviderErrorKind::Unavailable, "its threads have ended".to_owned());
-        self.queue.send(job).map_err(|_| gone())?;
+        self.queue.as_ref().ok_or_else(gone)?.send(job).map_err(|_| gone())?;
         self.start_thread()?;
         match answered.recv_timeout(self.settings.operation_timeout) {
             Ok(answer) => answer,
@@ -115,12 +126,16 @@ impl Workers {
         let jobs = Arc::clone(&self.jobs);
         let mut worker =
             Worker { settings: Arc::clone(&self.settings), open: None, bad_pin: Arc::clone(&self.bad_pin) };
+        let alive = self.alive.clone();
         let started = std::thread::Builder::new().name("kms-pkcs11".to_owned()).spawn(move || {
             loop {
                 let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                let Ok(job) = job else { return };
+                let Ok(job) = job else { break };
                 job(&mut worker);
             }
+            // Its session is closed in the module.
+            drop(worker);
+            drop(alive);
         });
         match started {
             Ok(_) => *threads += 1,
@@ -128,6 +143,15 @@ impl Workers {
             Err(error) => return Err((ProviderErrorKind::Unavailable, format!("no thread for it: {error}"))),
         }
         Ok(())
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        (self.queue, self.alive) = (None, None);
+        let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // All have ended, or one hangs in its module.
+        let _ = ended.recv_timeout(MAX_END);
     }
 }
 
@@ -245,11 +269,16 @@ impl Open {
     }
 }
 
+/// The modules that this process has loaded, or is about to.
+static MODULES: Mutex<BTreeMap<PathBuf, Arc<Mutex<Option<Pkcs11>>>>> = Mutex::new(BTreeMap::new());
+
+pub(super) fn have_loaded_a_module() -> bool {
+    !MODULES.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+}
+
 /// The module at `path`, initialised. It stays for as long as the process: other code in it may have threads of its own. One
 /// that hangs keeps only those waiting who want it.
 fn load(path: &Path) -> Result<Pkcs11, Failed> {
-    type Loaded = Arc<Mutex<Option<Pkcs11>>>;
-    static MODULES: Mutex<BTreeMap<PathBuf, Loaded>> = Mutex::new(BTreeMap::new());
     let mut modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
     let loaded = Arc::clone(modules.entry(path.to_owned()).or_default());
     drop(modules);
@@ -343,5 +372,22 @@ fn classify(error: &Error) -> ProviderErrorKind {
         | R::NeedToCreateThreads => ProviderErrorKind::Misconfigured,
         // Devices, tokens, sessions, memory: what may be better in a moment.
         _ => ProviderErrorKind::Unavailable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A thread that is in a module while the process ends would find the module torn down.
+    #[test]
+    fn a_provider_that_ends_takes_its_threads_along() {
+        let workers = Workers::new(&Pkcs11Settings::default());
+        let key = KeyName::parse("token=a;object=b").unwrap();
+        let refused = workers.run(&key, |_, _| Ok(())).unwrap_err();
+        assert_eq!(refused.0, ProviderErrorKind::Misconfigured);
+        let settings = Arc::clone(&workers.settings);
+        drop(workers);
+        assert_eq!(Arc::strong_count(&settings), 1);
     }
 }
