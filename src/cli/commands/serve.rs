@@ -23,7 +23,7 @@ use crate::cli::settings::{PASSPHRASE_VARIABLE, Settings};
 use crate::cli::unlock::{self, Expected};
 use crate::daemon::control::{self, Client, ControlError, ControlSocket, Ended};
 use crate::daemon::detach::{self, Background, Started};
-use crate::daemon::log::{self, Level, Target};
+use crate::daemon::log::{self, Format, Level, Target};
 use crate::daemon::notify::{Notifier, Watch};
 use crate::daemon::sandbox::{self, Confinement};
 use crate::daemon::signals::{self, SignalWatch};
@@ -141,7 +141,12 @@ impl Job<'_> {
 
     /// The log of the user's choice; none if it is to be the usual one of a background mount.
     fn chosen_log(&self, background: bool) -> Result<Option<Target>, CliError> {
+        let to_journal = self.settings.log_format == Some(Format::Journald);
         match &self.settings.log_file {
+            Some(_) if to_journal => Err(CliError::usage(
+                "a log file and the log format journald exclude each other: the journal is the log",
+            )),
+            None if to_journal => Ok(Some(Target::Journal)),
             Some(path) => {
                 let path = std::path::absolute(path).map_err(|error| CliError::io(path.display(), &error))?;
                 Ok(Some(Target::File(path)))
@@ -164,7 +169,7 @@ impl Job<'_> {
     fn start_log(&self, target: &Target) -> Result<(), CliError> {
         let level = self.settings.log_level.unwrap_or(Level::INFO);
         log::init(level, self.settings.log_format, target).map_err(|error| CliError::new(Exit::Io, error))?;
-        if matches!(target, Target::File(_)) {
+        if *target != Target::Stderr {
             log::panics();
         }
         Ok(())
