@@ -5,6 +5,8 @@
 
 #[path = "support/booted.rs"]
 mod booted;
+#[path = "support/document.rs"]
+mod document;
 #[path = "support/fault_proxy.rs"]
 mod fault_proxy;
 #[path = "support/kms_server.rs"]
@@ -48,6 +50,35 @@ fn is_mounted(system: &Booted, path: &str) -> bool {
     system.run(&format!("mountpoint -q {path}")).status.success()
 }
 
+/// The commands of `docs/OPERATIONS.md` for systemd, one after the other, with the files that it shows.
+#[test]
+fn the_document_is_followed() {
+    let Some(system) = Booted::start("rm etc/systemd/system/kmsfs*; cp -r \"$UNITS\" root/systemd") else { return };
+    let document = document::read("docs/OPERATIONS.md");
+    let files = document::blocks(&document).into_iter().find(|block| block.language == "ini").unwrap();
+    for file in files.lines.join("\n").split("# ").skip(1) {
+        let (name, content) = file.split_once('\n').unwrap();
+        fs::write(system.path(&format!("/root/{name}")), content).unwrap();
+    }
+    system.ok("install -d -m 700 /etc/kmsfs; printf words >/etc/kmsfs/data.passphrase; mkdir /srv/plain");
+    let ours = [
+        "cp systemd/",
+        "install -D",
+        "systemctl ",
+        "journalctl ",
+        "kmsfs init /srv/cipher --key local:/etc/kmsfs/data.toml",
+    ];
+    let commands = document::commands(&document);
+    let commands = commands.iter().filter(|command| ours.iter().any(|beginning| command.starts_with(beginning)));
+    let said: Vec<String> = commands.map(|command| system.ok(&format!("cd /root; {command}"))).collect();
+    assert!(said.len() >= 10, "{said:?}");
+    system.ok("echo x >/srv/plain/x");
+    assert!(said.last().unwrap().contains("\"KMSFS_MOUNTPOINT\":\"/srv/plain\""), "{said:?}");
+    // What sentences have.
+    assert_eq!(system.ok("systemctl show -p ExecMainStatus kmsfs@data"), "ExecMainStatus=0\n");
+    assert_eq!(system.journal("-p err -u kmsfs@data"), "");
+}
+
 #[test]
 fn a_unit_is_up_when_its_mount_can_be_used_and_what_is_written_survives() {
     let Some(system) = Booted::start("") else { return };
@@ -60,7 +91,6 @@ fn a_unit_is_up_when_its_mount_can_be_used_and_what_is_written_survives() {
     assert_eq!(namespaces.lines().next(), namespaces.lines().last());
     let status = system.ok("kmsfs status /srv/data-plain");
     assert!(status.contains("sandbox system calls: on"), "{status}");
-    println!("{status}");
 
     // Stopped, it is unmounted, and all that was written is in the cipher directory, synced or not.
     system.ok("dd if=/dev/urandom of=/srv/data-plain/large bs=1M count=20 status=none
@@ -77,6 +107,7 @@ fn a_unit_is_up_when_its_mount_can_be_used_and_what_is_written_survives() {
          systemctl show --value -p ActiveState kmsfs@data | grep -qx deactivating; echo after >&3; exec 3>&-");
     system.wait_for("kmsfs@data", "ActiveState", "inactive");
     assert_eq!(system.property("kmsfs@data", "Result"), "success");
+    assert!(system.journal("-u kmsfs@data -p warning -o cat").contains("/srv/data-plain is in use"));
     system.ok("systemctl start kmsfs@data; printf 'before\\nafter\\n' | cmp - /srv/data-plain/open");
     system.ok("systemctl restart kmsfs@data; grep -qx first /srv/data-plain/first");
 }

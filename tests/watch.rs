@@ -296,7 +296,7 @@ fn lines_for_the_journal_have_priorities() {
     let error = File::create(volume.home.path("stderr")).unwrap();
     let found = error.metadata().unwrap();
     let mut command = Command::new(volume.home.program());
-    command.args(volume.mount_arguments()).arg("--foreground").env_clear();
+    command.args(volume.mount_arguments()).args(["--foreground", "--log-format", "text"]).env_clear();
     for (name, place) in [("XDG_DATA_HOME", "data"), ("XDG_STATE_HOME", "state"), ("XDG_RUNTIME_DIR", "run")] {
         command.env(name, volume.home.path(place));
     }

@@ -2,7 +2,7 @@
 //! test and the units that are shipped installed in it.
 //!
 //! Invariants: nothing of it is seen outside but processes and, by way of [`Booted::path`], its files; the network is this
-//! machine's, with no right to change it; when the test ends or dies, all of it is gone.
+//! machine's, with no right to change it; when the test ends or dies, all processes of it are gone, and with them its files.
 #![allow(dead_code)]
 #![allow(clippy::unwrap_used)] // it is how a test fails
 #![allow(clippy::print_stdout)] // what is left out is told
@@ -22,7 +22,7 @@ const TIMEOUT: &str = "100";
 /// How long a unit may take to get into a state.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Runs in a mount namespace of its own: makes the tree in `$TREE`, which only this namespace sees, and becomes its container.
+/// Runs in namespaces of its own, as their first process: makes the tree in `$TREE`, which nobody else sees, and boots it.
 const MAKE: &str = r#"
 set -e
 mount -t tmpfs -o mode=755 none /run
@@ -31,12 +31,18 @@ mkdir "$TREE/upper" "$TREE/work" "$TREE/root"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$TREE/upper,workdir=$TREE/work" "$TREE/root"
 cd "$TREE/root"
 rm -f etc/machine-id usr/bin/kmsfs
+# A name of its own. Without any it would be a first boot, which enables everything.
+tr -d - </proc/sys/kernel/random/uuid >etc/machine-id
 : >etc/fstab
 # Nothing of what this machine serves or does by the clock runs a second time.
-for link in etc/systemd/system/*.wants/* lib/systemd/system/multi-user.target.wants/*; do
-    case ${link##*/} in
-        systemd-logind* | systemd-user-sessions* | dbus* | remote-fs.target | getty.target | '*') ;;
-        *) ln -sfn /dev/null "etc/systemd/system/${link##*/}" ;;
+for link in etc/systemd/system/*.wants/* lib/systemd/system/multi-user.target.wants/* etc/rc[35].d/S*; do
+    unit=${link##*/}
+    case $link in
+        etc/rc*) unit=${unit#S[0-9][0-9]}.service ;;
+    esac
+    case $unit in
+        systemd-logind* | systemd-user-sessions* | dbus* | remote-fs.target | getty.target | '*'*) ;;
+        *) ln -sfn /dev/null "etc/systemd/system/$unit" ;;
     esac
 done
 for unit in timers.target systemd-firstboot.service systemd-networkd.service systemd-resolved.service; do
@@ -52,7 +58,7 @@ for hierarchy in /sys/fs/cgroup/systemd /sys/fs/cgroup/unified /sys/fs/cgroup; d
 done
 bind="--bind=/dev/fuse"
 [ ! -c /dev/autofs ] || bind="$bind --bind=/dev/autofs"
-exec setpriv --pdeathsig KILL systemd-nspawn --quiet --directory="$TREE/root" --machine="$NAME" --register=no --keep-unit --console=pipe \
+systemd-nspawn --quiet --directory="$TREE/root" --machine="$NAME" --register=no --keep-unit --console=pipe \
     --link-journal=no --resolv-conf=off --timezone=off $bind --capability=CAP_IPC_LOCK \
     --system-call-filter='landlock_create_ruleset landlock_add_rule landlock_restrict_self memfd_secret bpf @memlock' --boot
 "#;
@@ -79,9 +85,12 @@ impl Booted {
         let name = format!("kmsfs-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let log = fs::File::create(directory.path().join("log")).unwrap();
         fs::create_dir(directory.path().join("tree")).unwrap();
-        let container = Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "sh", "-c", MAKE])
+        // The end of this thread is the end of `unshare`, that one that of the namespaces' first process, and so of all in them.
+        let container = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private", "--pid", "--fork"])
+            .args(["--kill-child", "--mount-proc", "sh", "-c", MAKE])
             .env("TREE", directory.path().join("tree"))
+            .env("UNITS", Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd"))
             .envs([("PREPARE", prepare.as_str()), ("NAME", &name)])
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -95,10 +104,8 @@ impl Booted {
 
     fn wait_for_boot(&mut self) {
         let until = Instant::now() + BOOT;
-        let pid = self.container.id();
         loop {
-            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-            self.leader = children.split(' ').next().and_then(|child| child.parse().ok()).unwrap_or(0);
+            self.leader = systemd_below(self.container.id()).unwrap_or(0);
             // The state is no success when a unit of this machine does not like containers; what matters is that all jobs are done.
             if self.leader != 0 && self.is_up() {
                 return;
@@ -110,9 +117,8 @@ impl Booted {
     }
 
     fn is_up(&self) -> bool {
-        let comm = fs::read_to_string(format!("/proc/{}/comm", self.leader)).unwrap_or_default();
-        let state = || String::from_utf8_lossy(&self.run("systemctl is-system-running").stdout).trim().to_owned();
-        comm.trim() == "systemd" && ["running", "degraded"].contains(&state().as_str())
+        let state = self.run("systemctl is-system-running").stdout;
+        ["running", "degraded"].contains(&String::from_utf8_lossy(&state).trim())
     }
 
     fn console(&self) -> String {
@@ -183,7 +189,6 @@ impl Booted {
 
 impl Drop for Booted {
     fn drop(&mut self) {
-        // The container's first process ends with it, and with that all others.
         let _ = self.container.kill();
         let _ = self.container.wait();
         for hierarchy in ["systemd", "unified", "."] {
@@ -194,6 +199,15 @@ impl Drop for Booted {
             }
         }
     }
+}
+
+/// The first `systemd` among what the process `pid` has started.
+fn systemd_below(pid: u32) -> Option<u32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    children.split_whitespace().filter_map(|child| child.parse().ok()).find_map(|child: u32| {
+        let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
+        if name.trim() == "systemd" { Some(child) } else { systemd_below(child) }
+    })
 }
 
 /// Removes a control group with those below it; whether all are gone.

@@ -10,6 +10,8 @@ use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::cli::environment::Environment;
 use crate::cli::error::{CliError, Exit};
@@ -40,6 +42,9 @@ use super::key_reload::KeyReload;
 use super::mount::MountArgs;
 use super::observe::Observers;
 use super::teller::{Teller, Told};
+
+/// How long an earlier mount at the same place may take to end once it is unmounted.
+const ITS_END: Duration = Duration::from_secs(20);
 
 /// Everything that is known before anything is touched.
 struct Job<'a> {
@@ -240,9 +245,7 @@ impl Job<'_> {
         })?;
         let runtime = self.environment.runtime_directory();
         let sockets = control::directory(runtime.as_deref()).map_err(control_failure)?;
-        if Client::connect(&sockets, &mountpoint).is_ok() {
-            return Err(control_failure(ControlError::InUse));
-        }
+        wait_for_predecessor(&sockets, &mountpoint)?;
         check_device()?;
         Ok(Place { cipher_directory, mountpoint, sockets })
     }
@@ -369,6 +372,19 @@ fn announce(notifier: &Arc<Notifier>, mountpoint: &Path) -> Option<Watch> {
     watch.inspect_err(|error| tracing::error!("no watchdog: {error}")).ok().flatten()
 }
 
+/// Waits for the process of an earlier mount at the same place that is unmounted already and still makes everything durable:
+/// umount(8) and an automount point do not wait for it.
+fn wait_for_predecessor(sockets: &Path, mountpoint: &Path) -> Result<(), CliError> {
+    let until = Instant::now() + ITS_END;
+    while Client::connect(sockets, mountpoint).is_ok() {
+        if mount::is_ours_at(mountpoint) || Instant::now() > until {
+            return Err(control_failure(ControlError::InUse));
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
 /// Whether this user may use FUSE at all: without it nothing is made, and no provider asked.
 fn check_device() -> Result<(), CliError> {
     let device = File::options().read(true).write(true).open("/dev/fuse");
@@ -390,7 +406,10 @@ fn watch_signals(mountpoint: &Path, attendant: Arc<Attendant>) -> Option<SignalW
     let watch = signals::on_end_request(move || {
         tracing::info!("a signal asks to end");
         let unmounted = match attendant.detach(false) {
-            Err(MountError::Busy) => attendant.detach(true),
+            Err(MountError::Busy) => {
+                tracing::warn!("{} is in use: the mount ends when its last file is closed", mountpoint.display());
+                attendant.detach(true)
+            }
             other => other,
         };
         if let Err(error) = unmounted {
