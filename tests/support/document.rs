@@ -48,14 +48,21 @@ pub(crate) fn commands(document: &str) -> Vec<String> {
 
 /// What stands between backticks outside of blocks.
 pub(crate) fn spans(document: &str) -> Vec<String> {
-    let mut found = Vec::new();
+    let mut outside = String::new();
     let mut inside = false;
     for line in document.lines() {
         if line.starts_with("```") {
             inside = !inside;
         } else if !inside {
-            found.extend(line.split('`').skip(1).step_by(2).map(str::to_owned));
+            outside.push_str(line);
+            outside.push('\n');
         }
+    }
+    let mut found = Vec::new();
+    for paragraph in outside.split("\n\n") {
+        let parts: Vec<_> = paragraph.split('`').collect();
+        assert!(parts.len() % 2 == 1, "a backtick has no other: {paragraph}");
+        found.extend(parts.iter().skip(1).step_by(2).map(|span| span.replace('\n', " ")));
     }
     found
 }
