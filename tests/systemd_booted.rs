@@ -203,29 +203,35 @@ fn a_unit_waits_for_a_kms_that_is_away() {
 }
 
 #[test]
-fn the_target_starts_and_stops_all_and_boot_does() {
-    // As after `systemctl enable kmsfs@one kmsfs@two kmsfs.target`.
-    let Some(system) = Booted::start("") else { return };
+fn the_target_starts_and_stops_all_and_so_does_a_boot() {
+    let Some(mut system) = Booted::start("") else { return };
     volumes(&system, &["one", "two"]);
-    system.ok("systemctl enable kmsfs@one kmsfs@two kmsfs.target 2>/root/said; systemctl start kmsfs.target
+    system.ok("systemctl enable kmsfs@one kmsfs@two kmsfs.target 2>&1; systemctl start kmsfs.target
                mountpoint -q /srv/one-plain; mountpoint -q /srv/two-plain; echo x >/srv/two-plain/x");
-    assert!(system.ok("ls /etc/systemd/system/multi-user.target.wants").contains("kmsfs.target"));
     // What is ordered after the target finds its files.
-    fs::write(
-        system.path("/etc/systemd/system/uses.service"),
-        "[Unit]\nWants=kmsfs.target\nAfter=kmsfs.target\n[Service]\nType=oneshot\nExecStart=/bin/cat /srv/two-plain/x\n",
-    )
-    .unwrap();
+    let uses = "[Unit]\nWants=kmsfs.target\nAfter=kmsfs.target\n[Service]\nType=oneshot\nRemainAfterExit=yes\n\
+                ExecStart=/bin/cat /srv/two-plain/x\n[Install]\nWantedBy=multi-user.target\n";
+    fs::write(system.path("/etc/systemd/system/uses.service"), uses).unwrap();
     system.ok("systemctl stop kmsfs.target");
     assert!(!is_mounted(&system, "/srv/one-plain") && !is_mounted(&system, "/srv/two-plain"));
-    system.ok("systemctl daemon-reload; systemctl start uses");
+    system.ok("systemctl daemon-reload; systemctl enable uses 2>&1; systemctl start uses");
     assert_eq!(system.property("uses", "Result"), "success");
+
+    // Not synced: the shutdown unmounts in order.
+    system.ok("dd if=/dev/urandom of=/srv/one-plain/large bs=1M count=8 status=none; sha256sum </srv/one-plain/large >/root/sum");
+    system.reboot();
+    for unit in ["kmsfs@one", "kmsfs@two", "uses"] {
+        assert_eq!(system.property(unit, "ActiveState"), "active", "{unit}");
+    }
+    system.ok("sha256sum </srv/one-plain/large | cmp - /root/sum");
+    let ended = system.journal("-b -1 -u kmsfs@one -o cat");
+    assert!(ended.contains("unmounted") && !ended.contains("Failed"), "{ended}");
 }
 
 /// Both lines of `/etc/fstab` in `docs/OPERATIONS.md`, and a volume that is missing.
 #[test]
 fn fstab_mounts_at_first_access_and_lets_a_missing_volume_be() {
-    let Some(system) = Booted::start("") else { return };
+    let Some(mut system) = Booted::start("") else { return };
     if !Path::new("/dev/autofs").exists() {
         println!("left out: this kernel has no autofs");
         return;
@@ -261,6 +267,12 @@ fn fstab_mounts_at_first_access_and_lets_a_missing_volume_be() {
     let said = system.journal("-b -o cat SYSLOG_IDENTIFIER=kmsfs KMSFS_MOUNTPOINT=/srv/eager-plain");
     assert!(said.starts_with("mounted volume="), "{said}");
     system.ok("systemctl stop 'srv-eager\\x2dplain.mount'; systemctl start 'srv-eager\\x2dplain.mount'; grep -qx eager /srv/eager-plain/file");
+    // And so it is after a boot, which none of them holds up.
+    system.reboot();
+    system.ok(&format!(
+        "grep -qx eager /srv/eager-plain/file; ! {mounted}; timeout 30 grep -qx lazy /srv/lazy-plain/file"
+    ));
+    assert_eq!(system.property("multi-user.target", "ActiveState"), "active");
 }
 
 #[test]

@@ -34,6 +34,7 @@ rm -f etc/machine-id usr/bin/kmsfs
 # A name of its own. Without any it would be a first boot, which enables everything.
 tr -d - </proc/sys/kernel/random/uuid >etc/machine-id
 : >etc/fstab
+mkdir -p var/log/journal
 # Nothing of what this machine serves or does by the clock runs a second time.
 for link in etc/systemd/system/*.wants/* lib/systemd/system/multi-user.target.wants/* etc/rc[35].d/S*; do
     unit=${link##*/}
@@ -100,6 +101,18 @@ impl Booted {
         let mut booted = Self { container, name, leader: 0, directory };
         booted.wait_for_boot();
         Some(booted)
+    }
+
+    /// Shuts it down in order and boots it again.
+    pub(crate) fn reboot(&mut self) {
+        let before = self.leader;
+        self.run("systemctl reboot");
+        let until = Instant::now() + BOOT;
+        while Path::new("/proc").join(before.to_string()).exists() {
+            assert!(Instant::now() < until, "no shutdown: {}", self.console());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        self.wait_for_boot();
     }
 
     fn wait_for_boot(&mut self) {
