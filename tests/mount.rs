@@ -838,6 +838,15 @@ fn mount_8_has_a_helper() {
     let output = helper("rw,_netdev,nofail,no_prefetch,key_max_age=60");
     assert!(output.status.success(), "{}", support::text(&output.stderr));
     assert_eq!(fs::read_to_string(volume.path("file")).unwrap(), "x");
+    // As an administrator does who has changed /etc/fstab: umount(8) does not wait for the process, and mounting does.
+    for number in 0..5 {
+        fs::write(volume.path(format!("large{number}")), bytes(number, 4 << 20)).unwrap();
+        let unmounted = volume.home.command("umount").arg(&volume.plain).status().unwrap();
+        assert!(unmounted.success());
+        let output = helper("rw");
+        assert!(output.status.success(), "{}", support::text(&output.stderr));
+        assert!(fs::read(volume.path(format!("large{number}"))).unwrap() == bytes(number, 4 << 20));
+    }
     volume.unmount();
     let output = helper("rw,no_such_option=1");
     assert_eq!(output.status.code(), Some(2), "{}", support::text(&output.stderr));

@@ -285,6 +285,8 @@ fn a_log_for_programs_names_the_request() {
     let id = refused["request_id"].as_str().unwrap();
     assert!(id.starts_with("00000000-0000-4000-8000-") && refused["message"].as_str().unwrap().contains(id));
     scene.volume.home.refused(2, &[&"mount", &"--log-format", &"xml", &"a", &"b"]);
+    let both = [&"mount" as Argument<'_>, &"--log-format", &"journald", &"--log-file", &"x", &"a", &"b"];
+    assert!(scene.volume.home.refused(2, &both).contains("exclude each other"));
 }
 
 /// As systemd starts it, with standard error at the journal.
@@ -296,7 +298,7 @@ fn lines_for_the_journal_have_priorities() {
     let error = File::create(volume.home.path("stderr")).unwrap();
     let found = error.metadata().unwrap();
     let mut command = Command::new(volume.home.program());
-    command.args(volume.mount_arguments()).arg("--foreground").env_clear();
+    command.args(volume.mount_arguments()).args(["--foreground", "--log-format", "text"]).env_clear();
     for (name, place) in [("XDG_DATA_HOME", "data"), ("XDG_STATE_HOME", "state"), ("XDG_RUNTIME_DIR", "run")] {
         command.env(name, volume.home.path(place));
     }

@@ -104,13 +104,14 @@ impl CliError {
         self.code
     }
 
-    /// Tells it on standard error.
+    /// Tells it on standard error; to a journal, as the errors that its lines are.
     pub(crate) fn print(&self) {
+        let priority = if crate::daemon::log::stderr_is_journal() { "<3>" } else { "" };
         if !self.message.is_empty() {
-            eprintln!("kmsfs: {}", self.message);
+            eprintln!("{priority}kmsfs: {}", self.message);
         }
         if let Some(hint) = &self.hint {
-            eprintln!("hint: {hint}");
+            eprintln!("{priority}hint: {hint}");
         }
     }
 }

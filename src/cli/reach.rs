@@ -36,7 +36,7 @@ const SYSTEM: [&str; 8] = [
     "/var/lib/ca-certificates",
 ];
 /// Variables that a mount in the background keeps, by how their names begin.
-const KEPT: [&str; 23] = [
+const KEPT: [&str; 24] = [
     "AWS_",
     "BAO_",
     "VAULT_",
@@ -60,6 +60,7 @@ const KEPT: [&str; 23] = [
     "NO_PROXY",
     "no_proxy",
     "RUST_BACKTRACE",
+    "JOURNAL_STREAM",
 ];
 
 /// The places of one mount.

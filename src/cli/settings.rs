@@ -65,7 +65,8 @@ struct Layer {
     /// What is logged: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
-    /// How lines of the log look: text or json [default: text]
+    /// How the log looks: text, json, or journald, which sends entries with fields to the journal of systemd [default:
+    /// journald where standard error is the journal, else text]
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<String>,
     #[arg(skip)]
@@ -98,8 +99,8 @@ pub(crate) struct Settings {
     pub(crate) age: AgeSettings,
     /// How much is logged, if anything says so.
     pub(crate) log_level: Option<Level>,
-    /// How lines of the log look.
-    pub(crate) log_format: Format,
+    /// How the log looks, if anything says so.
+    pub(crate) log_format: Option<Format>,
     /// Where a mount logs to, if anything says so.
     pub(crate) log_file: Option<PathBuf>,
 }
@@ -224,7 +225,7 @@ impl Layer {
             age: self.age.settings()?,
             aws,
             log_level,
-            log_format: self.log_format.map(|name| format(&name)).transpose()?.unwrap_or_default(),
+            log_format: self.log_format.map(|name| format(&name)).transpose()?,
             log_file: self.log_file,
         })
     }
@@ -272,7 +273,7 @@ fn level(name: &str) -> Result<Level, CliError> {
 
 fn format(name: &str) -> Result<Format, CliError> {
     let unknown = || CliError::usage(format_args!("{name:?} is no log format"));
-    name.parse().map_err(|()| unknown().hint(format_args!("use {}", Format::NAMES.join(" or "))))
+    name.parse().map_err(|()| unknown().hint(format_args!("use {}", Format::NAMES.join(", "))))
 }
 
 /// Starts logging to standard error for a command that ends by itself.

@@ -4,6 +4,8 @@
 //! Invariants:
 //! * the first process ends with success only after the second one has said that it is ready;
 //! * until then the second process writes its errors to the terminal, and ends when the first one ends;
+//! * until then it stays in the process group of whoever asked: while systemd mounts on an automount point, the kernel lets no
+//!   other group look at it;
 //! * a secret goes down a pipe: the process that stays has it in neither its arguments nor its environment.
 
 use std::env;
@@ -73,14 +75,13 @@ fn ended(status: ExitStatus) -> Started {
 pub struct Background(());
 
 impl Background {
-    /// Leaves the terminal's session and takes the secret, if there is one. From here to [`Self::ready`] the end of the
+    /// Takes the secret, if there is one. From here to [`Self::ready`] the end of the
     /// first process is the end of this one.
     ///
     /// # Errors
     /// If this process was not started by [`start`].
     pub fn begin() -> io::Result<(Self, Option<Zeroizing<Vec<u8>>>)> {
         rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
-        rustix::process::setsid()?;
         let mut secret = Zeroizing::new(Vec::with_capacity(MAX_SECRET_LEN));
         // Not through `std::io::Stdin`, whose buffer nobody wipes.
         let pipe = File::from(rustix::stdio::stdin().try_clone_to_owned()?);
@@ -89,12 +90,14 @@ impl Background {
         Ok((Self(()), secret))
     }
 
-    /// Tells the first process that all is well, and lets go of it, of the terminal and of the current directory.
+    /// Tells the first process that all is well, and lets go of it, of the terminal with its session, and of the current
+    /// directory.
     ///
     /// # Errors
     /// If the first process has ended or `/dev/null` is missing.
     pub fn ready(self) -> io::Result<()> {
         rustix::process::set_parent_process_death_signal(None)?;
+        rustix::process::setsid()?;
         let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
         let mut stdout = io::stdout();
         stdout.write_all(READY)?;

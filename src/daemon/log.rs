@@ -1,4 +1,4 @@
-//! Logging: one line per event, to standard error or to a file. What is not ours never logs below warning, so that no
+//! Logging: one line per event, to standard error or to a file, or an entry in the journal of systemd. What is not ours never logs below warning, so that no
 //! library writes requests or answers into it.
 
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -13,6 +13,7 @@ use tracing::subscriber::SetGlobalDefaultError;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 
+use super::journal::Journal;
 pub use super::log_format::Format;
 use super::log_format::Lines;
 
@@ -49,6 +50,8 @@ pub enum Target {
     Stderr,
     /// A file that is appended to, made with mode 0600 if it is missing.
     File(PathBuf),
+    /// The journal of systemd.
+    Journal,
 }
 
 /// Why there is no log.
@@ -62,6 +65,9 @@ pub enum LogError {
         /// Why.
         error: io::Error,
     },
+    /// There is no journal.
+    #[error("the journal of systemd cannot be reached: {0}")]
+    Journal(io::Error),
     /// There is a log already.
     #[error(transparent)]
     Twice(#[from] SetGlobalDefaultError),
@@ -71,19 +77,33 @@ pub enum LogError {
 /// them; what they mean is in our own errors.
 const SHOWS_ANSWERS: &str = "aws_";
 
-/// Sends every event of this process from now on to `target`.
+/// Sends every event of this process from now on to `target`. Without a `format` standard error gets text, but if it leads to
+/// the journal, the journal gets entries with fields.
 ///
 /// # Errors
 /// [`LogError`].
-pub fn init(level: Level, format: Format, target: &Target) -> Result<(), LogError> {
+pub fn init(level: Level, format: Option<Format>, target: &Target) -> Result<(), LogError> {
     let filter = Targets::new()
         .with_default(level.0.min(LevelFilter::WARN))
         .with_target("kmsfs", level.0)
         .with_target(SHOWS_ANSWERS, LevelFilter::OFF);
-    let lines = Lines { format, for_journal: *target == Target::Stderr && stderr_is_journal() };
+    let to_stderr = *target == Target::Stderr;
+    let for_journal = to_stderr && stderr_is_journal();
+    let journal = match format {
+        _ if *target == Target::Journal => Some(Journal::connect().map_err(LogError::Journal)?),
+        Some(Format::Journald) if to_stderr => Some(Journal::connect().map_err(LogError::Journal)?),
+        // Who can be asked for nothing else still takes lines.
+        None if for_journal => Journal::connect().ok(),
+        _ => None,
+    };
+    if let Some(journal) = journal {
+        let subscriber = tracing_subscriber::registry().with(filter).with(journal);
+        return Ok(tracing::subscriber::set_global_default(subscriber)?);
+    }
+    let lines = Lines { format: format.unwrap_or_default(), for_journal };
     let layer = tracing_subscriber::fmt::layer().event_format(lines);
     match target {
-        Target::Stderr => {
+        Target::Stderr | Target::Journal => {
             let subscriber = tracing_subscriber::registry().with(filter).with(layer.with_writer(io::stderr));
             tracing::subscriber::set_global_default(subscriber)?;
         }
@@ -97,7 +117,8 @@ pub fn init(level: Level, format: Format, target: &Target) -> Result<(), LogErro
 }
 
 /// Whether standard error is the stream to the journal that systemd has named in `JOURNAL_STREAM`.
-fn stderr_is_journal() -> bool {
+#[must_use]
+pub fn stderr_is_journal() -> bool {
     let named = std::env::var("JOURNAL_STREAM").ok();
     let found = rustix::fs::fstat(io::stderr()).ok();
     named.zip(found).is_some_and(|(named, found)| named == format!("{}:{}", found.st_dev, found.st_ino))

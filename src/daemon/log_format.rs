@@ -1,4 +1,5 @@
-//! What a line of the log looks like: text, JSON, or text for a journal that takes the priority from its beginning.
+//! What a line of the log looks like: text, JSON, or text for a journal that takes the priority from its beginning. What is
+//! sent to a journal itself has no lines.
 
 use std::fmt::{self, Write as _};
 
@@ -18,11 +19,13 @@ pub enum Format {
     Text,
     /// For programs: one object in each line, with `time`, `level`, `target`, `message`, and the event's fields.
     Json,
+    /// For the journal of systemd: an entry with fields, sent to it directly.
+    Journald,
 }
 
 impl Format {
     /// The names.
-    pub const NAMES: [&'static str; 2] = ["text", "json"];
+    pub const NAMES: [&'static str; 3] = ["text", "json", "journald"];
 }
 
 impl std::str::FromStr for Format {
@@ -32,6 +35,7 @@ impl std::str::FromStr for Format {
         match name {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
+            "journald" => Ok(Self::Journald),
             _ => Err(()),
         }
     }
@@ -55,7 +59,7 @@ where
         }
         match (self.format, self.for_journal) {
             (Format::Json, _) => json(out, event),
-            (Format::Text, true) => {
+            (_, true) => {
                 // A line break would begin an entry of another priority.
                 let mut text = String::new();
                 format::format().without_time().with_level(false).with_ansi(false).format_event(
@@ -65,13 +69,13 @@ where
                 )?;
                 writeln!(out, "{}", text.trim_end().replace('\n', "\\n"))
             }
-            (Format::Text, false) => format::format().format_event(context, out, event),
+            (_, false) => format::format().format_event(context, out, event),
         }
     }
 }
 
 /// That of syslog.
-fn priority(level: Level) -> u8 {
+pub(super) fn priority(level: Level) -> u8 {
     match level {
         Level::ERROR => 3,
         Level::WARN => 4,

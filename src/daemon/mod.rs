@@ -6,6 +6,7 @@ pub mod control;
 pub mod detach;
 mod hardening;
 pub mod http;
+mod journal;
 mod leave;
 pub mod log;
 mod log_format;

@@ -6,7 +6,7 @@
 //! through.
 //!
 //! Invariants: it ends when the process that it attends does; signals that end that one leave it, so that it can still
-//! unmount; every wait for it has a deadline.
+//! unmount; it detaches nothing but a mount of ours; every wait for it has a deadline.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::attach::{self, MountError};
-use super::{Options, tuning};
+use super::{Options, table, tuning};
 
 /// The first argument of a process that is an attendant; its mount point and its options follow.
 const ARGUMENT: &str = "--attend";
@@ -46,6 +46,7 @@ const ITS_END: Duration = Duration::from_secs(2);
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 enum Request {
     Attach,
+    /// The last request before the mount is used.
     LiftLimits,
     Detach,
     DetachLazily,
@@ -175,7 +176,14 @@ fn perform(request: Request, options: &Options) -> Result<Option<OwnedFd>, Mount
         Request::Attach => attach::attach(options).map(Some),
         Request::LiftLimits => {
             tuning::lift_limits(mountpoint);
+            // Not before: while systemd mounts on an automount point, the kernel lets no group but that of its helpers pass.
+            // Of a terminal that somebody uses, nothing must reach this process later. The leader of a group has one already.
+            let _ = rustix::process::setsid();
             Ok(None)
+        }
+        // What is there otherwise, such as an automount point whose mount was taken away, is not ours to detach.
+        Request::Detach | Request::DetachLazily if table::options_at(mountpoint).is_none() => {
+            Err(MountError::NotMounted)
         }
         Request::Detach => attach::unmount(mountpoint, false).map(|()| None),
         Request::DetachLazily => attach::unmount(mountpoint, true).map(|()| None),

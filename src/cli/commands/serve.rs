@@ -10,6 +10,8 @@ use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::cli::environment::Environment;
 use crate::cli::error::{CliError, Exit};
@@ -23,7 +25,7 @@ use crate::cli::settings::{PASSPHRASE_VARIABLE, Settings};
 use crate::cli::unlock::{self, Expected};
 use crate::daemon::control::{self, Client, ControlError, ControlSocket, Ended};
 use crate::daemon::detach::{self, Background, Started};
-use crate::daemon::log::{self, Level, Target};
+use crate::daemon::log::{self, Format, Level, Target};
 use crate::daemon::notify::{Notifier, Watch};
 use crate::daemon::sandbox::{self, Confinement};
 use crate::daemon::signals::{self, SignalWatch};
@@ -40,6 +42,9 @@ use super::key_reload::KeyReload;
 use super::mount::MountArgs;
 use super::observe::Observers;
 use super::teller::{Teller, Told};
+
+/// How long an earlier mount at the same place may take to end once it is unmounted.
+const ITS_END: Duration = Duration::from_secs(20);
 
 /// Everything that is known before anything is touched.
 struct Job<'a> {
@@ -141,7 +146,12 @@ impl Job<'_> {
 
     /// The log of the user's choice; none if it is to be the usual one of a background mount.
     fn chosen_log(&self, background: bool) -> Result<Option<Target>, CliError> {
+        let to_journal = self.settings.log_format == Some(Format::Journald);
         match &self.settings.log_file {
+            Some(_) if to_journal => Err(CliError::usage(
+                "a log file and the log format journald exclude each other: the journal is the log",
+            )),
+            None if to_journal => Ok(Some(Target::Journal)),
             Some(path) => {
                 let path = std::path::absolute(path).map_err(|error| CliError::io(path.display(), &error))?;
                 Ok(Some(Target::File(path)))
@@ -164,7 +174,7 @@ impl Job<'_> {
     fn start_log(&self, target: &Target) -> Result<(), CliError> {
         let level = self.settings.log_level.unwrap_or(Level::INFO);
         log::init(level, self.settings.log_format, target).map_err(|error| CliError::new(Exit::Io, error))?;
-        if matches!(target, Target::File(_)) {
+        if *target != Target::Stderr {
             log::panics();
         }
         Ok(())
@@ -235,9 +245,7 @@ impl Job<'_> {
         })?;
         let runtime = self.environment.runtime_directory();
         let sockets = control::directory(runtime.as_deref()).map_err(control_failure)?;
-        if Client::connect(&sockets, &mountpoint).is_ok() {
-            return Err(control_failure(ControlError::InUse));
-        }
+        wait_for_predecessor(&sockets, &mountpoint)?;
         check_device()?;
         Ok(Place { cipher_directory, mountpoint, sockets })
     }
@@ -364,6 +372,19 @@ fn announce(notifier: &Arc<Notifier>, mountpoint: &Path) -> Option<Watch> {
     watch.inspect_err(|error| tracing::error!("no watchdog: {error}")).ok().flatten()
 }
 
+/// Waits for the process of an earlier mount at the same place that is unmounted already and still makes everything durable:
+/// umount(8) and an automount point do not wait for it.
+fn wait_for_predecessor(sockets: &Path, mountpoint: &Path) -> Result<(), CliError> {
+    let until = Instant::now() + ITS_END;
+    while Client::connect(sockets, mountpoint).is_ok() {
+        if mount::is_ours_at(mountpoint) || Instant::now() > until {
+            return Err(control_failure(ControlError::InUse));
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
 /// Whether this user may use FUSE at all: without it nothing is made, and no provider asked.
 fn check_device() -> Result<(), CliError> {
     let device = File::options().read(true).write(true).open("/dev/fuse");
@@ -385,7 +406,10 @@ fn watch_signals(mountpoint: &Path, attendant: Arc<Attendant>) -> Option<SignalW
     let watch = signals::on_end_request(move || {
         tracing::info!("a signal asks to end");
         let unmounted = match attendant.detach(false) {
-            Err(MountError::Busy) => attendant.detach(true),
+            Err(MountError::Busy) => {
+                tracing::warn!("{} is in use: the mount ends when its last file is closed", mountpoint.display());
+                attendant.detach(true)
+            }
             other => other,
         };
         if let Err(error) = unmounted {

@@ -43,7 +43,7 @@ impl Teller {
     pub(super) fn new(filesystem: &Arc<Filesystem>, told: Told<'_>) -> Self {
         let Told { mountpoint, log, observers, confinement, keys } = told;
         let log_file = match log {
-            Target::Stderr => None,
+            Target::Stderr | Target::Journal => None,
             Target::File(path) => Some(path.to_string_lossy().into_owned()),
         };
         Self {

@@ -1,0 +1,387 @@
+//! Each command in `docs/OPERATIONS.md` is run: here, on real volumes under a keyring, a KMS and a security module, or by the
+//! test that [`ELSEWHERE`] names. A command that is neither fails, and so does one that the document does not have any more.
+#![cfg(all(feature = "mount", feature = "aws-kms", feature = "pkcs11", feature = "age"))]
+#![allow(clippy::unwrap_used)] // it is how a test fails
+
+#[path = "support/document.rs"]
+mod document;
+#[path = "support/kms_server.rs"]
+mod kms_server;
+#[path = "support/mount.rs"]
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use kms_server::KmsServer;
+use support::{Home, eventually, python, text};
+
+const DOCUMENT: &str = "docs/OPERATIONS.md";
+
+/// Commands of the document that another test runs: how they begin, and the test.
+const ELSEWHERE: &[(&str, &str, &str)] = &[
+    ("cp systemd/", "tests/systemd_booted.rs", "the_document_is_followed"),
+    ("install -D", "tests/systemd_booted.rs", "the_document_is_followed"),
+    ("systemctl ", "tests/systemd_booted.rs", "the_document_is_followed"),
+    ("journalctl ", "tests/systemd_booted.rs", "the_document_is_followed"),
+    ("kmsfs init /srv/cipher --key local:/etc/kmsfs/data.toml", "tests/systemd_booted.rs", "the_document_is_followed"),
+    ("mount -t kmsfs CIPHERDIR MOUNTPOINT", "tests/mount.rs", "mount_8_has_a_helper"),
+    ("mount -o remount,ro MOUNTPOINT", "tests/mount.rs", "mount_8_has_a_helper"),
+    ("kmsfs top MOUNTPOINT", "tests/watch.rs", "top_fits_a_terminal_and_leaves_it_as_it_was"),
+];
+
+/// What is run in this test, as the document has it.
+const RUN: &[&str] = &[
+    // Under a keyring.
+    "kmsfs speed",
+    "kmsfs doctor CIPHERDIR",
+    "kmsfs mount CIPHERDIR MOUNTPOINT --audit-log FILE",
+    "kmsfs mount CIPHERDIR MOUNTPOINT --metrics 127.0.0.1:9464",
+    "kmsfs status --keys MOUNTPOINT",
+    "kmsfs status --keys /srv/plain",
+    "kmsfs audit verify FILE... --volume CIPHERDIR",
+    "kmsfs audit show FILE...",
+    "kmsfs check CIPHERDIR",
+    "kmsfs check CIPHERDIR --salvage DIR",
+    "kmsfs check CIPHERDIR --repair",
+    "scripts/decrypt.py CIPHERDIR OUTDIR",
+    "kmsfs export /srv/cipher /srv/restored --verify",
+    "kmsfs export /srv/cipher letters/2026 ./letters",
+    "kmsfs import ./photos /srv/cipher photos --verify",
+    "kmsfs cat /srv/cipher letters/2026/to-anna",
+    "kmsfs keys list",
+    "kmsfs keys rotate",
+    "kmsfs keys disable local:k-a1148dfa6ba2c7ea",
+    "kmsfs keys enable  local:k-a1148dfa6ba2c7ea",
+    "kmsfs keys passphrase",
+    "kmsfs rekey CIPHERDIR --dry-run",
+    "kmsfs rekey CIPHERDIR [PATH]",
+    "kmsfs rewrap CIPHERDIR --to local:KEYRING",
+    "kmsfs shred CIPHERDIR PATH... --yes",
+    "kmsfs forget CIPHERDIR",
+    // Under a KMS, with a keyring for recovery.
+    "kmsfs doctor --policy CIPHERDIR",
+    "kmsfs rewrap CIPHERDIR --to aws-kms:arn:aws:kms:... --dry-run",
+    "kmsfs rewrap CIPHERDIR --to aws-kms:arn:aws:kms:...",
+    "kmsfs recipients add CIPHERDIR local:/media/safe/recovery.toml",
+    "kmsfs rewrap CIPHERDIR",
+    "kmsfs recipients list CIPHERDIR",
+    "kmsfs recipients remove CIPHERDIR aws-kms:arn:...",
+    "kmsfs recipients remove CIPHERDIR OLDKEY",
+    "kmsfs keys list --files CIPHERDIR",
+    // With a security module, and with age.
+    "kmsfs init /srv/cipher --key 'pkcs11:token=kms;object=app?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:/etc/kmsfs/pin'",
+    "kmsfs mount /srv/cipher /srv/plain --pkcs11-module /usr/lib/softhsm/libsofthsm2.so --pkcs11-pin-file /etc/kmsfs/pin",
+    "age-keygen -o recovery.txt",
+    "kmsfs recipients add /srv/cipher age:age1...",
+    "kmsfs rewrap /srv/cipher",
+    "kmsfs mount /srv/cipher /srv/plain --age-identity recovery.txt",
+];
+
+/// A place where commands of the document are run, with what its placeholders stand for.
+struct Scene {
+    home: Home,
+    words: Vec<(String, String)>,
+}
+
+impl Scene {
+    /// A home with the paths of the document in it.
+    fn new(words: &[(&str, &str)]) -> Self {
+        let mut home = Home::new();
+        let root = env!("CARGO_MANIFEST_DIR");
+        let programs = Path::new(env!("CARGO_BIN_EXE_kmsfs")).parent().unwrap().display().to_string();
+        let path = format!("{root}/.venv/bin:{programs}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        home.set("PATH", path);
+        for place in ["srv", "srv/plain", "etc", "media"] {
+            fs::create_dir(home.path(place)).unwrap();
+        }
+        let at = |name: &str| home.path(name).display().to_string();
+        let mut all: Vec<(String, String)> =
+            words.iter().map(|(word, meaning)| ((*word).to_owned(), (*meaning).to_owned())).collect();
+        all.extend([
+            ("/srv/".to_owned(), at("srv/")),
+            ("/media/safe/".to_owned(), at("media/")),
+            ("/etc/kmsfs/".to_owned(), at("etc/")),
+            ("CIPHERDIR".to_owned(), at("srv/cipher")),
+            ("MOUNTPOINT".to_owned(), at("srv/plain")),
+            ("FILE...".to_owned(), at("audit.log")),
+            ("FILE".to_owned(), at("audit.log")),
+            ("OUTDIR".to_owned(), at("decrypted")),
+            ("PATH...".to_owned(), "letters".to_owned()),
+            ("[PATH]".to_owned(), String::new()),
+            ("local:KEYRING".to_owned(), "local:next.toml".to_owned()),
+            // A port that another test does not have.
+            ("127.0.0.1:9464".to_owned(), "127.0.0.1:0".to_owned()),
+            ("scripts/decrypt.py".to_owned(), format!("{root}/scripts/decrypt.py")),
+            (" DIR".to_owned(), format!(" {}", at("salvaged"))),
+        ]);
+        Self { home, words: all }
+    }
+
+    /// What a command of the document is here.
+    fn meant(&self, documented: &str) -> String {
+        assert!(RUN.contains(&documented), "{documented:?} is not on the list");
+        self.words.iter().fold(documented.to_owned(), |text, (word, meaning)| text.replace(word, meaning))
+    }
+
+    /// Runs a command of the document, which must succeed; returns what it prints.
+    fn run(&self, documented: &str) -> String {
+        self.home.shell(&self.meant(documented))
+    }
+
+    /// Mounts in a way of the document, writes what later commands are for, and unmounts.
+    fn mount(&self, documented: &str, mounted: impl FnOnce()) {
+        self.run(documented);
+        assert!(Home::is_mounted(&self.home.path("srv/plain")));
+        self.home.shell("mkdir -p srv/plain/letters/2026; echo dear Anna >srv/plain/letters/2026/to-anna");
+        mounted();
+        self.unmount();
+    }
+
+    fn unmount(&self) {
+        let plain = self.home.path("srv/plain");
+        eventually("nothing uses the mount", || self.home.kmsfs(&[&"umount", &plain]).status.success());
+    }
+}
+
+#[test]
+fn each_command_of_the_document_is_run_by_a_test() {
+    let document = document::read(DOCUMENT);
+    let mut wrong = Vec::new();
+    let mut found = BTreeSet::new();
+    let begins = |text: &str| {
+        ["kmsfs ", "scripts/", "systemctl ", "journalctl ", "mount -"].iter().any(|word| text.starts_with(word))
+    };
+    let in_sentences = document::spans(&document).into_iter().filter(|text| begins(text) && is_command(text));
+    for command in document::commands(&document).into_iter().chain(in_sentences) {
+        let elsewhere = ELSEWHERE.iter().find(|(beginning, ..)| command.starts_with(beginning));
+        if let Some((beginning, ..)) = elsewhere {
+            found.insert((*beginning).to_owned());
+        } else if RUN.contains(&command.as_str()) {
+            found.insert(command);
+        } else if !is_mention(&command) {
+            wrong.push(format!("no test runs: {command}"));
+        }
+    }
+    let known = RUN.iter().chain(ELSEWHERE.iter().map(|(beginning, ..)| beginning));
+    wrong.extend(known.filter(|text| !found.contains(**text)).map(|text| format!("not in the document: {text}")));
+    for (_, file, test) in ELSEWHERE {
+        if !document::read(file).contains(&format!("fn {test}(")) {
+            wrong.push(format!("{file} has no test {test}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Not what the program says or how its second process is called.
+fn is_command(text: &str) -> bool {
+    !text.starts_with("kmsfs --attend") && text != "kmsfs COMMAND --help"
+}
+
+/// A command's name alone (`kmsfs keys provision`), with which a sentence speaks of it: it must be one of the program's.
+fn is_mention(text: &str) -> bool {
+    let words: Vec<_> = text.split(' ').skip(1).collect();
+    text.starts_with("kmsfs ")
+        && words.iter().all(|word| word.chars().all(|c| c.is_ascii_lowercase()))
+        && std::process::Command::new(env!("CARGO_BIN_EXE_kmsfs"))
+            .args(&words)
+            .arg("--help")
+            .output()
+            .is_ok_and(|output| output.status.success() && text_of_usage(&output.stdout).contains(text))
+}
+
+fn text_of_usage(help: &[u8]) -> String {
+    text(help).lines().filter(|line| line.starts_with("Usage: ")).collect()
+}
+
+/// The summary at the beginning names every command, and no option that there is not.
+#[test]
+fn the_summary_has_every_command_and_its_options() {
+    let document = document::read(DOCUMENT);
+    let summary = document::blocks(&document).remove(0);
+    assert_eq!(summary.language, "text");
+    let home = Home::new();
+    let mut commands: Vec<(String, String)> = Vec::new();
+    for line in &summary.lines {
+        match line.strip_prefix("kmsfs ") {
+            Some(rest) => commands.push((rest.split_whitespace().next().unwrap().to_owned(), rest.to_owned())),
+            None => commands.last_mut().unwrap().1.push_str(line),
+        }
+    }
+    let mut wrong = Vec::new();
+    for (command, line) in &commands {
+        let second = line.split_whitespace().nth(1).filter(|word| word.chars().all(|c| c.is_ascii_lowercase()));
+        let mut helps = home.ok(&[command, &"--help"]);
+        if let Some(second) = second {
+            helps.push_str(&home.ok(&[command, &second, &"--help"]));
+            helps.push_str(
+                &line
+                    .split(" | ")
+                    .filter_map(|part| part.split(' ').next())
+                    .map(|word| {
+                        let output = home.kmsfs(&[command, &word, &"--help"]);
+                        if output.status.success() { text(&output.stdout) } else { String::new() }
+                    })
+                    .collect::<String>(),
+            );
+        }
+        let options =
+            line.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')).filter(|word| word.starts_with("--"));
+        wrong.extend(
+            options.filter(|option| !helps.contains(*option)).map(|option| format!("{command} has no {option}")),
+        );
+    }
+    let told = home.ok(&[&"--help"]);
+    let all = told.split("Commands:").nth(1).unwrap().split("Options:").next().unwrap().lines();
+    let all = all.filter_map(|line| line.strip_prefix("  ")?.split_whitespace().next()).filter(|name| *name != "help");
+    wrong.extend(
+        all.filter(|name| !commands.iter().any(|(command, _)| command == name))
+            .map(|name| format!("{name} is missing")),
+    );
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_commands_for_a_keyring() {
+    let mut scene = Scene::new(&[]);
+    assert!(scene.run("kmsfs speed").contains("xaes-256-gcm"));
+    scene.home.shell("kmsfs init srv/cipher");
+    let listed: serde_json::Value = serde_json::from_str(&scene.home.shell("kmsfs keys list --json")).unwrap();
+    let key = listed["keys"][0]["key"].as_str().unwrap().to_owned();
+    scene.words.insert(0, ("local:k-a1148dfa6ba2c7ea".to_owned(), key.clone()));
+    assert!(!scene.run("kmsfs doctor CIPHERDIR").contains("FAIL"));
+    scene.mount("kmsfs mount CIPHERDIR MOUNTPOINT --audit-log FILE", || {
+        scene.home.shell("sync -f srv/plain");
+        for documented in ["kmsfs status --keys MOUNTPOINT", "kmsfs status --keys /srv/plain"] {
+            assert!(scene.run(documented).contains(&key));
+        }
+    });
+    assert!(scene.run("kmsfs audit verify FILE... --volume CIPHERDIR").contains("ended"));
+    assert!(scene.run("kmsfs audit show FILE...").contains("Decrypt"));
+    scene.mount("kmsfs mount CIPHERDIR MOUNTPOINT --metrics 127.0.0.1:9464", || {
+        let status = scene.home.shell("kmsfs status --json srv/plain");
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        let address = status["metrics"].as_str().unwrap().trim_start_matches("http://");
+        let script = "import sys, urllib.request; print(urllib.request.urlopen('http://' + sys.argv[1].split('/')[0] + '/metrics').read().decode())";
+        assert!(python(script, &[&address], Path::new("/")).contains("kmsfs_info"));
+    });
+    scene.run("kmsfs check CIPHERDIR");
+    scene.run("kmsfs check CIPHERDIR --salvage DIR");
+    scene.run("kmsfs check CIPHERDIR --repair");
+    scene.run("scripts/decrypt.py CIPHERDIR OUTDIR");
+    scene.run("kmsfs export /srv/cipher /srv/restored --verify");
+    scene.run("kmsfs export /srv/cipher letters/2026 ./letters");
+    for copy in ["decrypted/letters/2026/to-anna", "srv/restored/letters/2026/to-anna", "letters/to-anna"] {
+        assert_eq!(fs::read_to_string(scene.home.path(copy)).unwrap(), "dear Anna\n", "{copy}");
+    }
+    scene.home.shell("mkdir photos; echo picture >photos/one");
+    scene.run("kmsfs import ./photos /srv/cipher photos --verify");
+    assert_eq!(scene.home.shell("kmsfs cat srv/cipher photos/one"), "picture\n");
+    assert_eq!(scene.run("kmsfs cat /srv/cipher letters/2026/to-anna"), "dear Anna\n");
+
+    assert!(scene.run("kmsfs keys list").contains(&key));
+    assert!(scene.run("kmsfs keys rotate").contains("version 2"));
+    scene.run("kmsfs keys disable local:k-a1148dfa6ba2c7ea");
+    let said = scene.home.refused(6, &[&"cat", &"srv/cipher", &"photos/one"]);
+    assert!(said.contains("disabled"), "{said}");
+    scene.run("kmsfs keys enable  local:k-a1148dfa6ba2c7ea");
+    at_terminal(&scene, &scene.meant("kmsfs keys passphrase"), &["new words", "new words"]);
+    scene.home.refused(7, &[&"cat", &"srv/cipher", &"photos/one"]);
+    scene.home.set("KMSFS_PASSPHRASE", "new words");
+    assert!(scene.run("kmsfs rekey CIPHERDIR --dry-run").contains("files"));
+    scene.run("kmsfs rekey CIPHERDIR [PATH]");
+    scene.run("kmsfs rewrap CIPHERDIR --to local:KEYRING");
+    scene.run("kmsfs shred CIPHERDIR PATH... --yes");
+    assert_eq!(scene.home.shell("kmsfs ls srv/cipher"), "photos\n");
+
+    // Another volume in the place of the one that is remembered.
+    scene.home.shell("mv srv/cipher srv/elsewhere; kmsfs init srv/other; mv srv/other srv/cipher");
+    scene.home.refused(5, &[&"check", &"srv/cipher"]);
+    scene.run("kmsfs forget CIPHERDIR");
+    scene.run("kmsfs check CIPHERDIR");
+}
+
+/// Runs a command at a terminal, where it asks for something as often as there are answers; it must succeed.
+fn at_terminal(scene: &Scene, command: &str, answers: &[&str]) {
+    const SCRIPT: &str = "import os, pty, sys
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execvp('sh', ['sh', '-c', sys.argv[1]])
+said = b''
+for answer in sys.argv[2:]:
+    while not said.endswith(b': '):
+        said += os.read(terminal, 1)
+    said += b'\\n'
+    os.write(terminal, answer.encode() + b'\\n')
+try:
+    while os.read(terminal, 100): pass
+except OSError: pass
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))";
+    let output = scene.home.command("python3").args(["-c", SCRIPT, command]).args(answers).output().unwrap();
+    assert!(output.status.success(), "{command}: {}", text(&output.stderr));
+}
+
+#[test]
+fn the_commands_for_a_kms_and_a_keyring_for_recovery() {
+    let server = KmsServer::start();
+    let (old, new) = (server.create_key().arn, server.create_key().arn);
+    let name = |arn: &str| format!("aws-kms:{arn}");
+    let mut scene = Scene::new(&[
+        ("aws-kms:arn:aws:kms:...", &name(&new)),
+        ("aws-kms:arn:...", &name(&new)),
+        ("OLDKEY", &name(&old)),
+    ]);
+    server.environment().into_iter().for_each(|(name, value)| scene.home.set(name, value));
+    scene.home.shell(&format!("kmsfs init srv/cipher --key {}", name(&old)));
+    scene.mount("kmsfs mount CIPHERDIR MOUNTPOINT --audit-log FILE", || {});
+    let policy: serde_json::Value = serde_json::from_str(&scene.run("kmsfs doctor --policy CIPHERDIR")).unwrap();
+    assert!(policy["IamPolicy"].to_string().contains(&old), "{policy}");
+    scene.run("kmsfs rewrap CIPHERDIR --to aws-kms:arn:aws:kms:... --dry-run");
+    assert!(scene.run("kmsfs keys list --files CIPHERDIR").contains(&old));
+    scene.run("kmsfs rewrap CIPHERDIR --to aws-kms:arn:aws:kms:...");
+    assert!(!scene.run("kmsfs keys list --files CIPHERDIR").contains(&old));
+
+    scene.run("kmsfs recipients add CIPHERDIR local:/media/safe/recovery.toml");
+    scene.run("kmsfs rewrap CIPHERDIR");
+    let listed = scene.run("kmsfs recipients list CIPHERDIR");
+    assert!(listed.contains(&new) && listed.contains("local:k-"), "{listed}");
+    scene.home.shell(&format!("kmsfs recipients add srv/cipher {}", name(&old)));
+    scene.run("kmsfs recipients remove CIPHERDIR OLDKEY");
+    scene.run("kmsfs rewrap CIPHERDIR");
+    scene.run("kmsfs recipients remove CIPHERDIR aws-kms:arn:...");
+    drop(server);
+    assert_eq!(scene.home.shell("kmsfs cat srv/cipher letters/2026/to-anna"), "dear Anna\n");
+}
+
+#[test]
+fn the_commands_for_a_security_module_and_for_age() {
+    const PIN: &str = "1234";
+    let mut scene = Scene::new(&[]);
+    let config = scene.home.path("softhsm2.conf");
+    fs::create_dir(scene.home.path("tokens")).unwrap();
+    fs::write(&config, format!("directories.tokendir = {}\n", scene.home.path("tokens").display())).unwrap();
+    fs::write(scene.home.path("etc/pin"), PIN).unwrap();
+    scene.home.set("SOFTHSM2_CONF", config);
+    scene.home.shell(&format!(
+        "softhsm2-util --init-token --free --label kms --pin {PIN} --so-pin {PIN}
+         pkcs11-tool --module /usr/lib/softhsm/libsofthsm2.so --login --pin {PIN} --token-label kms --keygen --key-type AES:32 --label app"
+    ));
+    scene.run("kmsfs init /srv/cipher --key 'pkcs11:token=kms;object=app?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:/etc/kmsfs/pin'");
+    scene.mount("kmsfs mount /srv/cipher /srv/plain --pkcs11-module /usr/lib/softhsm/libsofthsm2.so --pkcs11-pin-file /etc/kmsfs/pin", || {});
+
+    scene.home.set("KMSFS_PKCS11_MODULE", "/usr/lib/softhsm/libsofthsm2.so");
+    scene.home.set("KMSFS_PKCS11_PIN_FILE", scene.home.path("etc/pin"));
+    scene.run("age-keygen -o recovery.txt");
+    let identity = fs::read_to_string(scene.home.path("recovery.txt")).unwrap();
+    let recipient = identity.lines().find_map(|line| line.strip_prefix("# public key: ")).unwrap().to_owned();
+    scene.words.insert(0, ("age1...".to_owned(), recipient));
+    scene.run("kmsfs recipients add /srv/cipher age:age1...");
+    scene.run("kmsfs rewrap /srv/cipher");
+    // After the disaster there is no module.
+    scene.home.set("KMSFS_PKCS11_PIN_FILE", "");
+    scene.home.set("KMSFS_PKCS11_MODULE", "");
+    scene.mount("kmsfs mount /srv/cipher /srv/plain --age-identity recovery.txt", || {
+        assert_eq!(scene.home.shell("cat srv/plain/letters/2026/to-anna"), "dear Anna\n");
+    });
+}
