@@ -1,5 +1,5 @@
-//! AWS Key Management Service, through the official SDK: signing, TLS, credentials and retries are the SDK's. How its
-//! operations are called is in `aws_operations`, how most calls pass most of the SDK by in `aws_direct`.
+//! AWS Key Management Service, through the official SDK: TLS, credentials, errors and retries are the SDK's. How its
+//! operations are called is in `aws_operations`; most calls are made as in `aws_direct`, which leaves most of it out.
 //!
 //! Invariants: every wait ends by the operation timeout and its grace; nothing of the SDK is built before the first call;
 //! no lock is held across one.

@@ -2,7 +2,7 @@
 //!
 //! Invariants: every answer is checked before it is used (32 bytes, a wrapped key that a record can hold, the keys that
 //! were asked for); no plaintext key of an answer is held across an await, formatted, or left unwiped. The plaintext that
-//! Encrypt takes passes through the SDK's buffers, which the allocator wipes when they are freed.
+//! Encrypt takes, and the bodies of answers, pass through buffers that the allocator wipes when they are freed.
 
 use std::collections::HashMap;
 
