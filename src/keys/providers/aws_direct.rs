@@ -98,7 +98,10 @@ impl Direct {
         self.last.forget(&pattern);
         let left = self.operation_timeout.saturating_sub(began.elapsed());
         let rest = MADE.scope(Cell::new(Some(outcome)), sdk());
-        tokio::time::timeout(left, rest).await.unwrap_or_else(|late| Err(SdkError::timeout_error(late)))
+        match tokio::time::timeout(left, rest).await {
+            Ok(result) => result,
+            Err(late) => Err(SdkError::timeout_error(late)),
+        }
     }
 
     /// The request that is like the SDK's last one, if that can be repeated now.
