@@ -2,15 +2,15 @@
 //!
 //! Invariants: every answer is checked before it is used (32 bytes, a wrapped key that a record can hold, the keys that
 //! were asked for); no plaintext key of an answer is held across an await, formatted, or left unwiped. The plaintext that
-//! Encrypt takes passes through the SDK's buffers, which the allocator wipes when they are freed.
+//! Encrypt takes, and the bodies of answers, pass through buffers that the allocator wipes when they are freed.
 
 use std::collections::HashMap;
 
 use aws_sdk_kms::error::SdkError;
 use aws_sdk_kms::operation::RequestId;
-use aws_sdk_kms::operation::decrypt::{DecryptError, DecryptOutput};
+use aws_sdk_kms::operation::decrypt::DecryptError;
 use aws_sdk_kms::operation::encrypt::{EncryptError, EncryptOutput};
-use aws_sdk_kms::operation::generate_data_key::{GenerateDataKeyError, GenerateDataKeyOutput};
+use aws_sdk_kms::operation::generate_data_key::GenerateDataKeyError;
 use aws_sdk_kms::operation::generate_data_key_without_plaintext::{
     GenerateDataKeyWithoutPlaintextError, GenerateDataKeyWithoutPlaintextOutput,
 };
@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 use super::super::{
     EncryptionContext, KeyDescription, Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey,
 };
+use super::aws_answer::{Answer, Input};
 use super::aws_kms::{AwsKmsProvider, Call, check_key};
 use super::{MAX_WRAPPED_LEN, aws_describe};
 use crate::crypto::{DataKey, Secret};
@@ -37,11 +38,20 @@ impl Provider for AwsKmsProvider {
 
     fn generate_data_key(&self, context: &EncryptionContext) -> Result<(DataKey, WrappedKey), ProviderError> {
         let call = Call { operation: "GenerateDataKey", key: &self.key };
-        let answer =
-            self.call(&call, async |client| -> Result<GenerateDataKeyOutput, SdkError<GenerateDataKeyError>> {
-                let request = client.generate_data_key().key_id(&self.key).key_spec(DataKeySpec::Aes256);
-                request.set_encryption_context(Some(pairs(context))).send().await
-            })?;
+        let spec = DataKeySpec::Aes256;
+        let input = Input {
+            key_id: &self.key,
+            key_spec: Some(spec.as_str()),
+            ciphertext_blob: None,
+            encryption_context: context,
+        };
+        let answer = self.call(&call, async |client| -> Result<Answer, SdkError<GenerateDataKeyError>> {
+            let by_sdk = async || {
+                let request = client.generate_data_key().key_id(&self.key).key_spec(spec.clone());
+                request.set_encryption_context(Some(pairs(context))).send().await.map(Answer::from)
+            };
+            client.direct.call(call.operation, &input, by_sdk).await
+        })?;
         let data_key = call.data_key(answer.plaintext)?;
         Ok((data_key, call.wrapped_key(answer.key_id, answer.ciphertext_blob)?))
     }
@@ -60,9 +70,13 @@ impl Provider for AwsKmsProvider {
         check_key(key_id)?;
         let call = Call { operation: "Decrypt", key: key_id };
         call.check_wrapped(wrapped)?;
-        let answer = self.call(&call, async |client| -> Result<DecryptOutput, SdkError<DecryptError>> {
-            let request = client.decrypt().key_id(key_id).ciphertext_blob(Blob::new(wrapped));
-            request.set_encryption_context(Some(pairs(context))).send().await
+        let input = Input { key_id, key_spec: None, ciphertext_blob: Some(wrapped), encryption_context: context };
+        let answer = self.call(&call, async |client| -> Result<Answer, SdkError<DecryptError>> {
+            let by_sdk = async || {
+                let request = client.decrypt().key_id(key_id).ciphertext_blob(Blob::new(wrapped));
+                request.set_encryption_context(Some(pairs(context))).send().await.map(Answer::from)
+            };
+            client.direct.call(call.operation, &input, by_sdk).await
         })?;
         let data_key = call.data_key(answer.plaintext)?;
         call.key_id(answer.key_id)?;

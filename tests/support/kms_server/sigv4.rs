@@ -1,10 +1,13 @@
 //! Signature Version 4, as a server checks it and a client makes it.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
 use aws_lc_rs::{constant_time, hmac};
 
 use super::failure::{Failure, failure};
 use super::wire::Request;
-use super::{ACCESS_KEY, hex, now, sha256};
+use super::{ACCESS_KEY, hex, locked, now, sha256};
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 /// How far the clocks may differ, in seconds.
@@ -87,12 +90,27 @@ pub(crate) fn signature_of(request: &Request, scope: &str, signed: &[&str], secr
     let canonical = format!("{method}\n{path}\n\n{headers}\n{signed}\n{body}");
     let date = request.header("x-amz-date").unwrap_or_default();
     let text = format!("{ALGORITHM}\n{date}\n{scope}\n{}", hex(sha256(canonical.as_bytes()).as_ref()));
-    let key = scope.split('/').fold(format!("AWS4{secret}").into_bytes(), |key, part| mac(&key, part));
-    hex(&mac(&key, &text))
+    hex(hmac::sign(&signing_key(scope, secret), text.as_bytes()).as_ref())
 }
 
-fn mac(key: &[u8], text: &str) -> Vec<u8> {
-    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text.as_bytes()).as_ref().to_vec()
+/// Derived once for a day, as clients do.
+fn signing_key(scope: &str, secret: &str) -> Arc<hmac::Key> {
+    const MOST: usize = 64;
+    static KEYS: Mutex<BTreeMap<(String, String), Arc<hmac::Key>>> = Mutex::new(BTreeMap::new());
+    let of = (scope.to_owned(), secret.to_owned());
+    let mut keys = locked(&KEYS);
+    if let Some(key) = keys.get(&of) {
+        return Arc::clone(key);
+    }
+    if keys.len() >= MOST {
+        keys.clear();
+    }
+    let new = |bytes: &[u8]| hmac::Key::new(hmac::HMAC_SHA256, bytes);
+    let first = new(format!("AWS4{secret}").as_bytes());
+    let key = scope.split('/').fold(first, |key, part| new(hmac::sign(&key, part.as_bytes()).as_ref()));
+    let key = Arc::new(key);
+    keys.insert(of, Arc::clone(&key));
+    key
 }
 
 /// Seconds since 1970 as `YYYYMMDDTHHMMSSZ`, which sorts by time. The date by Hinnant's `civil_from_days`.
