@@ -59,9 +59,15 @@ for hierarchy in /sys/fs/cgroup/systemd /sys/fs/cgroup/unified /sys/fs/cgroup; d
 done
 bind="--bind=/dev/fuse"
 [ ! -c /dev/autofs ] || bind="$bind --bind=/dev/autofs"
-systemd-nspawn --quiet --directory="$TREE/root" --machine="$NAME" --register=no --keep-unit --console=pipe \
-    --link-journal=no --resolv-conf=off --timezone=off $bind --capability=CAP_IPC_LOCK \
-    --system-call-filter='landlock_create_ruleset landlock_add_rule landlock_restrict_self memfd_secret bpf @memlock' --boot
+# So it says that the system wants to boot again.
+status=133
+while [ "$status" = 133 ]; do
+    status=0
+    systemd-nspawn --quiet --directory="$TREE/root" --machine="$NAME" --register=no --keep-unit --console=pipe \
+        --link-journal=no --resolv-conf=off --timezone=off $bind --capability=CAP_IPC_LOCK \
+        --system-call-filter='landlock_create_ruleset landlock_add_rule landlock_restrict_self memfd_secret bpf @memlock' --boot || status=$?
+done
+exit "$status"
 "#;
 
 /// A running system.
