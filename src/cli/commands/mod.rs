@@ -45,6 +45,8 @@ pub(super) mod rewrap;
 mod rewrap_work;
 #[cfg(feature = "mount")]
 mod serve;
+#[cfg(feature = "mount")]
+mod serve_watch;
 pub(super) mod shred;
 pub(super) mod speed;
 pub(super) mod status;

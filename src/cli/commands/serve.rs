@@ -26,9 +26,9 @@ use crate::cli::unlock::{self, Expected};
 use crate::daemon::control::{self, Client, ControlError, ControlSocket, Ended};
 use crate::daemon::detach::{self, Background, Started};
 use crate::daemon::log::{self, Format, Level, Target};
-use crate::daemon::notify::{Notifier, Watch};
+use crate::daemon::notify::Notifier;
 use crate::daemon::sandbox::{self, Confinement};
-use crate::daemon::signals::{self, SignalWatch};
+use crate::daemon::signals::SignalWatch;
 use crate::daemon::{raise_limits, take_modes_as_given};
 use crate::format::config::VolumeConfig;
 use crate::fs::{self, Filesystem};
@@ -41,6 +41,7 @@ use super::init;
 use super::key_reload::KeyReload;
 use super::mount::MountArgs;
 use super::observe::Observers;
+use super::serve_watch::{announce, tell_gaps, watch_signals};
 use super::teller::{Teller, Told};
 
 /// How long an earlier mount at the same place may take to end once it is unmounted.
@@ -363,15 +364,6 @@ impl Job<'_> {
     }
 }
 
-/// Tells the service manager that the mount is live, and from now on that it still is: whoever asks for the space of the
-/// filesystem is answered by a thread that serves it.
-fn announce(notifier: &Arc<Notifier>, mountpoint: &Path) -> Option<Watch> {
-    notifier.ready(&format!("mounted at {}", mountpoint.display()));
-    let mountpoint = mountpoint.to_owned();
-    let watch = Arc::clone(notifier).watch(move || rustix::fs::statvfs(&mountpoint).is_ok());
-    watch.inspect_err(|error| tracing::error!("no watchdog: {error}")).ok().flatten()
-}
-
 /// Waits for the process of an earlier mount at the same place that is unmounted already and still makes everything durable:
 /// umount(8) and an automount point do not wait for it.
 fn wait_for_predecessor(sockets: &Path, mountpoint: &Path) -> Result<(), CliError> {
@@ -398,32 +390,4 @@ fn control_failure(error: ControlError) -> CliError {
         ControlError::Io { .. } => Exit::Io,
     };
     CliError::new(exit, format_args!("the control socket: {error}"))
-}
-
-/// Unmounts when a signal asks for it; what is busy is detached, and ends when its last file is closed.
-fn watch_signals(mountpoint: &Path, attendant: Arc<Attendant>) -> Option<SignalWatch> {
-    let mountpoint = mountpoint.to_owned();
-    let watch = signals::on_end_request(move || {
-        tracing::info!("a signal asks to end");
-        let unmounted = match attendant.detach(false) {
-            Err(MountError::Busy) => {
-                tracing::warn!("{} is in use: the mount ends when its last file is closed", mountpoint.display());
-                attendant.detach(true)
-            }
-            other => other,
-        };
-        if let Err(error) = unmounted {
-            tracing::error!("{} cannot be unmounted: {error}", mountpoint.display());
-        }
-    });
-    watch.inspect_err(|error| tracing::error!("signals will not unmount: {error}")).ok()
-}
-
-/// Says what of the sandbox this kernel does not have.
-fn tell_gaps(confinement: &Confinement) {
-    if *confinement != Confinement::off() {
-        for gap in confinement.gaps() {
-            tracing::warn!("the sandbox is incomplete: {gap}");
-        }
-    }
 }
