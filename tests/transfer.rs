@@ -264,6 +264,25 @@ fn a_killed_copy_has_nothing_half_and_goes_on() {
 }
 
 #[test]
+fn an_export_says_that_a_file_was_cut_off_and_has_the_rest_of_it() {
+    let volume = Volume::new(&[]);
+    fs::write(volume.path("whole"), bytes(1, 50_000)).unwrap();
+    fs::write(volume.path("cut"), bytes(2, 50_000)).unwrap();
+    let cut = volume.behind("cut");
+    volume.unmount();
+    File::options().write(true).open(cut).unwrap().set_len(4096 + 3 * 4096).unwrap();
+    let out = volume.home.path("out");
+    let output = volume.home.kmsfs(&[&"export", &volume.cipher, &out]);
+    assert!(
+        !output.status.success() && text(&output.stderr).contains("end marks are missing"),
+        "{}",
+        text(&output.stderr)
+    );
+    assert!(fs::read(out.join("cut")).unwrap() == bytes(2, 50_000)[..3 * PAGE]);
+    assert!(fs::read(out.join("whole")).unwrap() == bytes(1, 50_000));
+}
+
+#[test]
 fn an_export_beside_a_writer_has_what_rests() {
     let volume = Volume::new(&[]);
     for name in 0..50 {

@@ -94,6 +94,13 @@ impl Filesystem {
         }
     }
 
+    /// Whether a file that is open turned out to be cut off.
+    #[must_use]
+    pub fn lacks_end_mark(&self, id: InodeId) -> bool {
+        let lacks = |inode: Arc<Inode>| inode.slot().open.as_ref().is_some_and(|open| open.content.lacks_end_mark());
+        self.inodes.get(id).is_ok_and(lacks)
+    }
+
     /// Closes one handle of a file. The content goes with the last one, unless it waits for being settled.
     pub fn release(&self, id: InodeId) {
         let Ok(inode) = self.inodes.get(id) else { return };

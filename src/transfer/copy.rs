@@ -15,7 +15,7 @@ use crate::storage::NodeKind;
 
 use super::content::copy_content;
 use super::report::{Failure, Progress, Settings};
-use super::side::{Meta, New, Result, Side, TransferError, Xattrs, kind_name};
+use super::side::{Meta, New, OpenFile, Result, Side, TransferError, Xattrs, kind_name};
 
 /// What the names of files begin with that are not finished.
 pub(super) const PARTIAL: &[u8] = b".kmsfs-partial-";
@@ -86,6 +86,8 @@ pub(super) struct Copy<'a, S: Side, T: Side> {
     /// Directories, whose attributes are set in the end.
     pub(super) directories: Mutex<Vec<Vec<u8>>>,
     failures: Mutex<Vec<Failure>>,
+    /// A file that rested while it was read lacks its end.
+    is_cut_off: AtomicBool,
     stopped: AtomicBool,
     refusals: AtomicU32,
     last_success: Mutex<Instant>,
@@ -111,6 +113,7 @@ impl<'a, S: Side, T: Side> Copy<'a, S, T> {
             links: Mutex::default(),
             directories: Mutex::default(),
             failures: Mutex::default(),
+            is_cut_off: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             refusals: AtomicU32::new(0),
             last_success: Mutex::new(Instant::now()),
@@ -138,6 +141,9 @@ impl<'a, S: Side, T: Side> Copy<'a, S, T> {
         }
         if self.settings.verify && !self.is_stopped() {
             self.verify(name);
+        }
+        if self.is_cut_off.load(Ordering::Relaxed) {
+            locked(&self.failures).push(Failure { path: b".".to_vec(), error: TransferError::EndMarks });
         }
         locked(&self.failures).drain(..).collect()
     }
@@ -283,10 +289,13 @@ impl<'a, S: Side, T: Side> Copy<'a, S, T> {
         if self.target.lookup(&pair.target, partial)?.is_some() {
             self.target.unlink(&pair.target, partial)?;
         }
+        let mut lacks_end = false;
         let made = match meta.kind {
             NodeKind::File => {
                 let (made, file) = self.target.create(&pair.target, partial)?;
-                copy_content(&self.source.open(source)?, &file, meta.size, self.progress)?;
+                let original = self.source.open(source)?;
+                copy_content(&original, &file, meta.size, self.progress)?;
+                lacks_end = original.lacks_end();
                 made
             }
             NodeKind::Symlink => {
@@ -298,11 +307,11 @@ impl<'a, S: Side, T: Side> Copy<'a, S, T> {
         self.give_attributes(source, &made, meta)?;
         // Asked last: what changed while it was read is read again.
         let after = self.source.meta(source)?;
-        if (after.size, after.mtime, after.ctime) == (meta.size, meta.mtime, meta.ctime) {
-            Ok(())
-        } else {
-            Err(TransferError::Changing)
+        if (after.size, after.mtime, after.ctime) != (meta.size, meta.mtime, meta.ctime) {
+            return Err(TransferError::Changing);
         }
+        self.is_cut_off.fetch_or(lacks_end, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Owner, mode, extended attributes and times, in the order in which none undoes another.

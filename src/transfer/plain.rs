@@ -149,4 +149,8 @@ impl OpenFile for DiskFile {
     fn set_size(&self, size: u64) -> Result<()> {
         Ok(RawFile::set_size(self, size)?)
     }
+
+    fn lacks_end(&self) -> bool {
+        false
+    }
 }

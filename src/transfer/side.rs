@@ -186,6 +186,8 @@ pub(super) trait OpenFile {
     fn data_from(&self, offset: u64) -> Result<Option<Range<u64>>>;
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()>;
     fn set_size(&self, size: u64) -> Result<()>;
+    /// Whether what was read so far shows that it was cut off.
+    fn lacks_end(&self) -> bool;
 }
 
 /// Whether an attribute means the same in another place: labels of the system do not, and privileges are root's to give.

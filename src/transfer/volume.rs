@@ -222,4 +222,8 @@ impl OpenFile for VolumeFile<'_> {
     fn set_size(&self, size: u64) -> Result<()> {
         wait(|answer| self.side.fs.resize(self.object.id(), size, self.side.me, answer))
     }
+
+    fn lacks_end(&self) -> bool {
+        self.side.fs.lacks_end_mark(self.object.id())
+    }
 }
