@@ -53,12 +53,12 @@ fn is_mounted(system: &Booted, path: &str) -> bool {
 /// The commands of `docs/OPERATIONS.md` for systemd, one after the other, with the files that it shows.
 #[test]
 fn the_document_is_followed() {
-    let Some(system) = Booted::start("rm etc/systemd/system/kmsfs*; cp -r \"$UNITS\" root/systemd") else { return };
+    let Some(system) = Booted::start("rm etc/systemd/system/kmsfs*; cp -r \"$UNITS\" opt/systemd") else { return };
     let document = document::read("docs/OPERATIONS.md");
     let files = document::blocks(&document).into_iter().find(|block| block.language == "ini").unwrap();
     for file in files.lines.join("\n").split("# ").skip(1) {
         let (name, content) = file.split_once('\n').unwrap();
-        fs::write(system.path(&format!("/root/{name}")), content).unwrap();
+        fs::write(system.path(&format!("/opt/{name}")), content).unwrap();
     }
     system.ok("install -d -m 700 /etc/kmsfs; printf words >/etc/kmsfs/data.passphrase; mkdir /srv/plain");
     let ours = [
@@ -70,7 +70,7 @@ fn the_document_is_followed() {
     ];
     let commands = document::commands(&document);
     let commands = commands.iter().filter(|command| ours.iter().any(|beginning| command.starts_with(beginning)));
-    let said: Vec<String> = commands.map(|command| system.ok(&format!("cd /root; {command}"))).collect();
+    let said: Vec<String> = commands.map(|command| system.ok(&format!("cd /opt; {command}"))).collect();
     assert!(said.len() >= 10, "{said:?}");
     system.ok("echo x >/srv/plain/x");
     assert!(said.last().unwrap().contains("\"KMSFS_MOUNTPOINT\":\"/srv/plain\""), "{said:?}");
@@ -94,12 +94,12 @@ fn a_unit_is_up_when_its_mount_can_be_used_and_what_is_written_survives() {
 
     // Stopped, it is unmounted, and all that was written is in the cipher directory, synced or not.
     system.ok("dd if=/dev/urandom of=/srv/data-plain/large bs=1M count=20 status=none
-               sha256sum </srv/data-plain/large >/root/sum; systemctl stop kmsfs@data");
+               sha256sum </srv/data-plain/large >/opt/sum; systemctl stop kmsfs@data");
     assert!(!is_mounted(&system, "/srv/data-plain"));
     assert_eq!(system.property("kmsfs@data", "ActiveState"), "inactive");
     assert_eq!(system.property("kmsfs@data", "Result"), "success");
     system.ok("kmsfs check /srv/data --passphrase-file /etc/kmsfs/data.passphrase
-               systemctl start kmsfs@data; sha256sum </srv/data-plain/large | cmp - /root/sum; grep -qx first /srv/data-plain/first");
+               systemctl start kmsfs@data; sha256sum </srv/data-plain/large | cmp - /opt/sum; grep -qx first /srv/data-plain/first");
 
     // While a program has a file open, stopping waits for it; it loses nothing.
     system.ok("exec 3>/srv/data-plain/open; echo before >&3; systemctl stop --no-block kmsfs@data
@@ -218,12 +218,12 @@ fn the_target_starts_and_stops_all_and_so_does_a_boot() {
     assert_eq!(system.property("uses", "Result"), "success");
 
     // Not synced: the shutdown unmounts in order.
-    system.ok("dd if=/dev/urandom of=/srv/one-plain/large bs=1M count=8 status=none; sha256sum </srv/one-plain/large >/root/sum");
+    system.ok("dd if=/dev/urandom of=/srv/one-plain/large bs=1M count=8 status=none; sha256sum </srv/one-plain/large >/opt/sum");
     system.reboot();
     for unit in ["kmsfs@one", "kmsfs@two", "uses"] {
         assert_eq!(system.property(unit, "ActiveState"), "active", "{unit}");
     }
-    system.ok("sha256sum </srv/one-plain/large | cmp - /root/sum");
+    system.ok("sha256sum </srv/one-plain/large | cmp - /opt/sum");
     let ended = system.journal("-b -1 -u kmsfs@one -o cat");
     assert!(ended.contains("unmounted") && !ended.contains("Failed"), "{ended}");
 }

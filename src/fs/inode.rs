@@ -67,6 +67,11 @@ impl Slot {
             open.content.retire();
         }
     }
+
+    /// Whether the content turned out to be cut off.
+    pub(super) fn lacks_end_mark(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.content.lacks_end_mark())
+    }
 }
 
 impl Inode {

@@ -97,8 +97,7 @@ impl Filesystem {
     /// Whether a file that is open turned out to be cut off.
     #[must_use]
     pub fn lacks_end_mark(&self, id: InodeId) -> bool {
-        let lacks = |inode: Arc<Inode>| inode.slot().open.as_ref().is_some_and(|open| open.content.lacks_end_mark());
-        self.inodes.get(id).is_ok_and(lacks)
+        self.inodes.get(id).is_ok_and(|inode| inode.slot().lacks_end_mark())
     }
 
     /// Closes one handle of a file. The content goes with the last one, unless it waits for being settled.
@@ -106,7 +105,7 @@ impl Filesystem {
         let Ok(inode) = self.inodes.get(id) else { return };
         let mut slot = inode.slot();
         slot.handles = slot.handles.saturating_sub(1);
-        if slot.open.as_ref().is_some_and(|open| open.content.lacks_end_mark()) {
+        if slot.lacks_end_mark() {
             self.alarm("end", || format!("{}: the end of the file is missing: it was cut off", inode.node.describe()));
         }
         let waits = |open: &OpenFile| inode.watched.load(Ordering::Relaxed) && open.content.unsettled().is_some();

@@ -209,9 +209,8 @@ impl Tree {
             }
         };
         let after = self.side.fs.stats();
-        let whole = |error| Failure { path: b".".to_vec(), error };
         if after.undecryptable_names > before.undecryptable_names {
-            failures.push(whole(TransferError::Names));
+            failures.push(Failure { path: b".".to_vec(), error: TransferError::Names });
         }
         Ok(failures)
     }
