@@ -20,9 +20,9 @@ use super::open::Found;
 use super::{Error, Filesystem, InodeId};
 
 /// Calls at a time.
-const THREADS: usize = 32;
+const THREADS: usize = 96;
 /// How far ahead of the file that is opened.
-const AHEAD: usize = 128;
+const AHEAD: usize = 256;
 /// Directories that are looked into before a program lists them.
 const DIRECTORIES_AHEAD: usize = 16;
 /// Listings remembered, and entries of each.

@@ -27,7 +27,7 @@ const FIRST_DEPTH: usize = 4;
 /// Provisioned keys kept ready at most.
 const MAX_THRIFTY_DEPTH: usize = 16;
 /// Provider calls under way at most.
-const MAX_CALLS: usize = 32;
+const MAX_CALLS: usize = 64;
 /// A thread without work waits so long for more before it ends.
 const LINGER: Duration = Duration::from_secs(1);
 /// After so long without a taker, half of what is kept ready is enough.
@@ -166,30 +166,10 @@ impl Pool {
         answer
     }
 
-    /// Starts as many calls as are missing.
+    /// Starts the calls that are missing, if they are many enough to be worth it.
     fn fill(&self) {
-        if !self.shared.mint.keys.is_remote() {
-            return;
-        }
-        let most = self.shared.most_ready();
-        let mut state = self.shared.state();
-        while state.wants_another(most) {
-            state.calls += 1;
-            let epoch = state.epoch;
-            if state.idle > state.given.len() {
-                state.given.push(epoch);
-                self.shared.work.notify_one();
-                continue;
-            }
-            let shared = Arc::clone(&self.shared);
-            let started = std::thread::Builder::new().name("kmsfs-pool".to_owned()).spawn(move || shared.work(epoch));
-            if let Err(error) = started {
-                state.calls -= 1;
-                let error =
-                    ProviderError::new(ProviderErrorKind::Unavailable, format!("no thread for a call: {error}"));
-                state.failure = Some((error, Instant::now()));
-                return;
-            }
+        if self.shared.mint.keys.is_remote() && self.shared.state().is_low(self.shared.most_ready()) {
+            self.shared.start_call();
         }
     }
 
@@ -240,16 +220,50 @@ impl State {
         minted
     }
 
+    /// Whether keys should be made: they are made many at a time, which wakes threads less often.
+    fn is_low(&self, most: usize) -> bool {
+        self.waiting > 0 || self.ready.len() + self.calls <= self.depth.min(most) / 2
+    }
+
     fn wants_another(&self, most: usize) -> bool {
         self.calls < MAX_CALLS && self.ready.len() + self.calls < self.depth.min(most) + self.waiting
     }
 }
 
 impl Shared {
+    /// Starts a call if one is missing, which starts the next.
+    fn start_call(self: &Arc<Self>) {
+        let most = self.most_ready();
+        let mut state = self.state();
+        if !state.wants_another(most) {
+            return;
+        }
+        state.calls += 1;
+        let epoch = state.epoch;
+        if state.idle > state.given.len() {
+            state.given.push(epoch);
+            drop(state);
+            self.work.notify_one();
+            return;
+        }
+        drop(state);
+        let shared = Arc::clone(self);
+        let started = std::thread::Builder::new().name("kmsfs-pool".to_owned()).spawn(move || shared.work(epoch));
+        if let Err(error) = started {
+            let error = ProviderError::new(ProviderErrorKind::Unavailable, format!("no thread for a call: {error}"));
+            let mut state = self.state();
+            state.calls -= 1;
+            state.failure = Some((error, Instant::now()));
+            drop(state);
+            self.changed.notify_all();
+        }
+    }
+
     /// Makes data keys for as long as some are missing; the first one was asked for in `epoch`.
-    fn work(&self, mut epoch: u64) {
+    fn work(self: &Arc<Self>, mut epoch: u64) {
         let _ahead = Behalf::ahead(Reason::Pool).enter();
         loop {
+            self.start_call();
             let made = self.mint.mint();
             let most = self.most_ready();
             let mut state = self.state();
@@ -269,11 +283,12 @@ impl Shared {
             let go_on = !failed && state.wants_another(most);
             state.calls += usize::from(go_on);
             epoch = state.epoch;
+            let is_awaited = state.waiting > 0;
             drop(state);
             if let Some(origin) = unused {
                 self.mint.put_back(&origin);
             }
-            if !quiet {
+            if is_awaited && !quiet {
                 self.changed.notify_all();
             }
             if !go_on {
@@ -362,11 +377,27 @@ mod tests {
     }
 
     #[test]
+    fn keys_are_made_when_half_of_them_are_left() {
+        let (provider, pool) = pool(true, 1);
+        pool.take().unwrap();
+        until(&pool, |state| state.ready.len() == FIRST_DEPTH && state.calls == 0);
+        for left in (FIRST_DEPTH / 2 + 1..FIRST_DEPTH).rev() {
+            pool.take_ready().unwrap();
+            let state = pool.shared.state();
+            assert_eq!((state.ready.len(), state.calls), (left, 0));
+        }
+        let before = provider.calls().generate;
+        pool.take_ready().unwrap();
+        until(&pool, |state| state.ready.len() == FIRST_DEPTH && state.calls == 0);
+        assert_eq!(provider.calls().generate, before + FIRST_DEPTH as u64 / 2);
+    }
+
+    #[test]
     fn a_thread_that_has_made_a_key_makes_the_next_one_too() {
         let (_, pool) = pool(true, 1);
         for _ in 0..20 {
             pool.take().unwrap();
-            until(&pool, |state| state.ready.len() >= FIRST_DEPTH && state.calls == 0);
+            until(&pool, |state| state.ready.len() > FIRST_DEPTH / 2 && state.calls == 0);
         }
         let state = pool.shared.state();
         assert!(state.idle <= FIRST_DEPTH + 2 && state.given.is_empty(), "{} idle", state.idle);
@@ -389,7 +420,7 @@ mod tests {
         until(&pool, |state| state.ready.len() == FIRST_DEPTH && state.calls == 0);
         let ready = Arc::clone(&pool.shared.state().ready[0].data_key);
         provider.hold();
-        assert!(pool.take_ready().is_some());
+        assert!((0..FIRST_DEPTH / 2).all(|_| pool.take_ready().is_some()));
         provider.until_waiting(1);
         pool.clear();
         assert_eq!((Arc::strong_count(&taken.data_key), Arc::strong_count(&ready)), (1, 1));
