@@ -693,7 +693,7 @@ fn giving_content_up_loses_nothing() {
     assert!(all.chunks(100).enumerate().all(|(slot, bytes)| bytes.iter().all(|b| usize::from(*b) == slot % 3 + 1)));
 }
 
-/// Listing costs nothing; opening the first file of a listing fetches the keys of the others.
+/// Listing costs nothing; opening the first file of a listing fetches the keys of a few others, and each one after it of more.
 #[test]
 fn keys_are_fetched_ahead_once_a_listed_file_is_opened() {
     for prefetch in [true, false] {
@@ -708,21 +708,25 @@ fn keys_are_fetched_ahead_once_a_listed_file_is_opened() {
         let names = mounted.list("").unwrap();
         assert_eq!(mounted.provider.calls().unwrap, before);
         let handle = mounted.fs.open_directory(ROOT).unwrap();
-        let mut first = None;
+        let mut files = Vec::new();
         let see = |entry: &kmsfs::fs::Listed<'_>| {
             if entry.name.starts_with(b"f") {
-                first.get_or_insert(entry.id);
+                files.push(entry.id);
             }
             true
         };
         mounted.fs.list(handle, 0, true, see).unwrap();
-        // Programs that walk a tree open its files while they have the directory open.
-        mounted.open(first.unwrap(), Access::Read).unwrap();
-        mounted.fs.close_directory(handle);
+        // Programs that walk a tree open its files while they have the directory open. Three files share a data key.
+        mounted.open(files[0], Access::Read).unwrap();
         if prefetch {
-            // Three files share a data key.
+            until("some fetched", || mounted.fs.stats().key_cache_entries >= 3);
+            std::thread::sleep(Duration::from_millis(100));
+            let entries = mounted.fs.stats().key_cache_entries;
+            assert!(entries <= 9, "{entries} keys were fetched for one file");
+            files[1..4].iter().for_each(|file| mounted.open(*file, Access::Read).unwrap());
             until("all fetched", || mounted.fs.stats().key_cache_entries == 20);
         }
+        mounted.fs.close_directory(handle);
         let before = mounted.provider.calls().unwrap;
         for name in &names {
             mounted.read(name).unwrap();
@@ -747,24 +751,26 @@ fn keys_of_the_next_directories_are_fetched_ahead_too() {
     mounted.remount();
     let before = mounted.provider.calls().unwrap;
     // The walk goes in the order in which the backing filesystem lists.
-    let first_listed = |directory: InodeId| {
+    let listed = |directory: InodeId| {
         let handle = mounted.fs.open_directory(directory).unwrap();
-        let mut first = None;
+        let mut listed = Vec::new();
         let see = |entry: &kmsfs::fs::Listed<'_>| {
             let name = String::from_utf8(entry.name.to_vec()).unwrap();
             if !name.starts_with('.') && name != "inner" {
-                first.get_or_insert((entry.id, name));
+                listed.push((entry.id, name));
             }
             true
         };
         mounted.fs.list(handle, 0, true, see).unwrap();
         mounted.fs.close_directory(handle);
-        first.unwrap()
+        listed
     };
-    let (directory, name) = first_listed(ROOT);
-    let (_, file) = first_listed(directory);
+    let (directory, name) = listed(ROOT).swap_remove(0);
+    let files = listed(directory);
     assert_eq!(mounted.provider.calls().unwrap, before);
-    mounted.read(&format!("{name}/{file}")).unwrap();
+    for (_, file) in &files[..4] {
+        mounted.read(&format!("{name}/{file}")).unwrap();
+    }
     // Three files share a data key, and there are 60 files.
     until("all fetched", || mounted.fs.stats().key_cache_entries == 20);
     let before = mounted.provider.calls().unwrap;
