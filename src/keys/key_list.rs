@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::format::header::Record;
 
-use super::recipients::Recipients;
+use super::recipients::{Recipient, Recipients, Watched};
 
 /// The keys that may wrap data keys of a volume, and whom to ask about them.
 pub(super) struct KeyList {
@@ -21,6 +21,21 @@ pub(super) struct KeyList {
 impl KeyList {
     pub(super) fn allows(&self, record: &Record) -> bool {
         self.allowed.iter().any(|(tag, key_id)| *tag == record.provider && *key_id == record.key_id)
+    }
+
+    /// The keys that are asked, with their providers.
+    pub(super) fn recipients(&self) -> Vec<Recipient> {
+        self.recipients.all().map(Watched::recipient).cloned().collect()
+    }
+
+    /// Adds to a list that follows the keys of this one that it lacks. They wrap nothing new.
+    pub(super) fn keep_in(&self, allowed: &mut Vec<(u8, Vec<u8>)>, recipients: &mut Vec<Recipient>) {
+        let known = self.recipients();
+        let gone = |old: &&Recipient| !recipients.iter().any(|new| (new.kind, &new.key) == (old.kind, &old.key));
+        let gone: Vec<_> = known.iter().filter(gone).cloned().collect();
+        recipients.extend(gone.into_iter().map(|old| Recipient { wraps_new: false, ..old }));
+        let left: Vec<_> = self.allowed.iter().filter(|key| !allowed.contains(key)).cloned().collect();
+        allowed.extend(left);
     }
 }
 

@@ -8,6 +8,7 @@
 //! * no lock is held across a provider's call;
 //! * an unwrapped key is believed only if it matches the header's commitment.
 
+mod authentic;
 mod cache;
 mod calls;
 mod context;
@@ -15,6 +16,7 @@ mod describe;
 mod error;
 mod flight;
 mod key_list;
+mod key_measures;
 mod metered;
 mod pool;
 mod provider;
@@ -30,16 +32,18 @@ mod tests;
 mod uses;
 pub mod volume;
 
+pub use authentic::AuthenticHeader;
 pub use cache::KeyLimits;
 pub use calls::{CallMeasure, CallsByOperation, Operation};
 pub use context::EncryptionContext;
 pub use describe::{KeyDescription, KeyState};
 pub use error::KeyError;
+pub use key_measures::{KeyMeasures, KeyStats};
 pub use pool::PoolMeasure;
 pub use provider::{Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey};
 pub use provisioned::{ProvisionedKeys, ProvisionedUse};
 pub use recipients::Recipient;
 pub use rewrap::{Missing, Wanted};
-pub use ring::{AuthenticHeader, KeyMeasures, KeyStats, OpenedKeys, Ring};
+pub use ring::{OpenedKeys, Ring};
 pub use uses::{Behalf, KeyUse, KeyUses, OnBehalf, Reason, Trail, not_recorded};
 pub use volume::Volume;

@@ -6,8 +6,9 @@
 use crate::crypto::{DataKey, FileKeys, Suite, commitment};
 use crate::format::header::{self, Header, HeaderPage, Record};
 
+use super::authentic::AuthenticHeader;
 use super::recipients::Watched;
-use super::ring::{AuthenticHeader, Ring};
+use super::ring::Ring;
 use super::{EncryptionContext, KeyError, ProviderErrorKind, ProviderKind};
 
 /// A wrapping key that a header is to have a record of.

@@ -4,21 +4,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
-
-use crate::crypto::{
-    DataKey, FileKeys, HeaderKey, KeyMemory, NameKey, ProvisionKey, Suite, VerifiedHeader, commitment, random_array,
-};
+use crate::crypto::{DataKey, FileKeys, HeaderKey, KeyMemory, ProvisionKey, Suite, commitment, random_array};
 use crate::format::geometry::PAGE_LEN;
-use crate::format::header::{self, Header, HeaderError, HeaderPage, Record, Slot};
+use crate::format::header::{self, Header, HeaderPage, Record};
 use crate::format::hex;
 
-use super::cache::{Cache, CacheKey, Unwrapped};
-use super::calls::{CallCounts, CallMeasure, CallsByOperation};
+use super::authentic::AuthenticHeader;
+use super::cache::{Cache, Unwrapped};
+use super::calls::CallCounts;
 use super::flight::Flight;
 use super::key_list::{CurrentKeys, KeyList};
 use super::metered::{Budget, Metered};
-use super::pool::{Minted, Pool, PoolMeasure};
+use super::pool::{Minted, Pool};
 use super::provisioned::{Mint, ProvisionedKeys, ProvisionedUse, Source};
 use super::recipients::{Recipient, Recipients, Watched};
 use super::refusals::Refusals;
@@ -30,54 +27,24 @@ pub struct Ring {
     suite: Suite,
     pub(super) header_key: HeaderKey,
     pub(super) keys: Arc<CurrentKeys>,
-    cache: Cache,
+    pub(super) cache: Cache,
     flight: Flight,
     refusals: Refusals,
-    pool: Pool,
+    pub(super) pool: Pool,
     pub(super) mint: Arc<Mint>,
-    limits: KeyLimits,
+    pub(super) limits: KeyLimits,
     locked: AtomicBool,
     /// That keys may be swapped out was said.
     warned: AtomicBool,
-    counts: Counts,
-    calls: Arc<CallCounts>,
-    budget: Arc<Budget>,
+    pub(super) counts: Counts,
+    pub(super) calls: Arc<CallCounts>,
+    pub(super) budget: Arc<Budget>,
 }
 
 #[derive(Default)]
-struct Counts {
-    hits: AtomicU64,
-    misses: AtomicU64,
-}
-
-/// What the key path has done so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct KeyStats {
-    /// Openings answered from memory.
-    pub hits: u64,
-    /// Openings that needed a provider.
-    pub misses: u64,
-    /// Calls of providers.
-    pub calls: CallsByOperation,
-    /// Calls that failed.
-    pub failures: u64,
-    /// Unwrapped keys in memory.
-    pub entries: u64,
-    /// What kind of memory keys are in, in this process.
-    pub memory: KeyMemory,
-}
-
-/// How the key path fares, in numbers that change.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct KeyMeasures {
-    /// Calls of providers.
-    pub calls: Vec<CallMeasure>,
-    /// Calls a second that may be made now; `None` is as many as are wanted.
-    pub calls_per_second: Option<f64>,
-    /// Unwrapped keys in memory at most.
-    pub cache_limit: u64,
-    /// Data keys for new files.
-    pub pool: PoolMeasure,
+pub(super) struct Counts {
+    pub(super) hits: AtomicU64,
+    pub(super) misses: AtomicU64,
 }
 
 /// The keys of a file, and when the provider gave the data key behind them.
@@ -86,23 +53,6 @@ pub struct OpenedKeys {
     pub keys: FileKeys,
     /// When the provider last agreed.
     pub since: Instant,
-}
-
-/// A header whose MAC was checked.
-pub struct AuthenticHeader {
-    pub(super) header: Header,
-    pub(super) verified: VerifiedHeader,
-    /// Which of the two slots it is in.
-    pub(super) slot: usize,
-    cache_key: CacheKey,
-}
-
-impl AuthenticHeader {
-    /// What it says.
-    #[must_use]
-    pub fn header(&self) -> &Header {
-        &self.header
-    }
 }
 
 /// What a ring is made of.
@@ -153,12 +103,8 @@ impl Ring {
     /// as this ring is used: a file may be open that has no name, and whose records nobody can bring along. Data keys that
     /// were made ahead are wiped; what an operation has already taken is of no use if [`Self::key_version`] was another then.
     pub fn change_keys(&self, mut allowed: Vec<(u8, Vec<u8>)>, mut recipients: Vec<Recipient>) {
-        let (before, known) = (self.keys.get(), self.recipients());
-        let gone = |old: &&Recipient| !recipients.iter().any(|new| (new.kind, &new.key) == (old.kind, &old.key));
-        let gone: Vec<_> = known.iter().filter(gone).cloned().collect();
-        recipients.extend(gone.into_iter().map(|old| Recipient { wraps_new: false, ..old }));
-        let left: Vec<_> = before.allowed.iter().filter(|key| !allowed.contains(key)).cloned().collect();
-        allowed.extend(left);
+        let known = self.recipients();
+        self.keys.get().keep_in(&mut allowed, &mut recipients);
         let meter = |recipient: Recipient| {
             let is_metered = known.iter().any(|known| Arc::ptr_eq(&known.provider, &recipient.provider));
             if is_metered { recipient } else { metered(recipient, &self.calls, &self.budget) }
@@ -172,44 +118,13 @@ impl Ring {
     /// The keys that are asked, with their providers.
     #[must_use]
     pub fn recipients(&self) -> Vec<Recipient> {
-        self.keys.get().recipients.all().map(|watched| watched.recipient().clone()).collect()
+        self.keys.get().recipients()
     }
 
     /// Counts changes of the list of keys.
     #[must_use]
     pub fn key_version(&self) -> u64 {
         self.keys.version()
-    }
-
-    /// Checks the MACs of a header page without asking any provider. The valid slot with the highest generation wins;
-    /// `None` is a page of zeros, a header that never became durable.
-    ///
-    /// # Errors
-    /// [`KeyError::Header`], [`KeyError::UnauthenticHeader`] or [`KeyError::UnknownSuite`] if no slot is valid.
-    pub fn authenticate(&self, page: &HeaderPage) -> Result<Option<AuthenticHeader>, KeyError> {
-        let [a, b] = header::parse_page(page);
-        let [a, b] =
-            [(a, 0), (b, 1)].map(|(slot, at)| slot.map_err(KeyError::from).and_then(|slot| self.verify(slot, at)));
-        match (a, b) {
-            (Ok(a), Ok(b)) => Ok(Some(if b.header.generation > a.header.generation { b } else { a })),
-            (Ok(valid), Err(_)) | (Err(_), Ok(valid)) => Ok(Some(valid)),
-            (Err(KeyError::Header(HeaderError::Empty)), Err(KeyError::Header(HeaderError::Empty))) => Ok(None),
-            (Err(KeyError::Header(HeaderError::Empty)), Err(error)) | (Err(error), Err(_)) => Err(error),
-        }
-    }
-
-    fn verify(&self, slot: Slot<'_>, at: usize) -> Result<AuthenticHeader, KeyError> {
-        let header = slot.header;
-        if header.volume_id != self.volume_id {
-            return Err(KeyError::UnauthenticHeader);
-        }
-        let suite = Suite::from_id(header.suite).ok_or_else(|| KeyError::UnknownSuite(header.suite.to_string()))?;
-        let verified = self
-            .header_key
-            .verify(slot.signed, &slot.mac, suite, header.file_id, header.commitment)
-            .map_err(|_| KeyError::UnauthenticHeader)?;
-        let cache_key = CacheKey { data_key_id: header.data_key_id, records: digest(&header.records) };
-        Ok(AuthenticHeader { header, verified, slot: at, cache_key })
     }
 
     /// The keys of the file, if its data key is in memory.
@@ -456,31 +371,6 @@ impl Ring {
         self.pool.clear();
     }
 
-    /// What was done so far.
-    #[must_use]
-    pub fn stats(&self) -> KeyStats {
-        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        KeyStats {
-            hits: read(&self.counts.hits),
-            misses: read(&self.counts.misses),
-            calls: self.calls.calls(),
-            failures: self.calls.failures(),
-            entries: self.cache.len() as u64,
-            memory: KeyMemory::in_use(),
-        }
-    }
-
-    /// The same and more for those who watch it.
-    #[must_use]
-    pub fn measures(&self) -> KeyMeasures {
-        KeyMeasures {
-            calls: self.calls.read(),
-            calls_per_second: self.budget.rate(),
-            cache_limit: self.limits.entries.get() as u64,
-            pool: self.pool.read(),
-        }
-    }
-
     #[cfg(test)]
     pub(super) fn mac_for_tests(&self, signed: &[u8]) -> [u8; 32] {
         self.header_key.mac(signed)
@@ -501,15 +391,6 @@ fn to_unwrap<'r, 'l>(list: &'l KeyList, records: &'r [Record]) -> Vec<(&'r Recor
 
 fn opened(header: &AuthenticHeader, unwrapped: &Unwrapped) -> Result<OpenedKeys, KeyError> {
     Ok(OpenedKeys { keys: FileKeys::open(&header.verified, &unwrapped.key)?, since: unwrapped.since })
-}
-
-fn digest(records: &[Record]) -> [u8; 32] {
-    let mut bytes = Vec::new();
-    for field in records.iter().flat_map(|record| [&record.key_id, &record.wrapped]) {
-        bytes.extend_from_slice(&(field.len() as u64).to_le_bytes());
-        bytes.extend_from_slice(field);
-    }
-    NameKey::digest(&bytes)
 }
 
 fn describe(records: &[Record]) -> String {
