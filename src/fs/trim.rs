@@ -2,7 +2,9 @@
 //! files that were looked up longest ago. A tree may thus have any number of files.
 //!
 //! Invariants: directories stay, since the kernel would show a process's working directory as removed; files with an open
-//! handle stay; the kernel is never asked from a thread that serves it.
+//! handle stay; the kernel is never asked from a thread that serves it. The kernel forgets an entry only while nobody looks
+//! one up in the same directory: a lookup must not wait for what it keeps from happening, so what is forgotten first are
+//! files that were looked up longest ago, which are elsewhere if anything is.
 
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -25,6 +27,8 @@ const MOST: u64 = 1 << 20;
 /// How often, and how long, an operation waits for a descriptor.
 const ATTEMPTS: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long an operation waits for the trimmer to begin, when few descriptors are left.
+const START: Duration = Duration::from_millis(100);
 
 /// Asks the kernel to forget an entry of a directory.
 pub(super) type ForgetEntry = Box<dyn Fn(InodeId, &[u8]) + Send + Sync>;
@@ -32,6 +36,8 @@ pub(super) type ForgetEntry = Box<dyn Fn(InodeId, &[u8]) + Send + Sync>;
 pub(super) struct Trimmer {
     /// With more descriptors in use than this some are given up.
     high: usize,
+    /// With more than this nobody goes on before the trimmer has begun.
+    brink: usize,
     limit: u64,
     state: Mutex<State>,
     changed: Condvar,
@@ -40,14 +46,15 @@ pub(super) struct Trimmer {
 #[derive(Default)]
 struct State {
     wanted: bool,
+    at_work: bool,
     stopped: bool,
 }
 
 impl Trimmer {
     pub(super) fn new() -> Self {
         let limit = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(MOST).min(MOST);
-        let high = usize::try_from(limit / 4 * 3).unwrap_or(usize::MAX);
-        Self { high, limit, state: Mutex::default(), changed: Condvar::new() }
+        let [high, brink] = [6, 7].map(|eighths| usize::try_from(limit / 8 * eighths).unwrap_or(usize::MAX));
+        Self { high, brink, limit, state: Mutex::default(), changed: Condvar::new() }
     }
 
     /// Descriptors that this process may have.
@@ -55,19 +62,23 @@ impl Trimmer {
         self.limit
     }
 
-    /// Wakes the trimmer if too many descriptors are in use.
+    /// Wakes the trimmer if too many descriptors are in use. On a busy machine it may be a while until it runs.
     pub(super) fn note(&self, descriptors: usize) {
         if descriptors > self.high {
-            self.wake();
+            let state = self.wake();
+            if descriptors > self.brink {
+                drop(self.changed.wait_timeout_while(state, START, |state| !state.at_work && !state.stopped));
+            }
         }
     }
 
-    fn wake(&self) {
+    fn wake(&self) -> MutexGuard<'_, State> {
         let mut state = self.state();
         if !state.wanted {
             state.wanted = true;
             self.changed.notify_all();
         }
+        state
     }
 
     /// Whether nothing should become known that nobody has asked for.
@@ -80,7 +91,7 @@ impl Trimmer {
         for _ in 0..ATTEMPTS {
             match find() {
                 Err(error) if lacks_descriptors(&error) => {
-                    self.wake();
+                    drop(self.wake());
                     std::thread::sleep(PAUSE);
                 }
                 result => return result,
@@ -108,10 +119,12 @@ impl Trimmer {
             if state.stopped {
                 return;
             }
-            state.wanted = false;
+            (state.wanted, state.at_work) = (false, true);
             drop(state);
+            self.changed.notify_all();
             let Some(fs) = weak.upgrade() else { return };
             fs.trim(self.high / 2);
+            self.state().at_work = false;
         }
     }
 
@@ -146,7 +159,7 @@ impl Filesystem {
         victims.sort_by_cached_key(|inode| inode.last_lookup.load(Ordering::Relaxed));
         victims.truncate(excess);
         let mut asked = 0_usize;
-        while let Some(inode) = victims.pop() {
+        for inode in victims {
             if let Some((directory, name)) = self.entry_of(&inode) {
                 drop(inode);
                 forget(directory, &name);
