@@ -4,12 +4,13 @@
 //! listing follow, before anybody has listed them.
 //!
 //! Listing alone fetches nothing: `ls -l` costs no call, and who opens a single file pays for few others: how far ahead is
-//! looked doubles with each file that is opened, as long as few are left out. Only for providers that are far away, and bounded: so many calls at a time,
-//! so many files ahead, so many listings remembered.
+//! looked doubles with each file that is opened, as long as few are left out. Only for providers that are far away, and
+//! bounded: so many calls at a time, so many files ahead, so many listings remembered.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::format::name::{self, Entry};
 use crate::keys::{Behalf, Reason};
@@ -25,6 +26,8 @@ const THREADS: usize = 96;
 /// How far ahead of the file that is opened, at first and at most.
 const FIRST_AHEAD: usize = 8;
 const MOST_AHEAD: usize = 256;
+/// After so long without a file that was listed and opened, it is the first again.
+const REST: Duration = Duration::from_secs(1);
 /// Directories that are looked into before a program lists them.
 const DIRECTORIES_AHEAD: usize = 16;
 /// Listings remembered, and entries of each.
@@ -60,40 +63,39 @@ struct Remembered {
     places: HashMap<u64, usize>,
     /// Files before this one have been dealt with.
     next: AtomicUsize,
-    /// How many files ahead are dealt with when the next one is opened.
-    window: AtomicUsize,
     /// Files that were opened.
     opened: AtomicUsize,
-    after: Mutex<After>,
+    /// The directory that comes next was seen to.
+    went_on: AtomicBool,
     /// No program has listed it yet.
     unasked: AtomicBool,
-}
-
-impl Remembered {
-    /// How many files ahead to look when the one at `place` is opened.
-    fn window_at(&self, place: usize) -> usize {
-        let opened = self.opened.fetch_add(1, Ordering::Relaxed) + 1;
-        let wider = |window: usize| (place < 2 * opened).then(|| (2 * window).min(MOST_AHEAD));
-        self.window.fetch_update(Ordering::Relaxed, Ordering::Relaxed, wider).unwrap_or_else(|narrow| narrow)
-    }
-}
-
-/// What is known of the directory that a walk comes to next.
-enum After {
-    Nothing,
-    /// It is being looked into for so many files, or there is none.
-    Asked(usize),
-    Listed(Weak<Remembered>),
 }
 
 pub(super) struct Prefetch {
     lane: Lane,
     listings: Mutex<VecDeque<Arc<Remembered>>>,
+    /// How far to look when the next file is opened, and when the last one was.
+    window: Mutex<(usize, Instant)>,
 }
 
 impl Prefetch {
     pub(super) fn new() -> Self {
-        Self { lane: Lane::new("kmsfs-prefetch", THREADS), listings: Mutex::default() }
+        Self {
+            lane: Lane::new("kmsfs-prefetch", THREADS),
+            listings: Mutex::default(),
+            window: Mutex::new((FIRST_AHEAD, Instant::now())),
+        }
+    }
+
+    /// How many files ahead to look when the one at `place` is opened.
+    fn window(&self, listing: &Remembered, place: usize) -> usize {
+        let opened = listing.opened.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, since) = *window;
+        let now = if since.elapsed() > REST { FIRST_AHEAD } else { last };
+        let next = if place < 2 * opened { 2 * now } else { now / 2 };
+        *window = (next.clamp(FIRST_AHEAD, MOST_AHEAD), Instant::now());
+        now
     }
 
     /// A directory that was looked into ahead of the program keeps what is known of it when the program comes: its files
@@ -148,22 +150,20 @@ impl Filesystem {
     /// Remembers what was listed of a directory.
     pub(super) fn remember_listing(&self, directory: &Arc<Inode>, listing: Listing) {
         if listing.files.len() > 1 || !listing.directories.is_empty() {
-            self.remember(directory, listing, None);
+            self.remember(directory, listing, false);
         }
     }
 
-    /// `ahead` of the program, as far as it looks in the directory that it is in, or because the program has listed it.
-    fn remember(&self, directory: &Arc<Inode>, listing: Listing, ahead: Option<usize>) -> Arc<Remembered> {
+    fn remember(&self, directory: &Arc<Inode>, listing: Listing, unasked: bool) -> Arc<Remembered> {
         let places = listing.files.iter().enumerate().map(|(place, (ino, _))| (*ino, place)).collect();
         self.prefetch.remember(Remembered {
             directory: Arc::clone(directory),
             listing,
             places,
             next: AtomicUsize::new(0),
-            window: AtomicUsize::new(ahead.unwrap_or(FIRST_AHEAD)),
             opened: AtomicUsize::new(0),
-            after: Mutex::new(After::Nothing),
-            unasked: AtomicBool::new(ahead.is_some()),
+            went_on: AtomicBool::new(false),
+            unasked: AtomicBool::new(unasked),
         })
     }
 
@@ -174,9 +174,12 @@ impl Filesystem {
             return;
         }
         let Some((listing, place)) = self.prefetch.find(id) else { return };
-        let ahead = listing.window_at(place);
+        let ahead = self.prefetch.window(&listing, place);
         let left = self.fetch_from(&listing, place + 1, ahead);
-        self.go_on_after(listing, left, DIRECTORIES_AHEAD);
+        // A walk goes on; who looks at a few files may not.
+        if ahead == MOST_AHEAD {
+            self.go_on_after(listing, left, DIRECTORIES_AHEAD);
+        }
     }
 
     /// Fetches the keys of up to `ahead` files from `place` on; returns how many more could be fetched after the last.
@@ -195,51 +198,25 @@ impl Filesystem {
         (place + ahead).saturating_sub(files.len())
     }
 
-    /// Goes on with the directories after that of `listing`.
-    fn go_on_after(self: &Arc<Self>, mut listing: Arc<Remembered>, mut ahead: usize, mut directories: usize) {
-        while ahead > 0 && directories > 0 {
-            let mut after = listing.after.lock().unwrap_or_else(PoisonError::into_inner);
-            let next = match &mut *after {
-                After::Asked(wanted) => {
-                    *wanted = ahead.max(*wanted);
-                    return;
-                }
-                After::Listed(next) => next.upgrade(),
-                After::Nothing => {
-                    *after = After::Asked(ahead);
-                    drop(after);
-                    return self.ask_for_next(listing, directories);
-                }
-            };
-            drop(after);
-            let Some(next) = next else { return };
-            ahead = self.fetch_from(&next, 0, ahead);
-            directories -= 1;
-            listing = next;
+    /// Goes on with the directories after that of `listing`, once for each.
+    fn go_on_after(self: &Arc<Self>, listing: Arc<Remembered>, ahead: usize, directories: usize) {
+        if ahead == 0 || directories == 0 || listing.went_on.swap(true, Ordering::Relaxed) {
+            return;
         }
-    }
-
-    /// Looks into the directory after that of `listing` in the background, and goes on there.
-    fn ask_for_next(self: &Arc<Self>, listing: Arc<Remembered>, directories: usize) {
         let Some((parent, entry)) = self.prefetch.directory_after(&listing) else { return };
         let fs = Arc::clone(self);
         self.prefetch.lane.run(Box::new(move |turn| {
-            let window = listing.window.load(Ordering::Relaxed);
-            if let Ok(next) = turn.and_then(|()| fs.look_into(&parent, &entry, window)) {
-                let mut after = listing.after.lock().unwrap_or_else(PoisonError::into_inner);
-                let asked = std::mem::replace(&mut *after, After::Listed(Arc::downgrade(&next)));
-                drop(after);
-                if let After::Asked(ahead) = asked {
-                    fs.go_on_after(listing, ahead, directories);
-                }
+            if let Ok(next) = turn.and_then(|()| fs.look_into(&parent, &entry)) {
+                let left = fs.fetch_from(&next, 0, ahead);
+                fs.go_on_after(next, left, directories - 1);
             }
         }));
     }
 
     /// Lists a directory that nobody has listed yet.
-    fn look_into(&self, parent: &Inode, entry: &str, window: usize) -> Result<Arc<Remembered>, Error> {
+    fn look_into(&self, parent: &Inode, entry: &str) -> Result<Arc<Remembered>, Error> {
         let (directory, _) = self.learn(parent.node.lookup(entry)?)?;
-        let listed = self.list_quietly(&directory).map(|listing| self.remember(&directory, listing, Some(window)));
+        let listed = self.list_quietly(&directory).map(|listing| self.remember(&directory, listing, true));
         self.forget(directory.id, 1);
         listed
     }

@@ -27,7 +27,7 @@ const FIRST_DEPTH: usize = 4;
 /// Provisioned keys kept ready at most.
 const MAX_THRIFTY_DEPTH: usize = 16;
 /// Provider calls under way at most.
-const MAX_CALLS: usize = 64;
+const MAX_CALLS: usize = 48;
 /// A thread without work waits so long for more before it ends.
 const LINGER: Duration = Duration::from_secs(1);
 /// After so long without a taker, half of what is kept ready is enough.
@@ -222,7 +222,7 @@ impl State {
 
     /// Whether keys should be made: they are made many at a time, which wakes threads less often.
     fn is_low(&self, most: usize) -> bool {
-        self.waiting > 0 || self.ready.len() + self.calls <= self.depth.min(most) / 2
+        self.waiting > 0 || self.ready.len() + self.calls <= self.depth.min(most) / 4
     }
 
     fn wants_another(&self, most: usize) -> bool {
@@ -377,11 +377,11 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_made_when_half_of_them_are_left() {
+    fn keys_are_made_when_few_are_left() {
         let (provider, pool) = pool(true, 1);
         pool.take().unwrap();
         until(&pool, |state| state.ready.len() == FIRST_DEPTH && state.calls == 0);
-        for left in (FIRST_DEPTH / 2 + 1..FIRST_DEPTH).rev() {
+        for left in (FIRST_DEPTH / 4 + 1..FIRST_DEPTH).rev() {
             pool.take_ready().unwrap();
             let state = pool.shared.state();
             assert_eq!((state.ready.len(), state.calls), (left, 0));
@@ -389,7 +389,7 @@ mod tests {
         let before = provider.calls().generate;
         pool.take_ready().unwrap();
         until(&pool, |state| state.ready.len() == FIRST_DEPTH && state.calls == 0);
-        assert_eq!(provider.calls().generate, before + FIRST_DEPTH as u64 / 2);
+        assert_eq!(provider.calls().generate, before + FIRST_DEPTH as u64 / 4 * 3);
     }
 
     #[test]
@@ -397,7 +397,7 @@ mod tests {
         let (_, pool) = pool(true, 1);
         for _ in 0..20 {
             pool.take().unwrap();
-            until(&pool, |state| state.ready.len() > FIRST_DEPTH / 2 && state.calls == 0);
+            until(&pool, |state| state.ready.len() > FIRST_DEPTH / 4 && state.calls == 0);
         }
         let state = pool.shared.state();
         assert!(state.idle <= FIRST_DEPTH + 2 && state.given.is_empty(), "{} idle", state.idle);
@@ -420,7 +420,7 @@ mod tests {
         until(&pool, |state| state.ready.len() == FIRST_DEPTH && state.calls == 0);
         let ready = Arc::clone(&pool.shared.state().ready[0].data_key);
         provider.hold();
-        assert!((0..FIRST_DEPTH / 2).all(|_| pool.take_ready().is_some()));
+        assert!((0..FIRST_DEPTH / 4 * 3).all(|_| pool.take_ready().is_some()));
         provider.until_waiting(1);
         pool.clear();
         assert_eq!((Arc::strong_count(&taken.data_key), Arc::strong_count(&ready)), (1, 1));
