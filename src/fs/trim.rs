@@ -46,6 +46,8 @@ pub(super) struct Trimmer {
 #[derive(Default)]
 struct State {
     wanted: bool,
+    /// Counts the rounds that have begun.
+    begun: u64,
     at_work: bool,
     stopped: bool,
 }
@@ -67,7 +69,9 @@ impl Trimmer {
         if descriptors > self.high {
             let state = self.wake();
             if descriptors > self.brink {
-                drop(self.changed.wait_timeout_while(state, START, |state| !state.at_work && !state.stopped));
+                let before = state.begun;
+                let waits = |state: &mut State| state.begun == before && !state.at_work && !state.stopped;
+                drop(self.changed.wait_timeout_while(state, START, waits));
             }
         }
     }
@@ -120,6 +124,7 @@ impl Trimmer {
                 return;
             }
             (state.wanted, state.at_work) = (false, true);
+            state.begun += 1;
             drop(state);
             self.changed.notify_all();
             let Some(fs) = weak.upgrade() else { return };
