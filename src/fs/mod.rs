@@ -21,6 +21,7 @@ mod names;
 mod namespace;
 mod open;
 mod order;
+mod pace;
 mod prefetch;
 mod provisioned;
 mod rekey;

@@ -5,12 +5,13 @@
 //!
 //! Listing alone fetches nothing: `ls -l` costs no call, and who opens a single file pays for few others: how far ahead is
 //! looked doubles with each file that is opened, as long as few are left out. Only for providers that are far away, and
-//! bounded: so many calls at a time, so many files ahead, so many listings remembered.
+//! bounded: so many calls at a time, so many files ahead, so many listings remembered. A provider that gives none of
+//! several keys in a row is left alone for a while.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use crate::format::name::{self, Entry};
 use crate::keys::{Behalf, Reason};
@@ -18,16 +19,12 @@ use crate::storage::{Access, NodeKind};
 
 use super::inode::Inode;
 use super::lane::Lane;
+use super::pace::Pace;
 use super::open::Found;
 use super::{Error, Filesystem, InodeId};
 
 /// Calls at a time.
 const THREADS: usize = 96;
-/// How far ahead of the file that is opened, at first and at most.
-const FIRST_AHEAD: usize = 8;
-const MOST_AHEAD: usize = 256;
-/// After so long without a file that was listed and opened, it is the first again.
-const REST: Duration = Duration::from_secs(1);
 /// Directories that are looked into before a program lists them.
 const DIRECTORIES_AHEAD: usize = 16;
 /// Listings remembered, and entries of each.
@@ -74,8 +71,7 @@ struct Remembered {
 pub(super) struct Prefetch {
     lane: Lane,
     listings: Mutex<VecDeque<Arc<Remembered>>>,
-    /// How far to look when the next file is opened, and when the last one was.
-    window: Mutex<(usize, Instant)>,
+    pace: Mutex<Pace>,
 }
 
 impl Prefetch {
@@ -83,19 +79,12 @@ impl Prefetch {
         Self {
             lane: Lane::new("kmsfs-prefetch", THREADS),
             listings: Mutex::default(),
-            window: Mutex::new((FIRST_AHEAD, Instant::now())),
+            pace: Mutex::new(Pace::new(Instant::now())),
         }
     }
 
-    /// How many files ahead to look when the one at `place` is opened.
-    fn window(&self, listing: &Remembered, place: usize) -> usize {
-        let opened = listing.opened.fetch_add(1, Ordering::Relaxed) + 1;
-        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last, since) = *window;
-        let now = if since.elapsed() > REST { FIRST_AHEAD } else { last };
-        let next = if place < 2 * opened { 2 * now } else { now / 2 };
-        *window = (next.clamp(FIRST_AHEAD, MOST_AHEAD), Instant::now());
-        now
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A directory that was looked into ahead of the program keeps what is known of it when the program comes: its files
@@ -174,10 +163,11 @@ impl Filesystem {
             return;
         }
         let Some((listing, place)) = self.prefetch.find(id) else { return };
-        let ahead = self.prefetch.window(&listing, place);
+        let opened = listing.opened.fetch_add(1, Ordering::Relaxed) + 1;
+        let ahead = self.prefetch.pace().ahead(place < 2 * opened, Instant::now());
         let left = self.fetch_from(&listing, place + 1, ahead);
         // A walk goes on; who looks at a few files may not.
-        if ahead == MOST_AHEAD {
+        if ahead == Pace::MOST_AHEAD {
             self.go_on_after(listing, left, DIRECTORIES_AHEAD);
         }
     }
@@ -236,6 +226,9 @@ impl Filesystem {
 
     /// Whoever lists a directory with attributes knows its inodes already.
     fn fetch_key(&self, directory: &Inode, ino: u64, entry: &str) -> Result<(), Error> {
+        if self.prefetch.pace().is_paused(Instant::now()) {
+            return Ok(());
+        }
         let _ahead = Behalf::ahead(Reason::Prefetch).enter();
         if let Some(known) = self.inodes.by_entry(ino) {
             return self.fetch_key_of(&known);
@@ -252,7 +245,10 @@ impl Filesystem {
         }
         let file = self.open_backing(inode, Access::Read)?;
         if let Found::Header(header) = self.find_header(inode, &file)? {
-            self.volume.ring.open(&header)?;
+            let opened = self.volume.ring.open(&header);
+            let has_none = opened.as_ref().is_err_and(|error| error.provider_kind().is_some());
+            self.prefetch.pace().note(!has_none, Instant::now());
+            opened?;
         }
         Ok(())
     }
