@@ -19,8 +19,8 @@ use crate::storage::{Access, NodeKind};
 
 use super::inode::Inode;
 use super::lane::Lane;
-use super::pace::Pace;
 use super::open::Found;
+use super::pace::Pace;
 use super::{Error, Filesystem, InodeId};
 
 /// Calls at a time.
