@@ -12,14 +12,18 @@ mod isolated;
 #[path = "support/moto.rs"]
 mod moto;
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fake_kms::FakeKms;
 use isolated::isolated_in;
 use kmsfs::crypto::DataKey;
 use kmsfs::keys::providers::{AwsSettings, ProviderSettings, open};
-use kmsfs::keys::{EncryptionContext, Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey};
+use kmsfs::keys::{
+    EncryptionContext, KeyUse, KeyUses, Operation, Provider, ProviderError, ProviderErrorKind, ProviderKind, Trail,
+    WrappedKey,
+};
 use moto::Moto;
 
 const ARN: &str = "arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
@@ -129,6 +133,51 @@ fn a_key_goes_by_its_id_its_alias_and_its_arn() {
                 assert_eq!(again.expose(), data_key.expose(), "{name}");
             }
         }
+    });
+}
+
+/// What is recorded of calls.
+#[derive(Default)]
+struct Kept(Mutex<Vec<KeyUse>>);
+
+impl KeyUses for Kept {
+    fn check(&self) -> Result<(), ProviderError> {
+        Ok(())
+    }
+
+    fn note(&self, key_use: KeyUse) -> Result<(), ProviderError> {
+        self.0.lock().unwrap().push(key_use);
+        Ok(())
+    }
+}
+
+#[test]
+fn many_data_keys_at_once_have_each_their_own_context_and_request() {
+    isolated("many_data_keys_at_once_have_each_their_own_context_and_request", || {
+        let moto = Moto::start();
+        let kept = Arc::new(Kept::default());
+        let aws = AwsSettings { endpoint: Some(moto.endpoint()), ..AwsSettings::default() };
+        let settings = ProviderSettings { aws, trail: Some(Trail(kept.clone())), ..ProviderSettings::default() };
+        let provider = open(ProviderKind::AwsKms, &moto.create_key().arn, None, &settings).unwrap();
+        assert!(provider.makes_many_at_once());
+        let contexts: Vec<_> = (0..32).map(|n| EncryptionContext::data_key(&[1; 16], &[n; 16])).collect();
+        let mut made: Vec<_> = contexts.iter().map(|_| None).collect();
+        // The second time without most of the SDK.
+        for _ in 0..2 {
+            provider.generate_data_keys(&contexts, &mut |place, answer| made[place] = Some(answer.unwrap()));
+        }
+        for (place, context) in contexts.iter().enumerate() {
+            let (data_key, wrapped) = made[place].as_ref().unwrap();
+            let again = provider.unwrap(&wrapped.key_id, &wrapped.bytes, context).unwrap();
+            assert_eq!(again.expose(), data_key.expose());
+            let other = &contexts[(place + 1) % contexts.len()];
+            assert!(provider.unwrap(&wrapped.key_id, &wrapped.bytes, other).is_err());
+        }
+        let kept = kept.0.lock().unwrap();
+        let made: Vec<_> = kept.iter().filter(|key_use| key_use.operation == Operation::Generate).collect();
+        let ids: BTreeSet<_> = made.iter().filter_map(|key_use| key_use.request_id.clone()).collect();
+        let data_keys: BTreeSet<_> = made.iter().filter_map(|key_use| key_use.data_key.clone()).collect();
+        assert_eq!((made.len(), ids.len(), data_keys.len()), (64, 64, 32));
     });
 }
 

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use crate::crypto::DataKey;
 
 use super::calls::CallCounts;
-use super::{EncryptionContext, Operation, Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey};
+use super::{
+    EncryptionContext, Generated, Operation, Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey,
+};
 
 /// Calls may come in bursts of so many seconds' worth.
 const BURST: f64 = 0.1;
@@ -166,14 +168,19 @@ impl Metered {
     ) -> Result<T, ProviderError> {
         let began = Instant::now();
         let answer = call();
+        self.note(operation, began, &answer);
+        answer
+    }
+
+    /// Counts a call that began at `began`.
+    fn note<T>(&self, operation: Operation, began: Instant, answer: &Result<T, ProviderError>) {
         let ended = Instant::now();
-        self.counts.count(operation, &answer, ended.saturating_duration_since(began));
-        match &answer {
+        self.counts.count(operation, answer, ended.saturating_duration_since(began));
+        match answer {
             Ok(_) => self.budget.speed_up(ended),
             Err(error) if error.kind == ProviderErrorKind::Throttled => self.budget.slow_down(began, ended),
             Err(_) => {}
         }
-        answer
     }
 }
 
@@ -190,8 +197,26 @@ impl Provider for Metered {
         self.provider.can_unwrap()
     }
 
-    fn generate_data_key(&self, context: &EncryptionContext) -> Result<(DataKey, WrappedKey), ProviderError> {
+    fn generate_data_key(&self, context: &EncryptionContext) -> Generated {
         self.call(Operation::Generate, || self.provider.generate_data_key(context))
+    }
+
+    /// Under a rate each call has its turn.
+    fn makes_many_at_once(&self) -> bool {
+        self.budget.rate().is_none() && self.provider.makes_many_at_once()
+    }
+
+    /// One that is throttled is not made again.
+    fn generate_data_keys(&self, contexts: &[EncryptionContext], each: &mut dyn FnMut(usize, Generated)) {
+        if !self.makes_many_at_once() {
+            contexts.iter().enumerate().for_each(|(place, context)| each(place, self.generate_data_key(context)));
+            return;
+        }
+        let began = Instant::now();
+        self.provider.generate_data_keys(contexts, &mut |place, answer| {
+            self.note(Operation::Generate, began, &answer);
+            each(place, answer);
+        });
     }
 
     fn unwrap(&self, key_id: &str, wrapped: &[u8], context: &EncryptionContext) -> Result<DataKey, ProviderError> {
@@ -277,6 +302,37 @@ mod tests {
         assert_eq!((counts.calls(), counts.failures()), (each, 6));
         let calls = provider.calls();
         assert_eq!([calls.generate, calls.generate_wrapped, calls.unwrap, calls.wrap, calls.rewrap], [2; 5]);
+    }
+
+    #[test]
+    fn many_keys_are_made_at_once_unless_there_is_a_rate_and_each_is_counted() {
+        let provider = Arc::new(ScriptedProvider::new("k", true));
+        provider.make_many_at_once();
+        let metered = |limit| {
+            let counts: Arc<CallCounts> = Arc::default();
+            (Metered::new(provider.clone(), Arc::clone(&counts), Arc::new(Budget::new(limit))), counts)
+        };
+        let contexts = [2, 3, 4].map(|id| EncryptionContext::data_key(&[1; 16], &[id; 16]));
+        let kinds = |metered: &Metered| {
+            let mut kinds = Vec::new();
+            metered.generate_data_keys(&contexts, &mut |place, answer| {
+                kinds.push((place, answer.err().map(|error| error.kind)));
+            });
+            kinds
+        };
+        let (free, counts) = metered(None);
+        assert!(free.makes_many_at_once());
+        provider.then(Answer::Right);
+        provider.then(Answer::Fail(ProviderErrorKind::Throttled));
+        assert_eq!(kinds(&free), [(0, None), (1, Some(ProviderErrorKind::Throttled)), (2, None)]);
+        assert_eq!((counts.calls().generate, counts.failures()), (3, 1));
+        assert!(!free.makes_many_at_once(), "the provider throttles");
+        let (limited, counts) = metered(NonZeroU32::new(10));
+        assert!(!limited.makes_many_at_once());
+        let start = Instant::now();
+        assert_eq!(kinds(&limited), [(0, None), (1, None), (2, None)]);
+        assert!(start.elapsed() >= Duration::from_millis(90), "the third one waits for its turn");
+        assert_eq!(counts.calls().generate, 3);
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub use describe::{KeyDescription, KeyState};
 pub use error::KeyError;
 pub use key_measures::{KeyMeasures, KeyStats};
 pub use pool::PoolMeasure;
-pub use provider::{Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey};
+pub use provider::{Generated, Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey};
 pub use provisioned::{ProvisionedKeys, ProvisionedUse};
 pub use recipients::Recipient;
 pub use rewrap::{Missing, Wanted};

@@ -47,6 +47,13 @@ pub(super) struct Minted {
     pub(super) origin: Option<Origin>,
 }
 
+impl Minted {
+    /// One that the provider has just given.
+    pub(super) fn new(data_key_id: [u8; 16], data_key: DataKey, records: Vec<Record>) -> Self {
+        Self { data_key: Arc::new(data_key), data_key_id, records, since: Instant::now(), origin: None }
+    }
+}
+
 /// Data keys for new files, at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolMeasure {
@@ -140,20 +147,16 @@ impl Pool {
         let mut state = self.shared.state();
         state.depth = (state.depth * 2).clamp(FIRST_DEPTH, MAX_DEPTH);
         state.waiting += 1;
+        let files_per_data_key = self.shared.files_per_data_key;
         let answer = loop {
+            if let Some(answer) = state.answer(files_per_data_key, start) {
+                break answer;
+            }
             drop(state);
             self.fill();
             state = self.shared.state();
-            if let Some(minted) = state.take(self.shared.files_per_data_key) {
-                break Ok(minted);
-            }
-            if let Some((error, at)) = &state.failure
-                && *at >= start
-            {
-                break Err(error.clone());
-            }
-            if start.elapsed() >= MAX_WAIT {
-                break Err(ProviderError::new(ProviderErrorKind::Unavailable, "no data key was to be had in time"));
+            if let Some(answer) = state.answer(files_per_data_key, start) {
+                break answer;
             }
             let waited = self.shared.changed.wait_timeout(state, MAX_WAIT);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -214,6 +217,20 @@ impl State {
         Some(self.put_in_use(minted, files_per_data_key))
     }
 
+    /// What one who has waited since `start` gets, if it is settled.
+    fn answer(&mut self, files_per_data_key: u32, start: Instant) -> Option<Result<Minted, ProviderError>> {
+        if let Some(minted) = self.take(files_per_data_key) {
+            return Some(Ok(minted));
+        }
+        if let Some((error, at)) = &self.failure
+            && *at >= start
+        {
+            return Some(Err(error.clone()));
+        }
+        let late = || ProviderError::new(ProviderErrorKind::Unavailable, "no data key was to be had in time");
+        (start.elapsed() >= MAX_WAIT).then(|| Err(late()))
+    }
+
     /// Takes the first use of a data key, and keeps it for the others.
     fn put_in_use(&mut self, minted: Minted, files_per_data_key: u32) -> Minted {
         self.current = (files_per_data_key > 1).then(|| (minted.clone(), files_per_data_key - 1));
@@ -262,42 +279,76 @@ impl Shared {
     /// Makes data keys for as long as some are missing; the first one was asked for in `epoch`.
     fn work(self: &Arc<Self>, mut epoch: u64) {
         let _ahead = Behalf::ahead(Reason::Pool).enter();
+        let mut alone = false;
         loop {
+            let calls = if alone { 1 } else { self.add_calls(epoch) };
             self.start_call();
-            let made = self.mint.mint();
-            let most = self.most_ready();
-            let mut state = self.state();
-            let failed = made.is_err();
-            let (mut unused, mut quiet) = (None, false);
-            match made {
-                Ok(minted) if state.epoch == epoch => state.ready.push_back(minted),
-                Ok(minted) => unused = minted.origin,
-                // What was taken a moment ago may be enough for all who wait; the last of them tells if not.
-                Err(MintError { used_up: true, .. }) if state.calls > 1 => quiet = true,
-                Err(MintError { error, .. }) => state.failure = Some((error, Instant::now())),
-            }
-            if state.last_taken.elapsed() > IDLE {
-                state.depth /= 2;
-            }
-            state.calls -= 1;
-            let go_on = !failed && state.wants_another(most);
-            state.calls += usize::from(go_on);
-            epoch = state.epoch;
-            let is_awaited = state.waiting > 0;
-            drop(state);
-            if let Some(origin) = unused {
-                self.mint.put_back(&origin);
-            }
-            if is_awaited && !quiet {
-                self.changed.notify_all();
-            }
-            if !go_on {
-                match self.linger() {
-                    Some(given) => epoch = given,
-                    None => return,
-                }
+            let mut failed = false;
+            alone = false;
+            self.mint.mint_many(calls, &mut |made| {
+                let is_worse_alone = made.as_ref().is_err_and(|error| !error.alone);
+                (failed, alone) = (failed | is_worse_alone, alone | (made.is_err() && !is_worse_alone));
+                self.deliver(made, epoch);
+            });
+            match self.next_call(failed) {
+                Some(given) => epoch = given,
+                None => return,
             }
         }
+    }
+
+    /// Adds the calls that are missing to the one that a thread is about to make, if they are made in the same time;
+    /// returns how many it is to make.
+    fn add_calls(&self, epoch: u64) -> usize {
+        if !self.mint.makes_many_at_once() {
+            return 1;
+        }
+        let most = self.most_ready();
+        let mut state = self.state();
+        let before = state.calls;
+        while state.epoch == epoch && state.wants_another(most) {
+            state.calls += 1;
+        }
+        1 + state.calls - before
+    }
+
+    /// Takes what a call of `epoch` has come to.
+    fn deliver(&self, made: Result<Minted, MintError>, epoch: u64) {
+        let mut state = self.state();
+        let (mut unused, mut quiet) = (None, false);
+        match made {
+            Ok(minted) if state.epoch == epoch => state.ready.push_back(minted),
+            Ok(minted) => unused = minted.origin,
+            Err(MintError { alone: true, .. }) => quiet = true,
+            // What was taken a moment ago may be enough for all who wait; the last of them tells if not.
+            Err(MintError { used_up: true, .. }) if state.calls > 1 => quiet = true,
+            Err(MintError { error, .. }) => state.failure = Some((error, Instant::now())),
+        }
+        state.calls -= 1;
+        let is_awaited = state.waiting > 0;
+        drop(state);
+        if let Some(origin) = unused {
+            self.mint.put_back(&origin);
+        }
+        if is_awaited && !quiet {
+            self.changed.notify_all();
+        }
+    }
+
+    /// The epoch of the next call of a thread: now, if one is missing and the last ones did not fail, or else later. With
+    /// none the thread ends.
+    fn next_call(&self, failed: bool) -> Option<u64> {
+        let most = self.most_ready();
+        let mut state = self.state();
+        if state.last_taken.elapsed() > IDLE {
+            state.depth /= 2;
+        }
+        if !failed && state.wants_another(most) {
+            state.calls += 1;
+            return Some(state.epoch);
+        }
+        drop(state);
+        self.linger()
     }
 
     /// Waits a while for more work, which saves a thread for every call; returns the epoch it was given in.
@@ -321,111 +372,5 @@ impl Shared {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::keys::providers::scripted::{Answer, ScriptedProvider};
-
-    fn pool(remote: bool, files_per_data_key: u32) -> (Arc<ScriptedProvider>, Pool) {
-        let provider = Arc::new(ScriptedProvider::new("k", remote));
-        let mint = Arc::new(Mint::for_tests(provider.clone()));
-        (provider, Pool::new(mint, files_per_data_key))
-    }
-
-    fn until(pool: &Pool, holds: impl Fn(&State) -> bool) {
-        let start = Instant::now();
-        while !holds(&pool.shared.state()) {
-            assert!(start.elapsed() < Duration::from_secs(10));
-            std::thread::yield_now();
-        }
-    }
-
-    #[test]
-    fn a_data_key_serves_as_many_files_as_it_may() {
-        for remote in [false, true] {
-            let (_, pool) = pool(remote, 3);
-            let ids: Vec<_> = (0..7).map(|_| pool.take().unwrap().data_key_id).collect();
-            assert!(ids[0] == ids[2] && ids[2] != ids[3] && ids[3] == ids[5] && ids[5] != ids[6]);
-        }
-    }
-
-    #[test]
-    fn a_near_provider_is_asked_for_what_is_needed_only() {
-        let (provider, pool) = pool(false, 1);
-        for _ in 0..5 {
-            pool.take().unwrap();
-        }
-        assert_eq!(provider.calls().generate, 5);
-    }
-
-    #[test]
-    fn keys_are_made_ahead_and_more_of_them_when_somebody_waits() {
-        let (provider, pool) = pool(true, 1);
-        pool.take().unwrap();
-        until(&pool, |state| state.ready.len() == FIRST_DEPTH && state.calls == 0);
-        provider.hold();
-        for _ in 0..FIRST_DEPTH {
-            assert!(pool.take_ready().is_some());
-        }
-        assert!(pool.take_ready().is_none());
-        std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| pool.take().is_ok());
-            until(&pool, |state| state.depth == 2 * FIRST_DEPTH);
-            provider.release();
-            assert!(waiting.join().unwrap());
-        });
-        until(&pool, |state| state.ready.len() == 2 * FIRST_DEPTH && state.calls == 0);
-    }
-
-    #[test]
-    fn keys_are_made_when_few_are_left() {
-        let (provider, pool) = pool(true, 1);
-        pool.take().unwrap();
-        until(&pool, |state| state.ready.len() == FIRST_DEPTH && state.calls == 0);
-        for left in (FIRST_DEPTH / 4 + 1..FIRST_DEPTH).rev() {
-            pool.take_ready().unwrap();
-            let state = pool.shared.state();
-            assert_eq!((state.ready.len(), state.calls), (left, 0));
-        }
-        let before = provider.calls().generate;
-        pool.take_ready().unwrap();
-        until(&pool, |state| state.ready.len() == FIRST_DEPTH && state.calls == 0);
-        assert_eq!(provider.calls().generate, before + FIRST_DEPTH as u64 / 4 * 3);
-    }
-
-    #[test]
-    fn a_thread_that_has_made_a_key_makes_the_next_one_too() {
-        let (_, pool) = pool(true, 1);
-        for _ in 0..20 {
-            pool.take().unwrap();
-            until(&pool, |state| state.ready.len() > FIRST_DEPTH / 4 && state.calls == 0);
-        }
-        let state = pool.shared.state();
-        assert!(state.idle <= FIRST_DEPTH + 2 && state.given.is_empty(), "{} idle", state.idle);
-    }
-
-    #[test]
-    fn a_failure_reaches_those_who_wait_and_no_later_ones() {
-        let (provider, pool) = pool(true, 1);
-        provider.always(Answer::Fail(ProviderErrorKind::Denied));
-        assert_eq!(pool.take().err().unwrap().kind, ProviderErrorKind::Denied);
-        until(&pool, |state| state.calls == 0);
-        provider.always(Answer::Right);
-        assert!(pool.take().is_ok());
-    }
-
-    #[test]
-    fn what_is_ready_is_wiped_and_what_was_asked_for_before_is_not_kept() {
-        let (provider, pool) = pool(true, 1);
-        let taken = pool.take().unwrap();
-        until(&pool, |state| state.ready.len() == FIRST_DEPTH && state.calls == 0);
-        let ready = Arc::clone(&pool.shared.state().ready[0].data_key);
-        provider.hold();
-        assert!((0..FIRST_DEPTH / 4 * 3).all(|_| pool.take_ready().is_some()));
-        provider.until_waiting(1);
-        pool.clear();
-        assert_eq!((Arc::strong_count(&taken.data_key), Arc::strong_count(&ready)), (1, 1));
-        provider.release();
-        until(&pool, |state| state.calls == 0);
-        assert!(pool.shared.state().ready.is_empty());
-    }
-}
+#[path = "pool_tests.rs"]
+mod tests;

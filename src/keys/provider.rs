@@ -96,6 +96,9 @@ pub struct WrappedKey {
     pub bytes: Vec<u8>,
 }
 
+/// A new data key, and the same under a wrapping key.
+pub type Generated = Result<(DataKey, WrappedKey), ProviderError>;
+
 /// A source of data keys. Keys are named as in [`WrappedKey::key_id`]. Implementations set a deadline on every wait, check every answer (exactly 32 bytes, the key
 /// that was asked for), and neither log nor keep what they unwrap.
 pub trait Provider: Send + Sync {
@@ -117,7 +120,20 @@ pub trait Provider: Send + Sync {
     ///
     /// # Errors
     /// [`ProviderError`].
-    fn generate_data_key(&self, context: &EncryptionContext) -> Result<(DataKey, WrappedKey), ProviderError>;
+    fn generate_data_key(&self, context: &EncryptionContext) -> Generated;
+
+    /// Whether [`Self::generate_data_keys`] makes many of them in the time of one.
+    fn makes_many_at_once(&self) -> bool {
+        false
+    }
+
+    /// A new data key for each context, as [`Self::generate_data_key`] makes it. `each` is told of every one as soon as it is
+    /// there, with the place of its context, on this thread; it must not call a provider.
+    fn generate_data_keys(&self, contexts: &[EncryptionContext], each: &mut dyn FnMut(usize, Generated)) {
+        for (place, context) in contexts.iter().enumerate() {
+            each(place, self.generate_data_key(context));
+        }
+    }
 
     /// The data key in `wrapped`, which was wrapped by `key_id` with the same `context`. The caller has checked that
     /// `key_id` is on the volume's list.

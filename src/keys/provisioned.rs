@@ -162,11 +162,13 @@ pub(super) struct MintError {
     pub(super) error: ProviderError,
     /// There is no provisioned key to be had; others may have been taken a moment ago.
     pub(super) used_up: bool,
+    /// [`Mint::mint`] may do better.
+    pub(super) alone: bool,
 }
 
 impl From<ProviderError> for MintError {
     fn from(error: ProviderError) -> Self {
-        Self { error, used_up: false }
+        Self { error, used_up: false, alone: false }
     }
 }
 
@@ -182,7 +184,7 @@ impl Mint {
         if source.only {
             let message = "no provisioned key is left: make more with `kmsfs keys provision`";
             let error = ProviderError::new(ProviderErrorKind::KeyNotFound, message);
-            return Err(MintError { error, used_up: true });
+            return Err(MintError { used_up: true, ..error.into() });
         }
         match self.generate() {
             Err(error) if error.kind == ProviderErrorKind::Denied => {
@@ -190,7 +192,7 @@ impl Mint {
                 let used_up = || {
                     let none = "or make keys ahead with `kmsfs keys provision`: no provisioned key is left";
                     let error = ProviderError::new(error.kind, format!("{error}; {none}"));
-                    MintError { error, used_up: true }
+                    MintError { used_up: true, ..error.into() }
                 };
                 self.take(source)?.ok_or_else(used_up)
             }
@@ -199,6 +201,42 @@ impl Mint {
                 source.set_refused(false);
                 Ok(minted)
             }
+        }
+    }
+
+    /// Whether many data keys are made in the time of one.
+    pub(super) fn makes_many_at_once(&self) -> bool {
+        let list = self.keys.get();
+        let only = list.recipients.only_one_to_generate();
+        !self.is_thrifty() && only.is_some_and(|watched| watched.provider().makes_many_at_once())
+    }
+
+    /// Data keys for new files, as [`Self::mint`] makes them; `each` is told of every one as soon as it is there.
+    pub(super) fn mint_many(&self, count: usize, each: &mut dyn FnMut(Result<Minted, MintError>)) {
+        let list = self.keys.get();
+        let Some(watched) = list.recipients.only_one_to_generate().filter(|_| count > 1) else {
+            (0..count).for_each(|_| each(self.mint()));
+            return;
+        };
+        let ids: Vec<[u8; 16]> = (0..count).map(|_| random_array()).collect();
+        let contexts: Vec<_> = ids.iter().map(|id| EncryptionContext::data_key(&self.volume_id, id)).collect();
+        watched.begin();
+        watched.provider().generate_data_keys(&contexts, &mut |place, answer| {
+            watched.note(&answer);
+            each(match answer {
+                Ok((data_key, wrapped)) => Ok(Minted::new(ids[place], data_key, vec![watched.record(wrapped)])),
+                Err(error) => Err(MintError { alone: self.may_do_better(&error), ..error.into() }),
+            });
+        });
+    }
+
+    /// Whether a data key that is made alone may be had where one of many was not: it waits for its turn, or is taken from
+    /// the provisioned ones.
+    fn may_do_better(&self, error: &ProviderError) -> bool {
+        match error.kind {
+            ProviderErrorKind::Throttled => true,
+            ProviderErrorKind::Denied => self.source.get().is_some(),
+            _ => false,
         }
     }
 
@@ -218,10 +256,8 @@ impl Mint {
             watched.note(&answer);
             match answer {
                 Ok((data_key, wrapped)) => {
-                    let record = Record::of(watched.recipient().kind.tag(), wrapped.key_id, wrapped.bytes);
-                    let records = list.recipients.with_others(record, &data_key, &context);
-                    let (data_key, since) = (Arc::new(data_key), Instant::now());
-                    return Ok(Minted { data_key, data_key_id, records, since, origin: None });
+                    let records = list.recipients.with_others(watched.record(wrapped), &data_key, &context);
+                    return Ok(Minted::new(data_key_id, data_key, records));
                 }
                 Err(error) => failure = failure.or(Some(error)),
             }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::crypto::DataKey;
 use crate::format::header::Record;
 
-use super::{EncryptionContext, Provider, ProviderError, ProviderErrorKind, ProviderKind};
+use super::{EncryptionContext, Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey};
 
 /// So long a provider that did not answer is asked after the others, and one that could not wrap is not asked to.
 const DOWN: Duration = Duration::from_secs(30);
@@ -88,6 +88,12 @@ impl Recipients {
         wrapping
     }
 
+    /// The only one that new data keys get a record of, if there is no other.
+    pub(super) fn only_one_to_generate(&self) -> Option<&Watched> {
+        let mut wrapping = self.0.iter().filter(|watched| watched.recipient.wraps_new);
+        wrapping.next().filter(|_| wrapping.next().is_none())
+    }
+
     /// The records of a data key of which `first` is one already, in the list's order. One that cannot be made now is left
     /// out: a file that all but one can open is worth more than none, and `kmsfs rewrap` adds what is missing.
     pub(super) fn with_others(&self, first: Record, data_key: &DataKey, context: &EncryptionContext) -> Vec<Record> {
@@ -112,6 +118,11 @@ impl Watched {
 
     pub(super) fn recipient(&self) -> &Recipient {
         &self.recipient
+    }
+
+    /// The record of a key that it has wrapped.
+    pub(super) fn record(&self, wrapped: WrappedKey) -> Record {
+        Record::of(self.recipient.kind.tag(), wrapped.key_id, wrapped.bytes)
     }
 
     fn made(&self, record: &Record) -> bool {
@@ -160,7 +171,7 @@ impl Watched {
         let told = std::mem::replace(&mut health.told, wrapped.is_err());
         drop(health);
         match wrapped {
-            Ok(wrapped) => Some(Record::of(kind.tag(), wrapped.key_id, wrapped.bytes)),
+            Ok(wrapped) => Some(self.record(wrapped)),
             Err(error) => {
                 if !told {
                     tracing::warn!(

@@ -7,8 +7,8 @@ use crate::crypto::DataKey;
 
 use super::uses::{note_request_id, take_request_id};
 use super::{
-    Behalf, EncryptionContext, KeyDescription, KeyUse, Operation, Provider, ProviderError, ProviderKind, Trail,
-    WrappedKey,
+    Behalf, EncryptionContext, Generated, KeyDescription, KeyUse, Operation, Provider, ProviderError, ProviderKind,
+    Trail, WrappedKey,
 };
 
 /// A provider whose every call is recorded, throttled ones included.
@@ -25,6 +25,8 @@ impl Recorded {
     }
 
     /// Makes a call and records it; `used` says which wrapping key an answer is from.
+    ///
+    /// A call's request id is noted on this thread when its answer is there.
     fn call<T>(
         &self,
         operation: Operation,
@@ -35,8 +37,20 @@ impl Recorded {
     ) -> Result<T, ProviderError> {
         self.trail.0.check()?;
         note_request_id(None);
-        let (at, start) = (SystemTime::now(), Instant::now());
-        let answer = call();
+        let began = Began::now();
+        self.record(operation, key, context, began, call(), used)
+    }
+
+    /// Records a call that has just been answered.
+    fn record<T>(
+        &self,
+        operation: Operation,
+        key: &str,
+        context: Option<&EncryptionContext>,
+        Began { at, start }: Began,
+        answer: Result<T, ProviderError>,
+        used: impl FnOnce(&T) -> Option<String>,
+    ) -> Result<T, ProviderError> {
         let wrapping_key = answer.as_ref().ok().and_then(used).unwrap_or_else(|| key.to_owned());
         self.trail.0.note(KeyUse {
             at,
@@ -51,6 +65,23 @@ impl Recorded {
         })?;
         answer
     }
+}
+
+/// When a call began, by both clocks.
+#[derive(Clone, Copy)]
+struct Began {
+    at: SystemTime,
+    start: Instant,
+}
+
+impl Began {
+    fn now() -> Self {
+        Self { at: SystemTime::now(), start: Instant::now() }
+    }
+}
+
+fn as_generated((_, wrapped): &(DataKey, WrappedKey)) -> Option<String> {
+    Some(wrapped.key_id.clone())
 }
 
 fn as_asked<T>(_: &T) -> Option<String> {
@@ -74,9 +105,26 @@ impl Provider for Recorded {
         self.provider.leave_pace_to_caller();
     }
 
-    fn generate_data_key(&self, context: &EncryptionContext) -> Result<(DataKey, WrappedKey), ProviderError> {
+    fn generate_data_key(&self, context: &EncryptionContext) -> Generated {
         let call = || self.provider.generate_data_key(context);
-        self.call(Operation::Generate, &self.key, Some(context), call, |(_, wrapped)| Some(wrapped.key_id.clone()))
+        self.call(Operation::Generate, &self.key, Some(context), call, as_generated)
+    }
+
+    fn makes_many_at_once(&self) -> bool {
+        self.provider.makes_many_at_once()
+    }
+
+    fn generate_data_keys(&self, contexts: &[EncryptionContext], each: &mut dyn FnMut(usize, Generated)) {
+        if let Err(error) = self.trail.0.check() {
+            (0..contexts.len()).for_each(|place| each(place, Err(error.clone())));
+            return;
+        }
+        note_request_id(None);
+        let began = Began::now();
+        self.provider.generate_data_keys(contexts, &mut |place, answer| {
+            let context = contexts.get(place);
+            each(place, self.record(Operation::Generate, &self.key, context, began, answer, as_generated));
+        });
     }
 
     fn unwrap(&self, key_id: &str, wrapped: &[u8], context: &EncryptionContext) -> Result<DataKey, ProviderError> {

@@ -230,6 +230,23 @@ fn provisioned_keys_are_used_once_each_and_open_again() {
 }
 
 #[test]
+fn keys_that_are_refused_to_many_are_taken_from_the_provisioned_ones() {
+    let provider = Arc::new(ScriptedProvider::new("k", true));
+    let volume = volume_of(&provider, KeyLimits::default());
+    let place = Place::of(&volume, 100);
+    volume.ring.use_provisioned(Box::new(place.clone()), ProvisionedUse::Fallback);
+    provider.make_many_at_once();
+    let before = provider.calls().generate;
+    // As many as are made at once for the first who waits, and the one that is asked for alone then.
+    (0..6).for_each(|_| provider.then(Answer::Fail(ProviderErrorKind::Denied)));
+    for _ in 0..10 {
+        volume.ring.new_file().unwrap();
+    }
+    assert_eq!(provider.calls().generate - before, 6);
+    assert!(place.lock().entries.len() <= 90, "{}", place.lock().entries.len());
+}
+
+#[test]
 fn a_refused_provider_is_not_asked_again_while_provisioned_keys_last() {
     let (provider, volume) = new_volume();
     let place = Place::of(&volume, 3);

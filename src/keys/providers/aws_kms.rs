@@ -48,12 +48,24 @@ impl AwsKmsProvider {
         call: &Call<'_>,
         send: impl AsyncFn(&AwsClient) -> Result<T, SdkError<E>>,
     ) -> Result<T, ProviderError> {
-        let Some(runtime) = &self.runtime else {
-            return Err(misconfigured("AWS KMS: closed".to_owned()));
-        };
+        self.run(self.send_in_time(call, send))?
+    }
+
+    /// Runs what waits for KMS. Must not be called from a thread of an async runtime.
+    pub(super) fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, ProviderError> {
+        let closed = || misconfigured("AWS KMS: closed".to_owned());
+        Ok(self.runtime.as_ref().ok_or_else(closed)?.block_on(work))
+    }
+
+    /// As [`Self::call`], for one that waits by itself.
+    pub(super) async fn send_in_time<T: RequestId, E: Failure>(
+        &self,
+        call: &Call<'_>,
+        send: impl AsyncFn(&AwsClient) -> Result<T, SdkError<E>>,
+    ) -> Result<T, ProviderError> {
         let deadline = self.clients.deadline();
         let late = |_| call.error(ProviderErrorKind::Unavailable, &format!("no answer within {deadline:?}"));
-        runtime.block_on(async { tokio::time::timeout(deadline, self.send(call, send)).await.map_err(late)? })
+        tokio::time::timeout(deadline, self.send(call, send)).await.map_err(late)?
     }
 
     async fn send<T: RequestId, E: Failure>(

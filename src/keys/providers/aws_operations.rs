@@ -4,6 +4,7 @@
 //! were asked for); no plaintext key of an answer is held across an await, formatted, or left unwiped. The plaintext that
 //! Encrypt takes, and the bodies of answers, pass through buffers that the allocator wipes when they are freed.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 
 use aws_sdk_kms::error::SdkError;
@@ -17,12 +18,14 @@ use aws_sdk_kms::operation::generate_data_key_without_plaintext::{
 use aws_sdk_kms::operation::re_encrypt::{ReEncryptError, ReEncryptOutput};
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::DataKeySpec;
+use futures_util::future::join_all;
 use zeroize::Zeroizing;
 
 use super::super::{
-    EncryptionContext, KeyDescription, Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey,
+    EncryptionContext, Generated, KeyDescription, Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey,
 };
 use super::aws_answer::{Answer, Input};
+use super::aws_client::AwsClient;
 use super::aws_kms::{AwsKmsProvider, Call, check_key};
 use super::{MAX_WRAPPED_LEN, aws_describe};
 use crate::crypto::{DataKey, Secret};
@@ -36,24 +39,25 @@ impl Provider for AwsKmsProvider {
         true
     }
 
-    fn generate_data_key(&self, context: &EncryptionContext) -> Result<(DataKey, WrappedKey), ProviderError> {
-        let call = Call { operation: "GenerateDataKey", key: &self.key };
-        let spec = DataKeySpec::Aes256;
-        let input = Input {
-            key_id: &self.key,
-            key_spec: Some(spec.as_str()),
-            ciphertext_blob: None,
-            encryption_context: context,
-        };
-        let answer = self.call(&call, async |client| -> Result<Answer, SdkError<GenerateDataKeyError>> {
-            let by_sdk = async || {
-                let request = client.generate_data_key().key_id(&self.key).key_spec(spec.clone());
-                request.set_encryption_context(Some(pairs(context))).send().await.map(Answer::from)
-            };
-            client.direct.call(call.operation, &input, by_sdk).await
-        })?;
-        let data_key = call.data_key(answer.plaintext)?;
-        Ok((data_key, call.wrapped_key(answer.key_id, answer.ciphertext_blob)?))
+    fn generate_data_key(&self, context: &EncryptionContext) -> Generated {
+        self.run(self.generate(context))?
+    }
+
+    fn makes_many_at_once(&self) -> bool {
+        true
+    }
+
+    /// All requests are under way at the same time, and this thread alone waits for them.
+    fn generate_data_keys(&self, contexts: &[EncryptionContext], each: &mut dyn FnMut(usize, Generated)) {
+        let each = RefCell::new(each);
+        let calls = contexts.iter().enumerate().map(async |(place, context)| {
+            let answer = self.generate(context).await;
+            // Before any other call goes on, so that what is noted of this thread's last request is of this one.
+            each.borrow_mut()(place, answer);
+        });
+        if let Err(error) = self.run(join_all(calls)) {
+            (0..contexts.len()).for_each(|place| each.borrow_mut()(place, Err(error.clone())));
+        }
     }
 
     fn generate_wrapped_key(&self, context: &EncryptionContext) -> Result<WrappedKey, ProviderError> {
@@ -134,6 +138,27 @@ impl Provider for AwsKmsProvider {
 }
 
 impl AwsKmsProvider {
+    async fn generate(&self, context: &EncryptionContext) -> Generated {
+        let call = Call { operation: "GenerateDataKey", key: &self.key };
+        let spec = DataKeySpec::Aes256;
+        let input = Input {
+            key_id: &self.key,
+            key_spec: Some(spec.as_str()),
+            ciphertext_blob: None,
+            encryption_context: context,
+        };
+        let send = async |client: &AwsClient| -> Result<Answer, SdkError<GenerateDataKeyError>> {
+            let by_sdk = async || {
+                let request = client.generate_data_key().key_id(&self.key).key_spec(spec.clone());
+                request.set_encryption_context(Some(pairs(context))).send().await.map(Answer::from)
+            };
+            client.direct.call(call.operation, &input, by_sdk).await
+        };
+        let answer = self.send_in_time(&call, send).await?;
+        let data_key = call.data_key(answer.plaintext)?;
+        Ok((data_key, call.wrapped_key(answer.key_id, answer.ciphertext_blob)?))
+    }
+
     /// The Region in which `key` is looked for. Asks nobody but the SDK.
     fn region_in_use(&self, key: &str) -> Result<Option<String>, ProviderError> {
         if let Some(region) = self.clients.region(key) {

@@ -53,6 +53,7 @@ struct Script {
     calls: Calls,
     held: bool,
     only_wraps: bool,
+    many_at_once: bool,
     waiting: usize,
 }
 
@@ -83,6 +84,11 @@ impl ScriptedProvider {
     /// From now on it is one that only wraps.
     pub fn only_wrap(&self) {
         self.script().only_wraps = true;
+    }
+
+    /// From now on it makes many data keys at once.
+    pub fn make_many_at_once(&self) {
+        self.script().many_at_once = true;
     }
 
     /// Makes every call that begins from now on wait for [`Self::release`].
@@ -165,6 +171,10 @@ impl Provider for ScriptedProvider {
         let data_key = DataKey::random();
         let wrapped = self.wrap_here(&data_key, context);
         Ok((if answer == Answer::WrongKey { DataKey::random() } else { data_key }, wrapped))
+    }
+
+    fn makes_many_at_once(&self) -> bool {
+        self.script().many_at_once
     }
 
     fn generate_wrapped_key(&self, context: &EncryptionContext) -> Result<WrappedKey, ProviderError> {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufReader, Read, Write};
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::thread;
@@ -69,6 +70,8 @@ impl Service {
 
     /// Answers the requests of one connection until either side ends it.
     pub(super) fn serve(&self, stream: impl Read + Write) -> io::Result<()> {
+        // Calls that end in the same millisecond end together, which takes less of a CPU that others measure on.
+        let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1_000_000));
         let mut reader = BufReader::new(stream);
         while let Some(request) = Request::read(&mut reader)? {
             let started = Instant::now();
