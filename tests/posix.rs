@@ -296,6 +296,28 @@ fn a_tree_may_have_more_files_than_there_are_descriptors() {
     assert!(known < 600, "{known}");
 }
 
+#[test]
+fn a_directory_may_have_more_files_than_there_are_descriptors() {
+    const FILES: usize = 4000;
+    let volume = for_everybody();
+    for file in 0..FILES {
+        fs::write(volume.path(format!("{file}")), format!("{file}")).unwrap();
+    }
+    volume.unmount();
+    let mut command = volume.home.command("prlimit");
+    command.arg("--nofile=600:600").arg(volume.home.program()).args(volume.mount_arguments());
+    assert!(command.status().unwrap().success());
+    // Listed with what `stat` says of each, as `find` and `du` do: each listing makes every file known.
+    let list = || {
+        let entries = fs::read_dir(&volume.plain).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
+        assert_eq!(entries.filter(|length| *length > 0).count(), FILES);
+    };
+    list();
+    std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(list))));
+    let known = volume.status()["inodes_known"].as_u64().unwrap();
+    assert!(known < 600, "{known}");
+}
+
 /// Longer than a symlink on disk can hold when sealed.
 #[test]
 fn symlinks_lead_as_far_as_paths_go() {

@@ -59,9 +59,6 @@ impl OpenDirectories {
     }
 }
 
-/// Entries listed with attributes at a time while there are too many inodes.
-const ENTRIES_WHEN_TIGHT: usize = 16;
-
 impl Filesystem {
     /// Opens a directory for reading.
     ///
@@ -96,9 +93,7 @@ impl Filesystem {
         if position == 0 {
             *listed = Listing::default();
         }
-        // Each entry with attributes makes an inode known. The kernel can forget others only between two requests.
-        let mut room =
-            if with_attributes && self.trimmer.is_tight(self.descriptors()) { ENTRIES_WHEN_TIGHT } else { usize::MAX };
+        let mut room = if with_attributes { self.trimmer.room(self.descriptors()) } else { usize::MAX };
         let (mut position, mut delivered) = (position, false);
         while room > 0 || !delivered {
             room = room.saturating_sub(1);

@@ -64,7 +64,7 @@ use moves::Moves;
 use order::NameOrder;
 use prefetch::Prefetch;
 use settle::Settler;
-use trim::{ForgetEntry, Trimmer};
+use trim::{DropUnused, ForgetEntry, Trimmer};
 
 /// Threads for operations that wait for a provider.
 const KEY_THREADS: usize = 16;
@@ -121,6 +121,7 @@ pub struct Filesystem {
     trimmer: Arc<Trimmer>,
     /// Makes the kernel forget an entry of a directory.
     forget_entry: OnceLock<ForgetEntry>,
+    drop_unused: OnceLock<DropUnused>,
     /// Makes the kernel drop what it has of a file's content.
     invalidate: OnceLock<Box<dyn Fn(InodeId) + Send + Sync>>,
     start: Instant,
@@ -179,6 +180,7 @@ impl Filesystem {
             keeper: Arc::default(),
             trimmer: Arc::new(Trimmer::new()),
             forget_entry: OnceLock::new(),
+            drop_unused: OnceLock::new(),
             invalidate: OnceLock::new(),
             start: Instant::now(),
             last_use: AtomicU64::new(0),

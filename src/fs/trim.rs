@@ -2,9 +2,9 @@
 //! files that were looked up longest ago. A tree may thus have any number of files.
 //!
 //! Invariants: directories stay, since the kernel would show a process's working directory as removed; files with an open
-//! handle stay; the kernel is never asked from a thread that serves it. The kernel forgets an entry only while nobody looks
-//! one up in the same directory: a lookup must not wait for what it keeps from happening, so what is forgotten first are
-//! files that were looked up longest ago, which are elsewhere if anything is.
+//! handle stay; the kernel is never asked from a thread that serves it. A kernel before Linux 6.18 forgets an entry only
+//! while nobody looks one up in the same directory: a lookup must not wait for what it keeps from happening, so what is
+//! forgotten first are files that were looked up longest ago, which are elsewhere if anything is.
 
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -32,6 +32,13 @@ const START: Duration = Duration::from_millis(100);
 
 /// Asks the kernel to forget an entry of a directory.
 pub(super) type ForgetEntry = Box<dyn Fn(InodeId, &[u8]) + Send + Sync>;
+
+/// Asks the kernel to drop inodes as far as nobody uses them; false if it does not know how.
+pub(super) type DropUnused = Box<dyn Fn(&[InodeId]) -> bool + Send + Sync>;
+
+/// Entries listed with attributes at a time while there are too many inodes: each makes one known, and a kernel that cannot
+/// drop inodes forgets others of the directory only between two requests.
+const ENTRIES_WHEN_TIGHT: usize = 16;
 
 pub(super) struct Trimmer {
     /// With more descriptors in use than this some are given up.
@@ -85,9 +92,13 @@ impl Trimmer {
         state
     }
 
-    /// Whether nothing should become known that nobody has asked for.
-    pub(super) fn is_tight(&self, descriptors: usize) -> bool {
-        descriptors > self.high
+    /// How many inodes may become known at once that nobody has asked for by name.
+    pub(super) fn room(&self, descriptors: usize) -> usize {
+        match descriptors {
+            many if many > self.brink => 1,
+            many if many > self.high => ENTRIES_WHEN_TIGHT,
+            _ => usize::MAX,
+        }
     }
 
     /// Runs `find`; if there is no descriptor left for it, waits a little for some to become free and runs it again.
@@ -144,6 +155,12 @@ impl Filesystem {
         let _ = self.forget_entry.set(Box::new(forget));
     }
 
+    /// Tells how the kernel is asked to drop inodes as far as nobody uses them. What is told answers false if the kernel does
+    /// not know how.
+    pub fn set_drop_unused(&self, drop_unused: impl Fn(&[InodeId]) -> bool + Send + Sync + 'static) {
+        let _ = self.drop_unused.set(Box::new(drop_unused));
+    }
+
     /// How many descriptors are in use, about: one for each inode, and another for the content of each file that is not
     /// settled.
     pub(super) fn descriptors(&self) -> usize {
@@ -152,7 +169,6 @@ impl Filesystem {
 
     /// Asks for so many files to be forgotten that `keep` inodes are left.
     fn trim(&self, keep: usize) {
-        let Some(forget) = self.forget_entry.get() else { return };
         if self.settler.len() > keep / 4 {
             // The first round settles, the second one closes what is settled.
             self.settle_rested(true);
@@ -163,6 +179,12 @@ impl Filesystem {
         let mut victims: Vec<_> = inodes.into_iter().filter(may_go).collect();
         victims.sort_by_cached_key(|inode| inode.last_lookup.load(Ordering::Relaxed));
         victims.truncate(excess);
+        let ids: Vec<_> = victims.iter().map(|inode| inode.id).collect();
+        if self.drop_unused.get().is_some_and(|drop_unused| drop_unused(&ids)) {
+            tracing::debug!("asked the kernel to drop {} of {excess} files", ids.len());
+            return;
+        }
+        let Some(forget) = self.forget_entry.get() else { return };
         let mut asked = 0_usize;
         for inode in victims {
             if let Some((directory, name)) = self.entry_of(&inode) {

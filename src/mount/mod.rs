@@ -7,6 +7,7 @@ mod adapter;
 mod attach;
 mod attendant;
 mod convert;
+mod prune;
 mod reply;
 mod session;
 mod table;

@@ -14,6 +14,7 @@ use crate::fs::Filesystem;
 use super::adapter::Adapter;
 use super::attach::MountError;
 use super::attendant::Attendant;
+use super::prune::Prune;
 
 /// How a volume is mounted.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -67,6 +68,7 @@ pub fn serve(
     ready: impl FnOnce(),
 ) -> Result<(), MountError> {
     let device = attendant.attach()?;
+    let prune = Prune::new(device.try_clone()?);
     let mut config = Config::default();
     config.n_threads = Some(options.threads.max(1));
     let adapter = Adapter::new(Arc::clone(&fs), options.read_only);
@@ -83,6 +85,7 @@ pub fn serve(
     // From the beginning to the end of the file. A kernel that knows nothing of it has nothing to drop.
     fs.set_invalidate(move |id| drop(notifier.inval_inode(INodeNo(id.0), 0, 0)));
     let notifier = session.notifier();
+    fs.set_drop_unused(move |inodes| prune.drop_unused(inodes));
     fs.set_forget_entry(move |parent, name| drop(notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name))));
     attendant.lift_limits();
     ready();
