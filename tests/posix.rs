@@ -1,7 +1,7 @@
 //! What POSIX programs rely on and encrypting filesystems tend to get wrong: owners, open files without a name, extended
 //! attributes, ACLs, set-id bits, allocation, descriptors.
 #![cfg(feature = "mount")]
-#![allow(clippy::unwrap_used)] // it is how a test fails
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // how a test fails, and how it says what it leaves out
 
 #[path = "support/mount.rs"]
 mod support;
@@ -316,6 +316,36 @@ fn a_directory_may_have_more_files_than_there_are_descriptors() {
     std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(list))));
     let known = volume.status()["inodes_known"].as_u64().unwrap();
     assert!(known < 600, "{known}");
+}
+
+/// Directories can be forgotten from Linux 6.18 on.
+#[test]
+fn a_tree_may_have_more_directories_than_there_are_descriptors() {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let version: Vec<u32> = release.split('.').take(2).map_while(|part| part.parse().ok()).collect();
+    if version < vec![6, 18] {
+        println!("left out: Linux {} keeps directories that are known", release.trim());
+        return;
+    }
+    let volume = for_everybody();
+    for n in 0..1500 {
+        fs::create_dir_all(volume.path(format!("{}/{n}/leaf", n % 10))).unwrap();
+    }
+    volume.unmount();
+    let mut command = volume.home.command("prlimit");
+    command.arg("--nofile=600:600").arg(volume.home.program()).args(volume.mount_arguments());
+    assert!(command.status().unwrap().success());
+    let mut inside = Command::new("sleep").arg("60").current_dir(volume.path("7/7/leaf")).spawn().unwrap();
+    for _ in 0..2 {
+        assert_eq!(run("sh", &[&"-c", &"find . -type d | wc -l"], &volume.plain), "3011\n");
+    }
+    let known = volume.status()["inodes_known"].as_u64().unwrap();
+    assert!(known < 600, "{known}");
+    // One that is in use stays.
+    let place = fs::read_link(format!("/proc/{}/cwd", inside.id())).unwrap();
+    inside.kill().unwrap();
+    inside.wait().unwrap();
+    assert_eq!(place, volume.path("7/7/leaf"));
 }
 
 /// Longer than a symlink on disk can hold when sealed.

@@ -1,10 +1,12 @@
 //! Keeps the descriptors that pin inodes within the process's limit: when there are many, the kernel is asked to forget the
 //! files that were looked up longest ago. A tree may thus have any number of files.
 //!
-//! Invariants: directories stay, since the kernel would show a process's working directory as removed; files with an open
-//! handle stay; the kernel is never asked from a thread that serves it. A kernel before Linux 6.18 forgets an entry only
-//! while nobody looks one up in the same directory: a lookup must not wait for what it keeps from happening, so what is
-//! forgotten first are files that were looked up longest ago, which are elsewhere if anything is.
+//! Linux 6.18 and later drop an inode that nobody uses when they are told its number. An earlier kernel is told the entry to
+//! forget, and does so only while nobody looks one up in the same directory: a lookup must not wait for what it keeps from
+//! happening, so what is forgotten first are files that were looked up longest ago, which are elsewhere if anything is.
+//!
+//! Invariants: the kernel is never asked from a thread that serves it; files with an open handle stay; directories are never
+//! forgotten by their entry, since the kernel would show a process's working directory as removed.
 
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -19,7 +21,7 @@ use crate::storage::{Node, NodeKind};
 
 use super::error::lacks_descriptors;
 use super::inode::Inode;
-use super::{Filesystem, InodeId};
+use super::{Filesystem, InodeId, ROOT};
 
 /// Limits above this are not used up: each inode costs the kernel memory too.
 const MOST: u64 = 1 << 20;
@@ -176,17 +178,18 @@ impl Filesystem {
         }
         let inodes = self.inodes.all();
         let excess = inodes.len().saturating_sub(keep);
-        let mut victims: Vec<_> = inodes.into_iter().filter(may_go).collect();
-        victims.sort_by_cached_key(|inode| inode.last_lookup.load(Ordering::Relaxed));
+        let mut victims: Vec<_> = inodes.into_iter().filter(is_at_rest).collect();
+        // A directory can go when nothing in it is known any more.
+        victims.sort_by_cached_key(|inode| (is_directory(inode), inode.last_lookup.load(Ordering::Relaxed)));
         victims.truncate(excess);
         let ids: Vec<_> = victims.iter().map(|inode| inode.id).collect();
         if self.drop_unused.get().is_some_and(|drop_unused| drop_unused(&ids)) {
-            tracing::debug!("asked the kernel to drop {} of {excess} files", ids.len());
+            tracing::debug!("asked the kernel to drop {} of {excess} inodes", ids.len());
             return;
         }
         let Some(forget) = self.forget_entry.get() else { return };
         let mut asked = 0_usize;
-        for inode in victims {
+        for inode in victims.into_iter().filter(|inode| !is_directory(inode)) {
             if let Some((directory, name)) = self.entry_of(&inode) {
                 drop(inode);
                 forget(directory, &name);
@@ -207,6 +210,10 @@ impl Filesystem {
     }
 }
 
-fn may_go(inode: &Arc<Inode>) -> bool {
-    inode.kind != NodeKind::Directory && !inode.watched.load(Ordering::Relaxed) && inode.slot().handles == 0
+fn is_directory(inode: &Arc<Inode>) -> bool {
+    inode.kind == NodeKind::Directory
+}
+
+fn is_at_rest(inode: &Arc<Inode>) -> bool {
+    inode.id != ROOT && !inode.watched.load(Ordering::Relaxed) && inode.slot().handles == 0
 }
