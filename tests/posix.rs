@@ -271,6 +271,17 @@ fn allocated_and_punched_ranges_read_as_zeros() {
 }
 
 /// Three thousand files through a process that may have six hundred descriptors.
+/// Fewer than there are files.
+const DESCRIPTORS: u64 = 600;
+
+fn remount_with_few_descriptors(volume: &Volume) {
+    volume.unmount();
+    let mut command = volume.home.command("prlimit");
+    command.arg(format!("--nofile={DESCRIPTORS}:{DESCRIPTORS}"));
+    command.arg(volume.home.program()).args(volume.mount_arguments());
+    assert!(command.status().unwrap().success());
+}
+
 #[test]
 fn a_tree_may_have_more_files_than_there_are_descriptors() {
     let volume = for_everybody();
@@ -280,10 +291,7 @@ fn a_tree_may_have_more_files_than_there_are_descriptors() {
             fs::write(volume.path(format!("d{directory}/{file}")), format!("{directory}/{file}")).unwrap();
         }
     }
-    volume.unmount();
-    let mut command = volume.home.command("prlimit");
-    command.arg("--nofile=600:600").arg(volume.home.program()).args(volume.mount_arguments());
-    assert!(command.status().unwrap().success());
+    remount_with_few_descriptors(&volume);
     for _ in 0..2 {
         assert_eq!(run("sh", &[&"-c", &"ls -lR . | grep -c '^-'"], &volume.plain), "3000\n");
         let files = |path: &Path| fs::read_to_string(path).unwrap();
@@ -293,7 +301,7 @@ fn a_tree_may_have_more_files_than_there_are_descriptors() {
         }
     }
     let known = volume.status()["inodes_known"].as_u64().unwrap();
-    assert!(known < 600, "{known}");
+    assert!(known < DESCRIPTORS, "{known}");
 }
 
 #[test]
@@ -303,10 +311,7 @@ fn a_directory_may_have_more_files_than_there_are_descriptors() {
     for file in 0..FILES {
         fs::write(volume.path(format!("{file}")), format!("{file}")).unwrap();
     }
-    volume.unmount();
-    let mut command = volume.home.command("prlimit");
-    command.arg("--nofile=600:600").arg(volume.home.program()).args(volume.mount_arguments());
-    assert!(command.status().unwrap().success());
+    remount_with_few_descriptors(&volume);
     // Listed with what `stat` says of each, as `find` and `du` do: each listing makes every file known.
     let list = || {
         let entries = fs::read_dir(&volume.plain).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
@@ -315,7 +320,7 @@ fn a_directory_may_have_more_files_than_there_are_descriptors() {
     list();
     std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(list))));
     let known = volume.status()["inodes_known"].as_u64().unwrap();
-    assert!(known < 600, "{known}");
+    assert!(known < DESCRIPTORS, "{known}");
 }
 
 /// Directories can be forgotten from Linux 6.18 on.
@@ -331,16 +336,13 @@ fn a_tree_may_have_more_directories_than_there_are_descriptors() {
     for n in 0..1500 {
         fs::create_dir_all(volume.path(format!("{}/{n}/leaf", n % 10))).unwrap();
     }
-    volume.unmount();
-    let mut command = volume.home.command("prlimit");
-    command.arg("--nofile=600:600").arg(volume.home.program()).args(volume.mount_arguments());
-    assert!(command.status().unwrap().success());
+    remount_with_few_descriptors(&volume);
     let mut inside = Command::new("sleep").arg("60").current_dir(volume.path("7/7/leaf")).spawn().unwrap();
     for _ in 0..2 {
         assert_eq!(run("sh", &[&"-c", &"find . -type d | wc -l"], &volume.plain), "3011\n");
     }
     let known = volume.status()["inodes_known"].as_u64().unwrap();
-    assert!(known < 600, "{known}");
+    assert!(known < DESCRIPTORS, "{known}");
     // One that is in use stays.
     let place = fs::read_link(format!("/proc/{}/cwd", inside.id())).unwrap();
     inside.kill().unwrap();
