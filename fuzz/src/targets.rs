@@ -5,18 +5,20 @@ use kmsfs::format::geometry::plain_len_of_base64;
 use kmsfs::format::name::{self, LINK_TARGET_MAX, LongTarget, PATH_MAX};
 
 use super::input::Input;
-use super::volume::{keys, suite};
+use super::volume::{keys, suite, unused_keys};
 
 /// Bytes: the suite, how a target is damaged, and a plain target; all of them are a sealed target too.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
-    let key = &keys(suite(input.flag())).link;
+    let suite = suite(input.flag());
+    let (key, unused) = (&keys(suite).link, &unused_keys(suite).link);
     let mut damage = Input::new(input.take(22));
-    assert!(
-        key.open(data).is_err() && key.open_long(&[3; 16], data).is_err(),
-        "a target is believed that nobody sealed"
-    );
-    assert!(name::decode(data).is_none_or(|sealed| key.open(&sealed).is_err()));
+    for sealed in [Some(data.to_vec()), name::decode(data)].into_iter().flatten() {
+        assert!(
+            unused.open(&sealed).is_err() && unused.open_long(&[3; 16], &sealed).is_err(),
+            "a target is believed that nobody sealed"
+        );
+    }
     let plain = input.rest();
     if plain.len() <= LINK_TARGET_MAX {
         short(key, plain, &mut damage);

@@ -43,6 +43,13 @@ pub fn keys(suite: Suite) -> &'static VolumeKeys {
     KEYS[usize::from(suite.id() - 1)].get_or_init(|| VolumeKeys::derive(&secret(10), &VOLUME_ID, suite))
 }
 
+/// Keys under which nothing is ever sealed. A fuzzer keeps what it has seen compared, so what was sealed under other keys may
+/// come back as an input; what opens under these is a forgery.
+pub fn unused_keys(suite: Suite) -> &'static VolumeKeys {
+    static KEYS: [OnceLock<VolumeKeys>; 2] = [OnceLock::new(), OnceLock::new()];
+    KEYS[usize::from(suite.id() - 1)].get_or_init(|| VolumeKeys::derive(&secret(13), &VOLUME_ID, suite))
+}
+
 /// One of the suites.
 pub fn suite(choice: bool) -> Suite {
     if choice { Suite::XChaCha20Poly1305 } else { Suite::Xaes256Gcm }
