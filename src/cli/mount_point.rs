@@ -29,9 +29,9 @@ pub(crate) fn canonical(path: &Path) -> io::Result<PathBuf> {
     Err(Errno::LOOP.into())
 }
 
-/// Whether an error says that a mount has no process behind it any more.
+/// Whether an error says that a mount has no process behind it any more, or that it was lost while it was asked.
 fn is_dead(error: &io::Error) -> bool {
-    Errno::from_io_error(error) == Some(Errno::NOTCONN)
+    matches!(Errno::from_io_error(error), Some(Errno::NOTCONN | Errno::CONNABORTED))
 }
 
 /// Whether the process behind a mount is gone. The kernel may still answer for the attributes of a dead mount's root out of its
@@ -45,7 +45,7 @@ fn is_dead_mount(path: &Path) -> bool {
 pub(crate) fn prepare(
     path: &Path,
     cipher_directory: &Path,
-    unmount: impl FnOnce(&Path) -> Result<(), CliError>,
+    unmount: impl Fn(&Path) -> Result<(), CliError>,
 ) -> Result<PathBuf, CliError> {
     let refuse = |why: &dyn std::fmt::Display| {
         CliError::new(Exit::MountPoint, format_args!("the mount point {}: {why}", path.display()))
@@ -63,7 +63,14 @@ pub(crate) fn prepare(
     if cipher_directory.starts_with(&mountpoint) {
         return Err(refuse(&"the cipher directory lies inside it"));
     }
-    match fs::read_dir(&mountpoint).map(|mut entries| entries.next().is_none()) {
+    let is_empty = || fs::read_dir(&mountpoint).map(|mut entries| entries.next().is_none());
+    let mut found = is_empty();
+    // It may be dying just now.
+    if found.as_ref().is_err_and(is_dead) {
+        unmount(&mountpoint)?;
+        found = is_empty();
+    }
+    match found {
         Ok(true) => Ok(mountpoint),
         Ok(false) => Err(refuse(&"it is not empty")),
         Err(error) => Err(refuse(&error)),
