@@ -34,10 +34,10 @@ fn is_dead(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::NOTCONN | Errno::CONNABORTED))
 }
 
-/// Whether the process behind a mount is gone. The kernel may still answer for the attributes of a dead mount's root out of its
-/// cache, but not for the entries.
-fn is_dead_mount(path: &Path) -> bool {
-    fs::metadata(path).map(drop).and_then(|()| fs::read_dir(path).map(drop)).is_err_and(|error| is_dead(&error))
+/// Whether a directory has no entries. The kernel may answer for the attributes of a dead mount's root out of its cache, but
+/// not for the entries.
+fn is_empty(path: &Path) -> io::Result<bool> {
+    fs::read_dir(path)?.next().transpose().map(|first| first.is_none())
 }
 
 /// Checks that the volume at `cipher_directory` (canonical) can be mounted at `path`; returns the canonical mount point.
@@ -45,14 +45,17 @@ fn is_dead_mount(path: &Path) -> bool {
 pub(crate) fn prepare(
     path: &Path,
     cipher_directory: &Path,
-    unmount: impl Fn(&Path) -> Result<(), CliError>,
+    unmount: impl FnOnce(&Path) -> Result<(), CliError>,
 ) -> Result<PathBuf, CliError> {
     let refuse = |why: &dyn std::fmt::Display| {
         CliError::new(Exit::MountPoint, format_args!("the mount point {}: {why}", path.display()))
     };
     let mountpoint = canonical(path).map_err(|error| refuse(&error))?;
-    if is_dead_mount(&mountpoint) {
+    // It may be dying just now, so nothing is asked of it but this.
+    let mut found = is_empty(&mountpoint);
+    if found.as_ref().is_err_and(is_dead) {
         unmount(&mountpoint)?;
+        found = is_empty(&mountpoint);
     }
     if mountpoint == cipher_directory {
         return Err(refuse(&"it is the cipher directory itself"));
@@ -62,13 +65,6 @@ pub(crate) fn prepare(
     }
     if cipher_directory.starts_with(&mountpoint) {
         return Err(refuse(&"the cipher directory lies inside it"));
-    }
-    let is_empty = || fs::read_dir(&mountpoint).map(|mut entries| entries.next().is_none());
-    let mut found = is_empty();
-    // It may be dying just now.
-    if found.as_ref().is_err_and(is_dead) {
-        unmount(&mountpoint)?;
-        found = is_empty();
     }
     match found {
         Ok(true) => Ok(mountpoint),
