@@ -223,6 +223,9 @@ impl Mint {
         watched.begin();
         watched.provider().generate_data_keys(&contexts, &mut |place, answer| {
             watched.note(&answer);
+            if let (Ok(_), Some(source)) = (&answer, self.source.get()) {
+                source.set_refused(false);
+            }
             each(match answer {
                 Ok((data_key, wrapped)) => Ok(Minted::new(ids[place], data_key, vec![watched.record(wrapped)])),
                 Err(error) => Err(MintError { alone: self.may_do_better(&error), ..error.into() }),
