@@ -350,6 +350,72 @@ fn a_tree_may_have_more_directories_than_there_are_descriptors() {
     assert_eq!(place, volume.path("7/7/leaf"));
 }
 
+/// Twice as many threads as serve the kernel make things all the time.
+#[test]
+fn many_at_work_lack_no_descriptor() {
+    let volume = for_everybody();
+    remount_with_few_descriptors(&volume);
+    let make = |worker: usize| {
+        let own = volume.path(format!("{worker}"));
+        fs::create_dir(&own).unwrap();
+        for number in 0..300 {
+            let path = |kind: &str| own.join(format!("{kind}{number}"));
+            fs::create_dir(path("directory")).unwrap();
+            fs::write(path("directory").join("file"), format!("{worker}/{number}")).unwrap();
+            std::os::unix::fs::symlink("target", path("link")).unwrap();
+            fs::rename(path("link"), path("renamed")).unwrap();
+            fs::hard_link(path("directory").join("file"), path("hard")).unwrap();
+        }
+        for number in 0..300 {
+            let path = |kind: &str| own.join(format!("{kind}{number}"));
+            assert_eq!(fs::read_to_string(path("hard")).unwrap(), format!("{worker}/{number}"));
+            fs::remove_file(path("directory").join("file")).unwrap();
+            fs::remove_dir(path("directory")).unwrap();
+        }
+    };
+    std::thread::scope(|scope| (0..8).for_each(|worker| drop(scope.spawn(move || make(worker)))));
+}
+
+#[test]
+fn without_a_descriptor_nothing_is_half_made() {
+    const FILES: usize = 700;
+    let volume = for_everybody();
+    for file in 0..FILES {
+        File::create(volume.path(format!("f{file}"))).unwrap();
+    }
+    remount_with_few_descriptors(&volume);
+    // As many as can be had are open.
+    let open: Vec<_> = (0..FILES).map_while(|file| File::open(volume.path(format!("f{file}"))).ok()).collect();
+    assert!((200..FILES).contains(&open.len()), "{}", open.len());
+    let path = |kind: &str, number: usize| volume.path(format!("{kind}{number}"));
+    let make = |kind: &str, path: &Path| match kind {
+        "directory" => fs::create_dir(path),
+        "link" => std::os::unix::fs::symlink("target", path),
+        "fifo" => Ok(rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::RUSR)?),
+        _ => File::create(path).map(drop),
+    };
+    // What could be made stays in use, until of each kind one cannot.
+    let (mut made, mut failed) = (Vec::new(), Vec::new());
+    for kind in ["directory", "link", "fifo", "file"] {
+        let refusal = (0..100).find_map(|number| match make(kind, &path(kind, number)) {
+            Ok(()) => {
+                let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW;
+                made.push(rustix::fs::open(path(kind, number), flags, rustix::fs::Mode::empty()).unwrap());
+                None
+            }
+            Err(error) => Some((path(kind, number), error)),
+        });
+        let (path, error) = refusal.unwrap();
+        assert_eq!(error.raw_os_error(), Some(libc::EMFILE), "{kind}");
+        failed.push(path);
+    }
+    drop(open);
+    // Nothing else is on disk, where there are an entry for each, and what begins with a dot and belongs to the volume.
+    let entries = fs::read_dir(&volume.cipher).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(entries.filter(|name| !name.to_string_lossy().starts_with('.')).count(), FILES + made.len());
+    assert!(failed.iter().all(|path| support::errno(path.symlink_metadata()) == Some(libc::ENOENT)));
+}
+
 /// Longer than a symlink on disk can hold when sealed.
 #[test]
 fn symlinks_lead_as_far_as_paths_go() {

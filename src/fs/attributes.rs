@@ -173,7 +173,7 @@ impl Filesystem {
     pub(super) fn learn(&self, node: crate::storage::Node) -> Result<(Arc<Inode>, Attributes), Error> {
         let stat = node.stat()?;
         let inode = self.inodes.learn(node, &stat);
-        self.trimmer.note(self.descriptors());
+        self.trimmer.note(|| self.descriptors());
         let attributes = self.attributes_of(&inode, &stat)?;
         Ok((inode, attributes))
     }

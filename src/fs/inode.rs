@@ -13,6 +13,7 @@ use crate::storage::{DiskFile, Node, NodeKind, SetTime, Stat, Timestamp};
 
 use super::Error;
 use super::leases::Lease;
+use super::trim::Held;
 use super::xattrs::DefaultAcl;
 
 /// Names an inode towards the kernel; what `stat` shows as inode number.
@@ -34,6 +35,8 @@ pub(super) struct Inode {
     /// Set once the file's header was found.
     pub(super) file_id: OnceLock<[u8; 32]>,
     pub(super) default_acl: DefaultAcl,
+    /// The file has no capabilities for programs, or has lost them; where nobody can set attributes that stays so.
+    pub(super) lacks_capabilities: AtomicBool,
     pub(super) slot: Mutex<Slot>,
     /// A modification time that the kernel has set on an open file and the disk has not. Held while times are set, so that
     /// settling does not put older ones back.
@@ -58,6 +61,8 @@ pub(super) struct OpenFile {
     pub(super) content: Arc<Content>,
     pub(super) file: Arc<DiskFile>,
     pub(super) lease: Arc<Lease>,
+    /// None if the file is read and written through the descriptor that pins it.
+    pub(super) _held: Option<Arc<Held>>,
 }
 
 impl Slot {
@@ -83,6 +88,7 @@ impl Inode {
             directory_id: OnceLock::new(),
             file_id: OnceLock::new(),
             default_acl: DefaultAcl::default(),
+            lacks_capabilities: AtomicBool::new(false),
             slot: Mutex::default(),
             late_mtime: Mutex::default(),
             watched: AtomicBool::new(false),

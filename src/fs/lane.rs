@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::keys::{Behalf, KeyError, ProviderError, ProviderErrorKind};
 
 use super::Error;
+use super::trim::is_in_background;
 
 /// The longest wait for a thread.
 const MAX_WAIT: Duration = Duration::from_secs(5);
@@ -78,6 +79,7 @@ impl Lane {
 
 impl Queue {
     fn serve(&self) {
+        is_in_background();
         loop {
             let waiting = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
             match waiting {

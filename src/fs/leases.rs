@@ -14,6 +14,7 @@ use crate::keys::{Behalf, Reason};
 
 use super::inode::{Inode, OpenFile};
 use super::open::Found;
+use super::trim::is_in_background;
 use super::{Error, Filesystem, InodeId};
 
 /// How often leases are looked at, at most.
@@ -94,6 +95,7 @@ impl Keeper {
     }
 
     fn run(&self, round: Duration, weak: &Weak<Filesystem>) {
+        is_in_background();
         loop {
             let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
             let waited = self.stop.wait_timeout_while(stopped, round, |stopped| !*stopped);

@@ -20,7 +20,7 @@ impl Filesystem {
         let (text, elsewhere) = self.seal_target(target)?;
         let made = self.with_long_name_link(&directory.node, &stored, |entry| {
             directory.node.symlink(&text, entry)?;
-            directory.node.lookup(entry)
+            self.pin_new(&directory.node, entry).inspect_err(|_| drop(directory.node.unlink(entry)))
         });
         let node = made.inspect_err(|_| {
             if let Some(long) = elsewhere {
@@ -40,7 +40,8 @@ impl Filesystem {
             return Err(Error::NameTooLong);
         }
         let long = LongTarget { id: LinkKey::new_id(), len };
-        self.long_targets.add(&long.file(), &self.volume.links.seal_long(&long.id, target))?;
+        let sealed = self.volume.links.seal_long(&long.id, target);
+        self.trimmer.with_patience(|| self.long_targets.add(&long.file(), &sealed))?;
         Ok((long.text(), Some(long)))
     }
 
@@ -59,7 +60,7 @@ impl Filesystem {
     }
 
     fn open_long_target(&self, long: LongTarget) -> Option<Vec<u8>> {
-        let sealed = self.long_targets.read(&long.file()).ok()?;
+        let sealed = self.trimmer.with_patience(|| self.long_targets.read(&long.file())).ok()?;
         let target = self.volume.links.open_long(&long.id, &sealed).ok()?;
         (target.len() == usize::from(long.len)).then_some(target)
     }
@@ -75,7 +76,8 @@ impl Filesystem {
 
     /// The node behind an entry that is to be removed, if it may be a symlink with a long target.
     pub(super) fn long_target_victim(&self, directory: &Node, entry: &str) -> Option<Node> {
-        self.long_targets.in_use().then(|| directory.lookup(entry).ok()).flatten()
+        let find = || self.trimmer.with_patience(|| directory.lookup(entry)).ok();
+        self.long_targets.in_use().then(find).flatten()
     }
 
     /// Removes the long target of a symlink that has lost its last name.

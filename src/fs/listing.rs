@@ -1,6 +1,6 @@
 //! Reading directories. Positions are the backing filesystem's own, so they stay valid while entries come and go.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -47,6 +47,15 @@ impl OpenDirectories {
         let handle = DirectoryHandle(self.next.fetch_add(1, Ordering::Relaxed));
         self.open.write().unwrap_or_else(PoisonError::into_inner).insert(handle, Arc::new(directory));
         handle
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.open.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    pub(super) fn inodes(&self) -> HashSet<InodeId> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        open.values().map(|directory| directory.inode.id).collect()
     }
 
     fn get(&self, handle: DirectoryHandle) -> Result<Arc<OpenDirectory>, Error> {

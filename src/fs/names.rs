@@ -66,7 +66,7 @@ impl Filesystem {
 
     /// A crash between making a directory and giving it an id leaves an empty one without: it gets one now.
     fn adopt_empty_directory(&self, directory: &Inode) -> Result<[u8; 16], Error> {
-        if self.read_only || !holds_nothing(&directory.node)? {
+        if self.read_only || !self.trimmer.with_patience(|| holds_nothing(&directory.node))? {
             return Err(Error::DirectoryId);
         }
         self.give_directory_id(&directory.node)
@@ -104,7 +104,8 @@ impl Filesystem {
 
     /// Makes durable what no sync may overtake.
     pub(super) fn enforce_order(&self) -> io::Result<()> {
-        self.inodes.get(ROOT).map_or(Ok(()), |root| self.order.enforce(&root.node))
+        let root = self.inodes.get(ROOT);
+        root.map_or(Ok(()), |root| self.trimmer.with_patience(|| self.order.enforce(&root.node)))
     }
 }
 

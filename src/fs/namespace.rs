@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::format::config::End;
 use crate::format::name::Stored;
@@ -50,7 +51,7 @@ impl Filesystem {
         let mode = mode_in(&directory, mode, caller);
         let node = self.with_long_name_link(&directory.node, &stored, |entry| {
             directory.node.mkdir(entry, mode | OWNER_ALL)?;
-            directory.node.lookup(entry)
+            self.pin_new(&directory.node, entry).inspect_err(|_| drop(directory.node.rmdir(entry)))
         })?;
         let finished = self.give_directory_id(&node).and_then(|id| {
             self.hand_over_directory(&directory, &node, mode, caller)?;
@@ -98,10 +99,15 @@ impl Filesystem {
         let mode = mode_in(&directory, mode, caller);
         let node = self.with_long_name_link(&directory.node, &stored, |entry| {
             directory.node.mknod(entry, kind, mode, rdev)?;
-            directory.node.lookup(entry)
+            self.pin_new(&directory.node, entry).inspect_err(|_| drop(directory.node.unlink(entry)))
         })?;
         self.hand_over(&directory, &node, mode, caller)?;
         Ok(self.learn(node)?.1)
+    }
+
+    /// The node of an entry that was just made, and is to be removed again if it cannot be had.
+    pub(super) fn pin_new(&self, directory: &Node, entry: &str) -> io::Result<Node> {
+        self.trimmer.with_patience(|| directory.lookup(entry))
     }
 
     /// Makes a regular file and learns it.
@@ -118,7 +124,9 @@ impl Filesystem {
             self.trimmer.with_patience(|| directory.node.create_file(entry, mode))
         })?;
         self.hand_over(directory, &node, mode, caller)?;
-        self.learn(node)
+        let (inode, attributes) = self.learn(node)?;
+        inode.lacks_capabilities.store(true, Ordering::Relaxed);
+        Ok((inode, attributes))
     }
 
     /// Gives an inode another name; counts as a lookup.
@@ -156,7 +164,7 @@ impl Filesystem {
     pub fn rmdir(&self, directory: InodeId, name: &[u8]) -> Result<(), Error> {
         let directory = self.writable_directory(directory)?;
         let stored = self.stored_name(&directory, name)?;
-        let victim = directory.node.lookup(stored.entry())?;
+        let victim = self.trimmer.with_patience(|| directory.node.lookup(stored.entry()))?;
         self.with_emptied(&victim, || directory.node.rmdir(stored.entry()))?;
         remove_long_name_link(&directory.node, &stored);
         Ok(())
@@ -232,10 +240,10 @@ impl Filesystem {
         if victim.stat()?.kind != NodeKind::Directory {
             return Ok(remove()?);
         }
-        if !holds_nothing(victim)? {
+        if !self.trimmer.with_patience(|| holds_nothing(victim))? {
             return Err(Error::NotEmpty);
         }
-        let id = strip_directory(victim)?;
+        let id = self.trimmer.with_patience(|| strip_directory(victim))?;
         remove().inspect_err(|_| {
             restore_directory_id(victim, id.as_deref());
             self.order.note(victim);
@@ -254,7 +262,8 @@ impl Filesystem {
         let rename = || from.rename(old.entry(), to, entry, mode);
         match rename() {
             Err(error) if mode == RenameMode::Replace && error.kind() == io::ErrorKind::DirectoryNotEmpty => {
-                self.with_emptied(&to.lookup(entry)?, rename).map_err(|failure| match failure {
+                let victim = self.trimmer.with_patience(|| to.lookup(entry))?;
+                self.with_emptied(&victim, rename).map_err(|failure| match failure {
                     Error::Io(error) => error,
                     _ => error,
                 })

@@ -90,7 +90,7 @@ impl Filesystem {
         inode.slot().handles += 1;
         if access == Access::ReadWrite || (open.file.is_writable() && open.content.unsettled().is_some()) {
             self.settler.watch(&self.inodes, inode);
-            self.trimmer.note(self.descriptors());
+            self.trimmer.note(|| self.descriptors());
         }
     }
 
@@ -405,7 +405,8 @@ impl Filesystem {
             .map_err(Error::from)
             .inspect_err(|error| self.report(inode, error))?;
         let lease = Lease::new(since.unwrap_or_else(Instant::now));
-        let open = OpenFile { content: Arc::new(content), file, lease };
+        let held = (!inode.node.is_new()).then(|| self.trimmer.hold());
+        let open = OpenFile { content: Arc::new(content), file, lease, _held: held };
         slot.open = Some(open.clone());
         drop(slot);
         self.keeper.watch(inode);

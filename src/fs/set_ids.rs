@@ -2,6 +2,7 @@
 //! before every write.
 
 use std::io;
+use std::sync::atomic::Ordering;
 
 use super::inode::Inode;
 use super::{Caller, Error, Filesystem, InodeId};
@@ -9,6 +10,7 @@ use super::{Caller, Error, Filesystem, InodeId};
 const SET_USER_ID: u32 = 0o4000;
 const SET_GROUP_ID: u32 = 0o2000;
 const GROUP_EXECUTE: u32 = 0o010;
+const CAPABILITIES: &[u8] = b"security.capability";
 
 impl Filesystem {
     /// The content was written by a process that may not keep set-id bits, as the kernel has found.
@@ -17,6 +19,22 @@ impl Filesystem {
     /// [`Error`].
     pub fn drop_set_ids(&self, id: InodeId, caller: Caller) -> Result<(), Error> {
         Ok(drop_from(self.inodes.get(id)?.as_ref(), caller, false)?)
+    }
+
+    /// The content is written on a mount without extended attributes, where the kernel does not take the capabilities of a
+    /// program away by itself. Looked at once for each inode: nobody can set any meanwhile.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn drop_capabilities(&self, id: InodeId) -> Result<(), Error> {
+        let inode = self.inodes.get(id)?;
+        if !inode.lacks_capabilities.load(Ordering::Relaxed) {
+            if inode.node.xattr(CAPABILITIES).is_ok() {
+                inode.node.remove_xattr(CAPABILITIES)?;
+            }
+            inode.lacks_capabilities.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::content::Unsettled;
 
 use super::inode::{Inode, InodeTable, OpenFile};
+use super::trim::is_in_background;
 use super::{ContentError, Filesystem, InodeId, ROOT};
 
 /// How long the end of a file must have rested: at least one and at most two of these.
@@ -81,6 +82,7 @@ impl Settler {
 }
 
 fn run(settler: &Settler, weak: &Weak<Filesystem>) {
+    is_in_background();
     while settler.rest() {
         let Some(fs) = weak.upgrade() else { return };
         fs.settle_rested(false);

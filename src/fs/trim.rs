@@ -6,14 +6,17 @@
 //! happening, so what is forgotten first are files that were looked up longest ago, which are elsewhere if anything is.
 //!
 //! Invariants: the kernel is never asked from a thread that serves it; files with an open handle stay; directories are never
-//! forgotten by their entry, since the kernel would show a process's working directory as removed.
+//! forgotten by their entry, since the kernel would show a process's working directory as removed. Of the threads that serve
+//! the kernel one does not wait for descriptors, but while files are settled: what the kernel forgets is told to one of them.
 
+use std::cell::Cell;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Resource;
 
@@ -26,11 +29,19 @@ use super::{Filesystem, InodeId, ROOT};
 /// Limits above this are not used up: each inode costs the kernel memory too.
 const MOST: u64 = 1 << 20;
 
-/// How often, and how long, an operation waits for a descriptor.
-const ATTEMPTS: u32 = 50;
-const PAUSE: Duration = Duration::from_millis(20);
+/// How long an operation waits for descriptors, also if all seem to be in use, and how long if some are being given up.
+const SHORTLY: Duration = Duration::from_secs(1);
+const ENOUGH: Duration = Duration::from_secs(5);
+/// How often it looks whether there are some.
+const LOOK: Duration = Duration::from_millis(5);
 /// How long an operation waits for the trimmer to begin, when few descriptors are left.
 const START: Duration = Duration::from_millis(100);
+/// For so long nobody is made to wait after it was in vain: what is left is in use.
+const REST: Duration = Duration::from_secs(1);
+/// From the end of one round to the next: what the kernel drops must be told to a thread that serves it.
+const BETWEEN_ROUNDS: Duration = Duration::from_millis(5);
+/// Descriptors that are held back for the thread that must not wait.
+const SPARE: usize = 32;
 
 /// Asks the kernel to forget an entry of a directory.
 pub(super) type ForgetEntry = Box<dyn Fn(InodeId, &[u8]) + Send + Sync>;
@@ -45,11 +56,16 @@ const ENTRIES_WHEN_TIGHT: usize = 16;
 pub(super) struct Trimmer {
     /// With more descriptors in use than this some are given up.
     high: usize,
-    /// With more than this nobody goes on before the trimmer has begun.
+    /// With more than this nobody goes on before the trimmer has done something about it.
     brink: usize,
     limit: u64,
+    /// Threads that serve the kernel.
+    servers: AtomicUsize,
+    /// Descriptors of contents, beside those that pin inodes.
+    held: Arc<AtomicUsize>,
     state: Mutex<State>,
     changed: Condvar,
+    spare: Mutex<Vec<Node>>,
 }
 
 #[derive(Default)]
@@ -58,14 +74,66 @@ struct State {
     /// Counts the rounds that have begun.
     begun: u64,
     at_work: bool,
+    /// It settles files, for which it needs nobody.
+    settling: bool,
     stopped: bool,
+    /// The kernel is asked entry by entry.
+    by_entry: bool,
+    /// Threads that serve the kernel and wait.
+    waiting: usize,
+    /// Until then it is no use to wait for others to give up descriptors.
+    in_vain_until: Option<Instant>,
+}
+
+impl State {
+    /// Whether it is of use to wait on, for somebody who has waited since `start`.
+    fn may_hope(&mut self, start: Instant) -> bool {
+        if start.elapsed() > ENOUGH {
+            self.in_vain_until = Some(Instant::now() + REST);
+        }
+        self.in_vain_until.is_none_or(|until| until <= Instant::now())
+    }
+}
+
+/// A descriptor in use by a content.
+pub(super) struct Held(Arc<AtomicUsize>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+thread_local! {
+    /// This thread does not serve the kernel, so it may wait.
+    static IN_BACKGROUND: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Says that this thread does not serve the kernel.
+pub(super) fn is_in_background() {
+    IN_BACKGROUND.set(true);
 }
 
 impl Trimmer {
     pub(super) fn new() -> Self {
         let limit = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(MOST).min(MOST);
-        let [high, brink] = [6, 7].map(|eighths| usize::try_from(limit / 8 * eighths).unwrap_or(usize::MAX));
-        Self { high, brink, limit, state: Mutex::default(), changed: Condvar::new() }
+        let [high, brink] = [5, 6].map(|eighths| usize::try_from(limit / 8 * eighths).unwrap_or(usize::MAX));
+        Self {
+            high,
+            brink,
+            limit,
+            servers: AtomicUsize::new(1),
+            held: Arc::default(),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            spare: Mutex::default(),
+        }
+    }
+
+    /// Counts the descriptor of a content, until it is dropped.
+    pub(super) fn hold(&self) -> Arc<Held> {
+        self.held.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Held(Arc::clone(&self.held)))
     }
 
     /// Descriptors that this process may have.
@@ -73,16 +141,41 @@ impl Trimmer {
         self.limit
     }
 
-    /// Wakes the trimmer if too many descriptors are in use. On a busy machine it may be a while until it runs.
-    pub(super) fn note(&self, descriptors: usize) {
-        if descriptors > self.high {
-            let state = self.wake();
-            if descriptors > self.brink {
-                let before = state.begun;
-                let waits = |state: &mut State| state.begun == before && !state.at_work && !state.stopped;
-                drop(self.changed.wait_timeout_while(state, START, waits));
-            }
+    /// Wakes the trimmer if too many descriptors are in use, and waits for it if there are few left. On a busy machine it may be
+    /// a while until it has run, and until its effect has been noticed.
+    pub(super) fn note(&self, descriptors: impl Fn() -> usize) {
+        if descriptors() <= self.high {
+            return;
         }
+        let mut state = self.wake();
+        if state.by_entry {
+            // The kernel may need an answer from this thread before it can forget an entry.
+            let before = state.begun;
+            if descriptors() > self.brink {
+                self.wait(state, START, |state| state.begun == before && !state.at_work);
+            }
+            return;
+        }
+        let start = Instant::now();
+        while descriptors() > self.brink && state.may_hope(start) {
+            if !self.wait(state, LOOK, |_| descriptors() > self.brink) {
+                return;
+            }
+            state = self.wake();
+        }
+    }
+
+    /// Waits as long as `condition` holds, but not longer than `longest`. False if this thread must go on at once.
+    fn wait(&self, state: MutexGuard<'_, State>, longest: Duration, condition: impl Fn(&State) -> bool) -> bool {
+        let mut state = state;
+        let serves = !IN_BACKGROUND.get();
+        if serves && !state.settling && state.waiting + 1 >= self.servers.load(Ordering::Relaxed) {
+            return false;
+        }
+        state.waiting += usize::from(serves);
+        let waited = self.changed.wait_timeout_while(state, longest, |state| !state.stopped && condition(state));
+        waited.unwrap_or_else(PoisonError::into_inner).0.waiting -= usize::from(serves);
+        true
     }
 
     fn wake(&self) -> MutexGuard<'_, State> {
@@ -105,20 +198,43 @@ impl Trimmer {
 
     /// Runs `find`; if there is no descriptor left for it, waits a little for some to become free and runs it again.
     pub(super) fn with_patience<T>(&self, find: impl Fn() -> io::Result<T>) -> io::Result<T> {
-        for _ in 0..ATTEMPTS {
-            match find() {
-                Err(error) if lacks_descriptors(&error) => {
-                    drop(self.wake());
-                    std::thread::sleep(PAUSE);
-                }
+        let start = Instant::now();
+        loop {
+            let error = match find() {
+                Err(error) if lacks_descriptors(&error) => error,
                 result => return result,
+            };
+            let mut state = self.wake();
+            let hopes = start.elapsed() < SHORTLY || state.may_hope(start);
+            if !(hopes && self.wait(state, LOOK, |_| true)) && self.spare().pop().is_none() {
+                return Err(error);
             }
         }
-        find()
+    }
+
+    /// Tells how many threads serve the kernel.
+    pub(super) fn set_servers(&self, servers: usize) {
+        self.servers.store(servers, Ordering::Relaxed);
+    }
+
+    /// Holds descriptors back, as far as there are any.
+    fn put_aside(&self, root: &Node) {
+        let mut spare = self.spare();
+        while spare.len() < SPARE {
+            match Node::of_directory(root.as_fd()) {
+                Ok(node) => spare.push(node),
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Vec<Node>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn start(fs: &Arc<Filesystem>) -> std::io::Result<()> {
         let (trimmer, weak) = (Arc::clone(&fs.trimmer), Arc::downgrade(fs));
+        trimmer.put_aside(&fs.inodes.get(ROOT).map_err(io::Error::other)?.node);
         let run = move || trimmer.run(&weak);
         std::thread::Builder::new().name("kmsfs-trim".to_owned()).spawn(run).map(|_| ())
     }
@@ -129,6 +245,7 @@ impl Trimmer {
     }
 
     fn run(&self, weak: &Weak<Filesystem>) {
+        is_in_background();
         loop {
             let state = self.state();
             let woken = self.changed.wait_while(state, |state| !state.wanted && !state.stopped);
@@ -141,8 +258,18 @@ impl Trimmer {
             drop(state);
             self.changed.notify_all();
             let Some(fs) = weak.upgrade() else { return };
-            fs.trim(self.high / 2);
-            self.state().at_work = false;
+            let found_some = fs.trim(self.high / 2);
+            if fs.descriptors() < self.brink
+                && let Ok(root) = fs.inodes.get(ROOT)
+            {
+                self.put_aside(&root.node);
+            }
+            let mut state = self.state();
+            state.at_work = false;
+            if !found_some && !state.by_entry {
+                state.in_vain_until = Some(Instant::now() + REST);
+            }
+            drop(self.changed.wait_timeout_while(state, BETWEEN_ROUNDS, |state| !state.stopped));
         }
     }
 
@@ -157,37 +284,56 @@ impl Filesystem {
         let _ = self.forget_entry.set(Box::new(forget));
     }
 
+    /// Tells how many threads serve the kernel: the last of them never waits for descriptors.
+    pub fn set_servers(&self, servers: usize) {
+        self.trimmer.set_servers(servers);
+    }
+
     /// Tells how the kernel is asked to drop inodes as far as nobody uses them. What is told answers false if the kernel does
     /// not know how.
     pub fn set_drop_unused(&self, drop_unused: impl Fn(&[InodeId]) -> bool + Send + Sync + 'static) {
         let _ = self.drop_unused.set(Box::new(drop_unused));
     }
 
-    /// How many descriptors are in use, about: one for each inode, and another for the content of each file that is not
-    /// settled.
+    /// How many descriptors are in use, about: one for each inode, another for each content that has one of its own, and one
+    /// for each open directory.
     pub(super) fn descriptors(&self) -> usize {
-        self.inodes.len() + self.settler.len()
+        self.inodes.len() + self.descriptors_of_handles()
     }
 
-    /// Asks for so many files to be forgotten that `keep` inodes are left.
-    fn trim(&self, keep: usize) {
-        if self.settler.len() > keep / 4 {
+    /// Descriptors that cannot be given up.
+    fn descriptors_of_handles(&self) -> usize {
+        self.trimmer.held.load(Ordering::Relaxed) + self.directories.len()
+    }
+
+    /// Asks for so many inodes to be forgotten that `keep` descriptors are left in use. False if nearly all are in use.
+    fn trim(&self, keep: usize) -> bool {
+        let keep = keep.saturating_sub(self.descriptors_of_handles());
+        let unsettled = self.settler.len();
+        if unsettled > keep / 4 {
+            self.trimmer.state().settling = true;
             // The first round settles, the second one closes what is settled.
             self.settle_rested(true);
             self.settle_rested(true);
+            self.trimmer.state().settling = false;
         }
+        let settled = unsettled.saturating_sub(self.settler.len());
         let inodes = self.inodes.all();
         let excess = inodes.len().saturating_sub(keep);
-        let mut victims: Vec<_> = inodes.into_iter().filter(is_at_rest).collect();
+        let listed = self.directories.inodes();
+        let is_unused = |inode: &Arc<Inode>| is_at_rest(inode) && !listed.contains(&inode.id);
+        let mut victims: Vec<_> = inodes.into_iter().filter(is_unused).collect();
         // A directory can go when nothing in it is known any more.
         victims.sort_by_cached_key(|inode| (is_directory(inode), inode.last_lookup.load(Ordering::Relaxed)));
         victims.truncate(excess);
+        let found_some = victims.len() + settled > SPARE;
         let ids: Vec<_> = victims.iter().map(|inode| inode.id).collect();
         if self.drop_unused.get().is_some_and(|drop_unused| drop_unused(&ids)) {
             tracing::debug!("asked the kernel to drop {} of {excess} inodes", ids.len());
-            return;
+            return found_some;
         }
-        let Some(forget) = self.forget_entry.get() else { return };
+        let Some(forget) = self.forget_entry.get() else { return found_some };
+        self.trimmer.state().by_entry = true;
         let mut asked = 0_usize;
         for inode in victims.into_iter().filter(|inode| !is_directory(inode)) {
             if let Some((directory, name)) = self.entry_of(&inode) {
@@ -197,6 +343,7 @@ impl Filesystem {
             }
         }
         tracing::debug!("asked the kernel to forget {asked} of {excess} files");
+        found_some
     }
 
     /// An entry that names the inode, if its directory is known.

@@ -16,6 +16,7 @@ use fuser::{
 
 use crate::fs::{Attributes, Begun, Change, DirectoryHandle, Error, Filesystem, NodeKind, Operation, OperationCounts};
 
+use super::Options;
 use super::convert;
 use super::reply::{FIRST, KEEP, dot, reply_attributes, reply_empty, reply_entry, reply_xattr};
 
@@ -27,7 +28,7 @@ const MAX_BACKGROUND: u16 = 64;
 ///
 /// `HANDLE_KILLPRIV_V2`: set-id bits and file capabilities are dropped here, so that the kernel need not ask for them before
 /// every write. `DONT_MASK`: a default ACL takes the place of the umask, so that is applied here too.
-const WANTED: [InitFlags; 10] = [
+const WANTED: [InitFlags; 9] = [
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_DO_READDIRPLUS,
@@ -36,7 +37,6 @@ const WANTED: [InitFlags; 10] = [
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
     InitFlags::FUSE_NO_EXPORT_SUPPORT,
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-    InitFlags::FUSE_POSIX_ACL,
     InitFlags::FUSE_DONT_MASK,
 ];
 const NAME_MAX: u32 = 255;
@@ -51,11 +51,13 @@ thread_local! {
 pub(super) struct Adapter {
     fs: Arc<Filesystem>,
     read_only: bool,
+    /// Extended attributes can be used.
+    xattrs: bool,
 }
 
 impl Adapter {
-    pub(super) fn new(fs: Arc<Filesystem>, read_only: bool) -> Self {
-        Self { fs, read_only }
+    pub(super) fn new(fs: Arc<Filesystem>, options: &Options) -> Self {
+        Self { fs, read_only: options.read_only, xattrs: options.xattrs }
     }
 
     /// An operation that is answered by the thread that got it.
@@ -71,7 +73,8 @@ impl Adapter {
 
 impl fuser::Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        for flag in WANTED {
+        let acls = self.xattrs.then_some(InitFlags::FUSE_POSIX_ACL);
+        for flag in WANTED.into_iter().chain(acls) {
             if config.add_capabilities(flag).is_err() {
                 tracing::debug!("the kernel does not offer {flag:?}");
             }
@@ -271,6 +274,11 @@ impl fuser::Filesystem for Adapter {
         {
             return answer(Err(error));
         }
+        if !self.xattrs
+            && let Err(error) = self.fs.drop_capabilities(convert::inode(ino))
+        {
+            return answer(Err(error));
+        }
         self.fs.answer_write(convert::inode(ino), offset, data, Box::new(answer));
     }
 
@@ -363,11 +371,17 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if !self.xattrs {
+            return reply.error(convert::errno(&Error::LeftToKernel));
+        }
         let begun = self.begin(Operation::Getxattr, request);
         reply_xattr(reply, size, begun.end(self.fs.xattr(convert::inode(ino), name.as_bytes())));
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        if !self.xattrs {
+            return reply.error(convert::errno(&Error::LeftToKernel));
+        }
         let begun = self.begin(Operation::Listxattr, request);
         reply_xattr(reply, size, begun.end(self.fs.xattr_names(convert::inode(ino), convert::caller(request))));
     }
@@ -382,6 +396,9 @@ impl fuser::Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        if !self.xattrs {
+            return reply.error(convert::errno(&Error::LeftToKernel));
+        }
         let (name, caller) = (name.as_bytes(), convert::caller(request));
         let begun = self.begin_to_end_anywhere(Operation::Setxattr, request);
         let answer = move |result| reply_empty(reply, begun.end(result));
@@ -389,6 +406,9 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        if !self.xattrs {
+            return reply.error(convert::errno(&Error::LeftToKernel));
+        }
         let begun = self.begin(Operation::Removexattr, request);
         reply_empty(reply, begun.end(self.fs.remove_xattr(convert::inode(ino), name.as_bytes())));
     }

@@ -36,6 +36,8 @@ pub struct Options {
     pub exec: bool,
     /// Access times are left alone.
     pub noatime: bool,
+    /// Extended attributes and ACLs can be used. Without, the kernel asks for none, and ACLs that are there do not count.
+    pub xattrs: bool,
     /// Threads that serve the kernel.
     pub threads: usize,
 }
@@ -52,6 +54,7 @@ impl Default for Options {
             dev: false,
             exec: true,
             noatime: false,
+            xattrs: true,
             threads: 4,
         }
     }
@@ -71,7 +74,7 @@ pub fn serve(
     let prune = Prune::new(device.try_clone()?);
     let mut config = Config::default();
     config.n_threads = Some(options.threads.max(1));
-    let adapter = Adapter::new(Arc::clone(&fs), options.read_only);
+    let adapter = Adapter::new(Arc::clone(&fs), options);
     // The kernel itself keeps other users out unless `allow_other` is set. The check that fuser would add refuses what the
     // kernel does in the background on nobody's behalf.
     let session = match Session::from_fd(adapter, device, SessionACL::All, config) {
@@ -87,6 +90,7 @@ pub fn serve(
     let notifier = session.notifier();
     fs.set_drop_unused(move |inodes| prune.drop_unused(inodes));
     fs.set_forget_entry(move |parent, name| drop(notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name))));
+    fs.set_servers(options.threads.max(1));
     attendant.lift_limits();
     ready();
     Ok(session.run()?)

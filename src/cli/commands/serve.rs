@@ -349,7 +349,7 @@ impl Job<'_> {
     }
 
     fn mount_options(&self, place: &Place) -> mount::Options {
-        let MountFlags { read_only, allow_other, suid, dev, noexec, noatime, remount: _ } = self.flags;
+        let MountFlags { read_only, allow_other, suid, dev, noexec, noatime, noxattr, remount: _ } = self.flags;
         mount::Options {
             mountpoint: place.mountpoint.clone(),
             source: place.cipher_directory.to_string_lossy().into_owned(),
@@ -359,6 +359,7 @@ impl Job<'_> {
             dev,
             exec: !noexec,
             noatime,
+            xattrs: !noxattr,
             threads: self.args.threads.into(),
         }
     }
