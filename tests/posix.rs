@@ -7,6 +7,7 @@
 mod support;
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
@@ -15,6 +16,8 @@ use rustix::fs::{FallocateFlags, XattrFlags, fallocate, getxattr, listxattr, rem
 use rustix::io::Errno;
 
 use support::{Home, Volume, needs_root, nobody, python, run};
+
+const CAPABILITIES: &str = "security.capability";
 
 /// Mounted for all users, with set-id bits.
 fn for_everybody() -> Volume {
@@ -178,6 +181,80 @@ fn extended_attributes_behave_and_are_sealed() {
     setxattr(&behind, name.as_str(), &value[..len], XattrFlags::empty()).unwrap();
     let refused = ["user.colour", long.as_str()].map(|name| getxattr(&file, name, &mut [0_u8; 64][..]));
     assert!(refused.contains(&Err(Errno::IO)), "{refused:?}");
+}
+
+/// Version 2, with `CAP_NET_RAW` permitted and in effect.
+fn capable() -> Vec<u8> {
+    [[1, 0, 0, 2], [0, 0x20, 0, 0], [0; 4], [0; 4], [0; 4]].concat()
+}
+
+/// Settling, closing and headers write to files below, where every write takes capabilities away.
+#[test]
+fn programs_keep_what_they_were_given_until_they_are_written() {
+    let volume = for_everybody();
+    let has = |name: &str| {
+        let capable = getxattr(volume.path(name), CAPABILITIES, &mut [0_u8; 64][..]);
+        (capable, fs::metadata(volume.path(name)).unwrap().mode() & 0o6000)
+    };
+    let [with, without] = [(Ok(20), 0o6000), (Err(Errno::NODATA), 0)];
+    for name in ["kept", "written", "cut"] {
+        let mut file = File::create(volume.path(name)).unwrap();
+        file.write_all(b"program").unwrap();
+        file.sync_all().unwrap();
+        fs::set_permissions(volume.path(name), fs::Permissions::from_mode(0o6777)).unwrap();
+        setxattr(volume.path(name), CAPABILITIES, &capable(), XattrFlags::empty()).unwrap();
+        setxattr(volume.path(name), "user.colour", b"blue", XattrFlags::empty()).unwrap();
+        drop(file);
+        assert_eq!(has(name), with);
+    }
+    support::eventually("all are settled", || volume.status()["unsettled_files"] == 0);
+    volume.remount();
+    assert!(["kept", "written", "cut"].iter().all(|name| has(name) == with));
+    let change = "printf more >> written; truncate -s 3 cut; cat kept";
+    assert_eq!(run("runuser", &[&"-u", &"nobody", &"--", &"sh", &"-c", &change], &volume.plain), "program");
+    for _ in 0..2 {
+        assert_eq!([has("kept"), has("written"), has("cut")], [with, without, without]);
+        volume.remount();
+    }
+}
+
+/// What is there stays, and cannot be used; a program that is written loses its capabilities.
+#[test]
+fn a_mount_without_attributes_has_none_and_loses_none() {
+    let volume = for_everybody();
+    let directory = volume.path("team");
+    fs::create_dir(&directory).unwrap();
+    run("setfacl", &[&"-m", &"d:u:daemon:rw,d:o::-", &directory], &volume.plain);
+    for name in ["written", "read", "cut"] {
+        fs::write(volume.path(name), "program").unwrap();
+        setxattr(volume.path(name), "user.colour", b"blue", XattrFlags::empty()).unwrap();
+        setxattr(volume.path(name), CAPABILITIES, &capable(), XattrFlags::empty()).unwrap();
+    }
+    let remount = |options: &str| {
+        volume.unmount();
+        volume.home.ok(&[&"mount", &"-o", &options, &volume.cipher, &volume.plain]);
+    };
+    remount("allow_other,noxattr");
+    let read = volume.path("read");
+    let mut room = [0; 64];
+    for _ in 0..2 {
+        assert_eq!(getxattr(&read, "user.colour", &mut room[..]), Err(Errno::OPNOTSUPP));
+        assert_eq!(getxattr(&read, "system.posix_acl_access", &mut room[..]), Err(Errno::NODATA));
+        assert_eq!(listxattr(&read, &mut room[..]), Err(Errno::OPNOTSUPP));
+        assert_eq!(setxattr(&read, "user.colour", b"red", XattrFlags::empty()), Err(Errno::OPNOTSUPP));
+        assert_eq!(removexattr(&read, "user.colour"), Err(Errno::OPNOTSUPP));
+    }
+    fs::OpenOptions::new().append(true).open(volume.path("written")).unwrap().write_all(b"more").unwrap();
+    fs::OpenOptions::new().write(true).open(volume.path("cut")).unwrap().set_len(3).unwrap();
+    assert_eq!(fs::read_to_string(&read).unwrap(), "program");
+    fs::write(directory.join("file"), "made").unwrap();
+    remount("allow_other,suid,dev");
+    for (name, left) in [("written", Err(Errno::NODATA)), ("cut", Err(Errno::NODATA)), ("read", Ok(20))] {
+        assert_eq!(getxattr(volume.path(name), "user.colour", &mut room[..]), Ok(4), "{name}");
+        assert_eq!(getxattr(volume.path(name), CAPABILITIES, &mut room[..]), left, "{name}");
+    }
+    let made = run("getfacl", &[&"-cp", &directory.join("file")], &volume.plain);
+    assert!(made.contains("user:daemon:rw-") && made.contains("other::---"), "{made}");
 }
 
 #[test]

@@ -90,10 +90,10 @@ impl Filesystem {
         self.check_writable()?;
         let inode = self.inodes.get(id)?;
         if change.uid.is_some() || change.gid.is_some() {
-            inode.node.set_owner(change.uid, change.gid)?;
+            inode.change_privileges(|| inode.node.set_owner(change.uid, change.gid))?;
         }
         if let Some(mode) = change.mode {
-            inode.node.set_mode(mode)?;
+            inode.change_privileges(|| inode.node.set_mode(mode))?;
         }
         set_times(&inode, change)?;
         self.attributes_of(&inode, &inode.node.stat()?)

@@ -4,13 +4,14 @@
 use std::io;
 use std::sync::atomic::Ordering;
 
+use crate::storage::CAPABILITIES;
+
 use super::inode::Inode;
 use super::{Caller, Error, Filesystem, InodeId};
 
 const SET_USER_ID: u32 = 0o4000;
 const SET_GROUP_ID: u32 = 0o2000;
 const GROUP_EXECUTE: u32 = 0o010;
-const CAPABILITIES: &[u8] = b"security.capability";
 
 impl Filesystem {
     /// The content was written by a process that may not keep set-id bits, as the kernel has found.
@@ -29,8 +30,8 @@ impl Filesystem {
     pub fn drop_capabilities(&self, id: InodeId) -> Result<(), Error> {
         let inode = self.inodes.get(id)?;
         if !inode.lacks_capabilities.load(Ordering::Relaxed) {
-            if inode.node.xattr(CAPABILITIES).is_ok() {
-                inode.node.remove_xattr(CAPABILITIES)?;
+            if inode.node.xattr(CAPABILITIES.as_bytes()).is_ok() {
+                inode.change_privileges(|| inode.node.remove_xattr(CAPABILITIES.as_bytes()))?;
             }
             inode.lacks_capabilities.store(true, Ordering::Relaxed);
         }
@@ -54,5 +55,5 @@ fn drop_from(inode: &Inode, caller: Caller, ask_for_privilege: bool) -> io::Resu
     if doomed == 0 || ask_for_privilege && caller.keeps_set_ids() {
         return Ok(());
     }
-    inode.node.set_mode(stat.mode & !doomed)
+    inode.change_privileges(|| inode.node.set_mode(stat.mode & !doomed))
 }

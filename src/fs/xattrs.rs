@@ -167,7 +167,7 @@ impl Filesystem {
         self.check_writable()?;
         let inode = self.inodes.get(id)?;
         let Kind::Ours(plain) = kind_of(name)? else {
-            inode.node.remove_xattr(name)?;
+            inode.change_privileges(|| inode.node.remove_xattr(name))?;
             inode.default_acl.forget();
             return Ok(());
         };
@@ -243,12 +243,12 @@ impl std::ops::Deref for Owner {
 
 /// An ACL that somebody outside of the file's group sets takes the set-group-id bit away.
 fn set_backing(inode: &Inode, name: &[u8], value: &[u8], mode: XattrMode, caller: Caller) -> Result<(), Error> {
-    inode.node.set_xattr(name, value, mode)?;
+    inode.change_privileges(|| inode.node.set_xattr(name, value, mode))?;
     inode.default_acl.forget();
     if name == ACCESS_ACL && inode.kind == NodeKind::File {
         let stat = inode.node.stat()?;
         if stat.mode & SET_GROUP_ID != 0 && !caller.is_in_group(stat.gid) && !caller.keeps_set_ids() {
-            inode.node.set_mode(stat.mode & !SET_GROUP_ID)?;
+            inode.change_privileges(|| inode.node.set_mode(stat.mode & !SET_GROUP_ID))?;
         }
     }
     Ok(())

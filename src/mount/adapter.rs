@@ -60,6 +60,11 @@ impl Adapter {
         Self { fs, read_only: options.read_only, xattrs: options.xattrs }
     }
 
+    /// The content of a file is to be changed. Where the kernel knows of no attributes, it does not take capabilities away.
+    fn before_change(&self, ino: INodeNo) -> Result<(), Error> {
+        if self.xattrs { Ok(()) } else { self.fs.drop_capabilities(convert::inode(ino)) }
+    }
+
     /// An operation that is answered by the thread that got it.
     fn begin(&self, operation: Operation, request: &Request) -> Begun<&OperationCounts> {
         self.fs.begin(operation, convert::caller(request))
@@ -123,6 +128,11 @@ impl fuser::Filesystem for Adapter {
         let change = Change { mode, uid, gid, atime, mtime };
         let begun = self.begin_to_end_anywhere(Operation::Setattr, request);
         let answer = move |result| reply_attributes(reply, begun.end(result));
+        if size.is_some()
+            && let Err(error) = self.before_change(ino)
+        {
+            return answer(Err(error));
+        }
         self.fs.set_attributes(convert::inode(ino), size, change, convert::caller(request), Box::new(answer));
     }
 
@@ -274,9 +284,7 @@ impl fuser::Filesystem for Adapter {
         {
             return answer(Err(error));
         }
-        if !self.xattrs
-            && let Err(error) = self.fs.drop_capabilities(convert::inode(ino))
-        {
+        if let Err(error) = self.before_change(ino) {
             return answer(Err(error));
         }
         self.fs.answer_write(convert::inode(ino), offset, data, Box::new(answer));
@@ -426,6 +434,9 @@ impl fuser::Filesystem for Adapter {
         let Some(what) = convert::allocate(mode) else { return reply.error(convert::errno(&Error::Unsupported)) };
         let begun = self.begin_to_end_anywhere(Operation::Fallocate, request);
         let answer = move |result| reply_empty(reply, begun.end(result));
+        if let Err(error) = self.before_change(ino) {
+            return answer(Err(error));
+        }
         self.fs.allocate(convert::inode(ino), what, offset, len, convert::caller(request), Box::new(answer));
     }
 

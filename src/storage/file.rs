@@ -8,6 +8,8 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::{FallocateFlags, SeekFrom, Timestamps, fallocate, fdatasync, fstat, fsync, ftruncate, futimens, seek};
 use rustix::io::{Errno, pread, pwrite};
 
+use super::privileges::Privileges;
+
 /// A ciphertext file as the content layer sees it.
 ///
 /// What is assumed of the disk below: an aligned 4096-byte page reaches it whole or not at all; size changes are
@@ -91,19 +93,20 @@ pub trait RawFile: Send + Sync {
 pub struct DiskFile {
     first: Arc<OwnedFd>,
     writable: OnceLock<Arc<OwnedFd>>,
+    privileges: Privileges,
 }
 
 impl DiskFile {
     /// Takes a descriptor open for reading only.
     #[must_use]
     pub fn readable(fd: Arc<OwnedFd>) -> Self {
-        Self { first: fd, writable: OnceLock::new() }
+        Self { first: fd, writable: OnceLock::new(), privileges: Privileges::default() }
     }
 
     /// Takes a descriptor open for reading and writing.
     #[must_use]
     pub fn writable(fd: Arc<OwnedFd>) -> Self {
-        Self { first: Arc::clone(&fd), writable: OnceLock::from(fd) }
+        Self { first: Arc::clone(&fd), writable: OnceLock::from(fd), privileges: Privileges::default() }
     }
 
     /// Whether it can be written.
@@ -117,6 +120,19 @@ impl DiskFile {
         if let Some(fd) = other.writable.get() {
             let _ = self.writable.set(Arc::clone(fd));
         }
+    }
+
+    /// Runs a change of the file's set-id bits or capabilities, which writes keep as they find them.
+    ///
+    /// # Errors
+    /// Those of `change`.
+    pub fn change_privileges<T>(&self, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        self.privileges.change(self.fd(), change)
+    }
+
+    /// Finds out anew whether the file has set-id bits or capabilities.
+    pub fn look_for_privileges(&self) {
+        self.privileges.look(self.fd());
     }
 
     /// The first bytes from `offset` on that may be other than zeros, as the backing filesystem knows them; none if there are none.
@@ -172,16 +188,18 @@ impl RawFile for DiskFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let mut done = 0;
-        while done < bytes.len() {
-            match pwrite(self.fd(), &bytes[done..], offset + done as u64) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => done += n,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
+        self.privileges.keep(self.fd(), || {
+            let mut done = 0;
+            while done < bytes.len() {
+                match pwrite(self.fd(), &bytes[done..], offset + done as u64) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(n) => done += n,
+                    Err(Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn size(&self) -> io::Result<u64> {
@@ -189,7 +207,7 @@ impl RawFile for DiskFile {
     }
 
     fn set_size(&self, size: u64) -> io::Result<()> {
-        Ok(ftruncate(self.fd(), size)?)
+        self.privileges.keep(self.fd(), || Ok(ftruncate(self.fd(), size)?))
     }
 
     fn set_size_quietly(&self, size: u64) -> io::Result<()> {
@@ -199,16 +217,17 @@ impl RawFile for DiskFile {
             last_access: time(stat.st_atime, stat.st_atime_nsec),
             last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
         };
-        ftruncate(self.fd(), size)?;
+        self.set_size(size)?;
         Ok(futimens(self.fd(), &times)?)
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        Ok(fallocate(self.fd(), FallocateFlags::KEEP_SIZE, offset, len)?)
+        self.privileges.keep(self.fd(), || Ok(fallocate(self.fd(), FallocateFlags::KEEP_SIZE, offset, len)?))
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
-        Ok(fallocate(self.fd(), FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE, offset, len)?)
+        let flags = FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE;
+        self.privileges.keep(self.fd(), || Ok(fallocate(self.fd(), flags, offset, len)?))
     }
 
     fn sync(&self, metadata: bool) -> io::Result<()> {

@@ -14,6 +14,7 @@ mod long_targets;
 mod memory;
 mod node;
 mod own_directory;
+mod privileges;
 mod redo_logs;
 mod xattr;
 
@@ -24,5 +25,6 @@ pub use key_stock::{Candidate, KeyStock};
 pub use long_targets::LongTargets;
 pub use memory::{Change, MemoryFile, Recorded};
 pub use node::{Access, FileSystemStat, Node, NodeKind, RenameMode, SetTime, Stat, Timestamp};
+pub use privileges::CAPABILITIES;
 pub use redo_logs::{RedoLogs, find_inode};
 pub use xattr::XattrMode;
