@@ -30,6 +30,8 @@ const MAX_THRIFTY_DEPTH: usize = 16;
 const MAX_CALLS: usize = 48;
 /// A thread without work waits so long for more before it ends.
 const LINGER: Duration = Duration::from_secs(1);
+/// For so long after a failed call no call starts others.
+const LULL: Duration = Duration::from_millis(100);
 /// After so long without a taker, half of what is kept ready is enough.
 const IDLE: Duration = Duration::from_secs(60);
 /// The longest wait for a key that is being made; a provider's own deadline is shorter.
@@ -282,7 +284,9 @@ impl Shared {
         let mut alone = false;
         loop {
             let calls = if alone { 1 } else { self.add_calls(epoch) };
-            self.start_call();
+            if !self.has_failed_lately() {
+                self.start_call();
+            }
             let mut failed = false;
             alone = false;
             self.mint.mint_many(calls, &mut |made| {
@@ -295,6 +299,11 @@ impl Shared {
                 None => return,
             }
         }
+    }
+
+    /// Whether calls fail: then each is made for somebody who waits, and none starts another.
+    fn has_failed_lately(&self) -> bool {
+        self.state().failure.as_ref().is_some_and(|(_, at)| at.elapsed() < LULL)
     }
 
     /// Adds the calls that are missing to the one that a thread is about to make, if they are made in the same time;

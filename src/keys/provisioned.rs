@@ -223,8 +223,9 @@ impl Mint {
         watched.begin();
         watched.provider().generate_data_keys(&contexts, &mut |place, answer| {
             watched.note(&answer);
-            if let (Ok(_), Some(source)) = (&answer, self.source.get()) {
-                source.set_refused(false);
+            let refused = answer.as_ref().is_err_and(|error| error.kind == ProviderErrorKind::Denied);
+            if let Some(source) = self.source.get().filter(|_| refused || answer.is_ok()) {
+                source.set_refused(refused);
             }
             each(match answer {
                 Ok((data_key, wrapped)) => Ok(Minted::new(ids[place], data_key, vec![watched.record(wrapped)])),

@@ -54,6 +54,7 @@ struct Script {
     held: bool,
     only_wraps: bool,
     many_at_once: bool,
+    makes_none: bool,
     waiting: usize,
 }
 
@@ -89,6 +90,11 @@ impl ScriptedProvider {
     /// From now on it makes many data keys at once.
     pub fn make_many_at_once(&self) {
         self.script().many_at_once = true;
+    }
+
+    /// From now on it refuses to make data keys, and unwraps those that there are.
+    pub fn make_none(&self) {
+        self.script().makes_none = true;
     }
 
     /// Makes every call that begins from now on wait for [`Self::release`].
@@ -168,6 +174,9 @@ impl Provider for ScriptedProvider {
 
     fn generate_data_key(&self, context: &EncryptionContext) -> Result<(DataKey, WrappedKey), ProviderError> {
         let answer = self.begin(|calls| calls.generate += 1)?;
+        if self.script().makes_none {
+            return Err(ProviderError::new(ProviderErrorKind::Denied, "it makes no data keys"));
+        }
         let data_key = DataKey::random();
         let wrapped = self.wrap_here(&data_key, context);
         Ok((if answer == Answer::WrongKey { DataKey::random() } else { data_key }, wrapped))
