@@ -453,46 +453,6 @@ fn many_at_work_lack_no_descriptor() {
     std::thread::scope(|scope| (0..8).for_each(|worker| drop(scope.spawn(move || make(worker)))));
 }
 
-#[test]
-fn without_a_descriptor_nothing_is_half_made() {
-    const FILES: usize = 700;
-    let volume = for_everybody();
-    for file in 0..FILES {
-        File::create(volume.path(format!("f{file}"))).unwrap();
-    }
-    remount_with_few_descriptors(&volume);
-    // As many as can be had are open.
-    let open: Vec<_> = (0..FILES).map_while(|file| File::open(volume.path(format!("f{file}"))).ok()).collect();
-    assert!((200..FILES).contains(&open.len()), "{}", open.len());
-    let path = |kind: &str, number: usize| volume.path(format!("{kind}{number}"));
-    let make = |kind: &str, path: &Path| match kind {
-        "directory" => fs::create_dir(path),
-        "link" => std::os::unix::fs::symlink("target", path),
-        "fifo" => Ok(rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::RUSR)?),
-        _ => File::create(path).map(drop),
-    };
-    // What could be made stays in use, until of each kind one cannot.
-    let (mut made, mut failed) = (Vec::new(), Vec::new());
-    for kind in ["directory", "link", "fifo", "file"] {
-        let refusal = (0..100).find_map(|number| match make(kind, &path(kind, number)) {
-            Ok(()) => {
-                let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW;
-                made.push(rustix::fs::open(path(kind, number), flags, rustix::fs::Mode::empty()).unwrap());
-                None
-            }
-            Err(error) => Some((path(kind, number), error)),
-        });
-        let (path, error) = refusal.unwrap();
-        assert_eq!(error.raw_os_error(), Some(libc::EMFILE), "{kind}");
-        failed.push(path);
-    }
-    drop(open);
-    // Nothing else is on disk, where there are an entry for each, and what begins with a dot and belongs to the volume.
-    let entries = fs::read_dir(&volume.cipher).unwrap().map(|entry| entry.unwrap().file_name());
-    assert_eq!(entries.filter(|name| !name.to_string_lossy().starts_with('.')).count(), FILES + made.len());
-    assert!(failed.iter().all(|path| support::errno(path.symlink_metadata()) == Some(libc::ENOENT)));
-}
-
 /// Longer than a symlink on disk can hold when sealed.
 #[test]
 fn symlinks_lead_as_far_as_paths_go() {
