@@ -9,6 +9,7 @@ use crate::storage::{DirEntry, DirStream, NodeKind};
 
 use super::inode::Inode;
 use super::prefetch::Listing;
+use super::trim::Held;
 use super::{Attributes, Error, Filesystem, InodeId};
 
 /// Names an open directory.
@@ -37,9 +38,15 @@ pub(super) struct OpenDirectories {
 
 struct OpenDirectory {
     inode: Arc<Inode>,
-    stream: Mutex<DirStream>,
+    /// Opened when it is first read: many directories are only opened to be a place.
+    stream: Mutex<Option<OpenStream>>,
     /// What was delivered since the beginning of the directory.
     listed: Mutex<Listing>,
+}
+
+struct OpenStream {
+    stream: DirStream,
+    _held: Arc<Held>,
 }
 
 impl OpenDirectories {
@@ -47,10 +54,6 @@ impl OpenDirectories {
         let handle = DirectoryHandle(self.next.fetch_add(1, Ordering::Relaxed));
         self.open.write().unwrap_or_else(PoisonError::into_inner).insert(handle, Arc::new(directory));
         handle
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.open.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     pub(super) fn inodes(&self) -> HashSet<InodeId> {
@@ -76,8 +79,8 @@ impl Filesystem {
     pub fn open_directory(&self, id: InodeId) -> Result<DirectoryHandle, Error> {
         let inode = self.inodes.get(id)?;
         self.directory_id(&inode).inspect_err(|error| self.report(&inode, error))?;
-        let stream = Mutex::new(self.trimmer.with_patience(|| inode.node.open_directory())?);
-        Ok(self.directories.insert(OpenDirectory { inode, stream, listed: Mutex::default() }))
+        let directory = OpenDirectory { inode, stream: Mutex::default(), listed: Mutex::default() };
+        Ok(self.directories.insert(directory))
     }
 
     /// Closes a directory.
@@ -98,6 +101,7 @@ impl Filesystem {
     ) -> Result<(), Error> {
         let directory = self.directories.get(handle)?;
         let mut stream = directory.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        let stream = self.stream_of(&directory.inode, &mut stream)?;
         let mut listed = directory.listed.lock().unwrap_or_else(PoisonError::into_inner);
         if position == 0 {
             *listed = Listing::default();
@@ -132,6 +136,17 @@ impl Filesystem {
             stream.advance();
         }
         Ok(())
+    }
+
+    fn stream_of<'s>(&self, directory: &Inode, stream: &'s mut Option<OpenStream>) -> Result<&'s mut DirStream, Error> {
+        let open = match stream.take() {
+            Some(open) => open,
+            None => OpenStream {
+                stream: self.trimmer.with_patience(|| directory.node.open_directory())?,
+                _held: self.trimmer.hold(),
+            },
+        };
+        Ok(&mut stream.insert(open).stream)
     }
 
     fn deliver(
@@ -187,8 +202,8 @@ impl Filesystem {
     pub fn sync_directory(&self, handle: DirectoryHandle) -> Result<(), Error> {
         let directory = self.directories.get(handle)?;
         self.enforce_order()?;
-        let stream = directory.stream.lock().unwrap_or_else(PoisonError::into_inner);
-        match stream.sync() {
+        let mut stream = directory.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.stream_of(&directory.inode, &mut stream)?.sync() {
             // A filesystem that cannot sync directories keeps their order without.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
             result => Ok(result?),

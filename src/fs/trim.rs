@@ -61,7 +61,7 @@ pub(super) struct Trimmer {
     limit: u64,
     /// Threads that serve the kernel.
     servers: AtomicUsize,
-    /// Descriptors of contents, beside those that pin inodes.
+    /// Descriptors of contents and of directories that are read, beside those that pin inodes.
     held: Arc<AtomicUsize>,
     state: Mutex<State>,
     changed: Condvar,
@@ -95,7 +95,7 @@ impl State {
     }
 }
 
-/// A descriptor in use by a content.
+/// A descriptor in use beside the one that pins the inode.
 pub(super) struct Held(Arc<AtomicUsize>);
 
 impl Drop for Held {
@@ -130,7 +130,7 @@ impl Trimmer {
         }
     }
 
-    /// Counts the descriptor of a content, until it is dropped.
+    /// Counts a descriptor, until what this returns is dropped.
     pub(super) fn hold(&self) -> Arc<Held> {
         self.held.fetch_add(1, Ordering::Relaxed);
         Arc::new(Held(Arc::clone(&self.held)))
@@ -296,19 +296,14 @@ impl Filesystem {
     }
 
     /// How many descriptors are in use, about: one for each inode, another for each content that has one of its own, and one
-    /// for each open directory.
+    /// for each directory that is being read.
     pub(super) fn descriptors(&self) -> usize {
-        self.inodes.len() + self.descriptors_of_handles()
-    }
-
-    /// Descriptors that cannot be given up.
-    fn descriptors_of_handles(&self) -> usize {
-        self.trimmer.held.load(Ordering::Relaxed) + self.directories.len()
+        self.inodes.len() + self.trimmer.held.load(Ordering::Relaxed)
     }
 
     /// Asks for so many inodes to be forgotten that `keep` descriptors are left in use. False if nearly all are in use.
     fn trim(&self, keep: usize) -> bool {
-        let keep = keep.saturating_sub(self.descriptors_of_handles());
+        let keep = keep.saturating_sub(self.trimmer.held.load(Ordering::Relaxed));
         let unsettled = self.settler.len();
         if unsettled > keep / 4 {
             self.trimmer.state().settling = true;
