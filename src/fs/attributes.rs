@@ -171,9 +171,14 @@ fn open_size(inode: &Inode) -> Option<u64> {
 impl Filesystem {
     /// Attributes of a node that was just found, which counts as a lookup.
     pub(super) fn learn(&self, node: crate::storage::Node) -> Result<(Arc<Inode>, Attributes), Error> {
+        self.trimmer.note(|| self.descriptors());
+        self.learn_at_once(node)
+    }
+
+    /// Like [`Self::learn`], however many inodes are known: for who holds others that the kernel cannot give up yet.
+    pub(super) fn learn_at_once(&self, node: crate::storage::Node) -> Result<(Arc<Inode>, Attributes), Error> {
         let stat = node.stat()?;
         let inode = self.inodes.learn(node, &stat);
-        self.trimmer.note(|| self.descriptors());
         let attributes = self.attributes_of(&inode, &stat)?;
         Ok((inode, attributes))
     }

@@ -100,37 +100,39 @@ impl Filesystem {
         mut deliver: impl FnMut(&Listed<'_>) -> bool,
     ) -> Result<(), Error> {
         let directory = self.directories.get(handle)?;
+        if with_attributes {
+            self.trimmer.note(|| self.descriptors());
+        }
         let mut stream = directory.stream.lock().unwrap_or_else(PoisonError::into_inner);
         let stream = self.stream_of(&directory.inode, &mut stream)?;
         let mut listed = directory.listed.lock().unwrap_or_else(PoisonError::into_inner);
         if position == 0 {
             *listed = Listing::default();
         }
-        let mut room = if with_attributes { self.trimmer.room(self.descriptors()) } else { usize::MAX };
-        let (mut position, mut delivered) = (position, false);
-        while room > 0 || !delivered {
-            room = room.saturating_sub(1);
+        let (mut position, mut delivered) = (position, 0_usize);
+        // The kernel can give up nothing of an answer that it does not have yet, so one must not wait for another.
+        while delivered == 0 || !with_attributes || delivered < self.trimmer.room(self.descriptors()) {
             let entry = match stream.entry_at(position) {
                 Ok(Some(entry)) => entry,
                 Ok(None) => {
                     self.remember_listing(&directory.inode, std::mem::take(&mut *listed));
                     return Ok(());
                 }
-                Err(_) if delivered => return Ok(()),
+                Err(_) if delivered > 0 => return Ok(()),
                 Err(error) => return Err(error.into()),
             };
             position = entry.next_position;
-            match self.deliver(&directory.inode, entry, with_attributes, &mut deliver) {
+            match self.deliver(&directory.inode, entry, with_attributes, delivered == 0, &mut deliver) {
                 Delivery::Full => return Ok(()),
                 Delivery::Done => {
-                    delivered = true;
+                    delivered += 1;
                     if self.prefetches() {
                         listed.note(entry.ino, entry.kind, &entry.name);
                     }
                 }
                 Delivery::Skipped => {}
                 // The entry is there: leaving it out would be a lie.
-                Delivery::Failed(_) if delivered => return Ok(()),
+                Delivery::Failed(_) if delivered > 0 => return Ok(()),
                 Delivery::Failed(error) => return Err(error),
             }
             stream.advance();
@@ -154,6 +156,7 @@ impl Filesystem {
         directory: &Inode,
         entry: &DirEntry,
         with_attributes: bool,
+        is_first: bool,
         deliver: &mut impl FnMut(&Listed<'_>) -> bool,
     ) -> Delivery {
         let (id, next_position) = (InodeId(entry.ino), entry.next_position);
@@ -168,7 +171,7 @@ impl Filesystem {
         if !with_attributes {
             return Delivery::of(deliver(&listed));
         }
-        let (inode, attributes) = match self.entry_attributes(directory, entry) {
+        let (inode, attributes) = match self.entry_attributes(directory, entry, is_first) {
             Ok(found) => found,
             Err(Error::NoEntry) => return Delivery::Skipped,
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::NotFound => return Delivery::Skipped,
@@ -183,7 +186,12 @@ impl Filesystem {
     }
 
     /// Attributes of an entry, counting a lookup. An inode that is known already is not opened again.
-    fn entry_attributes(&self, directory: &Inode, entry: &DirEntry) -> Result<(Arc<Inode>, Attributes), Error> {
+    fn entry_attributes(
+        &self,
+        directory: &Inode,
+        entry: &DirEntry,
+        is_first: bool,
+    ) -> Result<(Arc<Inode>, Attributes), Error> {
         if let Some(known) = self.inodes.by_entry(entry.ino) {
             let inode = self.inodes.count_lookup(&known);
             let attributes = inode.node.stat().map_err(Error::from).and_then(|stat| self.attributes_of(&inode, &stat));
@@ -192,7 +200,8 @@ impl Filesystem {
             }
             return Ok((inode, attributes?));
         }
-        self.learn(self.trimmer.with_patience(|| directory.node.lookup(&entry.name))?)
+        let find = || directory.node.lookup(&entry.name);
+        self.learn_at_once(if is_first { self.trimmer.with_patience(find) } else { find() }?)
     }
 
     /// Makes the entries of a directory durable.

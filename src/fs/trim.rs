@@ -34,7 +34,8 @@ const SHORTLY: Duration = Duration::from_secs(1);
 const ENOUGH: Duration = Duration::from_secs(5);
 /// How often it looks whether there are some.
 const LOOK: Duration = Duration::from_millis(5);
-/// How long an operation waits for the trimmer to begin, when few descriptors are left.
+/// How long an operation waits for the trimmer to begin, when few descriptors are left, and the trimmer for its next round when
+/// it has not found enough.
 const START: Duration = Duration::from_millis(100);
 /// For so long nobody is made to wait after it was in vain: what is left is in use.
 const REST: Duration = Duration::from_secs(1);
@@ -169,7 +170,8 @@ impl Trimmer {
     fn wait(&self, state: MutexGuard<'_, State>, longest: Duration, condition: impl Fn(&State) -> bool) -> bool {
         let mut state = state;
         let serves = !IN_BACKGROUND.get();
-        if serves && !state.settling && state.waiting + 1 >= self.servers.load(Ordering::Relaxed) {
+        let is_last = serves && state.waiting + 1 >= self.servers.load(Ordering::Relaxed);
+        if state.stopped || is_last && !state.settling {
             return false;
         }
         state.waiting += usize::from(serves);
@@ -258,7 +260,7 @@ impl Trimmer {
             drop(state);
             self.changed.notify_all();
             let Some(fs) = weak.upgrade() else { return };
-            let found_some = fs.trim(self.high / 2);
+            let is_enough = fs.trim(self.high / 2);
             if fs.descriptors() < self.brink
                 && let Ok(root) = fs.inodes.get(ROOT)
             {
@@ -266,10 +268,11 @@ impl Trimmer {
             }
             let mut state = self.state();
             state.at_work = false;
-            if !found_some && !state.by_entry {
+            if !is_enough && !state.by_entry {
                 state.in_vain_until = Some(Instant::now() + REST);
             }
-            drop(self.changed.wait_timeout_while(state, BETWEEN_ROUNDS, |state| !state.stopped));
+            let pause = if is_enough { BETWEEN_ROUNDS } else { START };
+            drop(self.changed.wait_timeout_while(state, pause, |state| !state.stopped));
         }
     }
 
@@ -301,9 +304,8 @@ impl Filesystem {
         self.inodes.len() + self.trimmer.held.load(Ordering::Relaxed)
     }
 
-    /// Asks for so many inodes to be forgotten that `keep` descriptors are left in use. False if nearly all are in use.
+    /// Asks for so many inodes to be forgotten that `keep` descriptors are left in use. False if too many stay in use.
     fn trim(&self, keep: usize) -> bool {
-        let keep = keep.saturating_sub(self.trimmer.held.load(Ordering::Relaxed));
         let unsettled = self.settler.len();
         if unsettled > keep / 4 {
             self.trimmer.state().settling = true;
@@ -312,22 +314,22 @@ impl Filesystem {
             self.settle_rested(true);
             self.trimmer.state().settling = false;
         }
-        let settled = unsettled.saturating_sub(self.settler.len());
         let inodes = self.inodes.all();
-        let excess = inodes.len().saturating_sub(keep);
+        let descriptors = inodes.len() + self.trimmer.held.load(Ordering::Relaxed);
+        let excess = descriptors.saturating_sub(keep);
         let listed = self.directories.inodes();
         let is_unused = |inode: &Arc<Inode>| is_at_rest(inode) && !listed.contains(&inode.id);
         let mut victims: Vec<_> = inodes.into_iter().filter(is_unused).collect();
         // A directory can go when nothing in it is known any more.
         victims.sort_by_cached_key(|inode| (is_directory(inode), inode.last_lookup.load(Ordering::Relaxed)));
         victims.truncate(excess);
-        let found_some = victims.len() + settled > SPARE;
+        let is_enough = descriptors - victims.len() <= self.trimmer.brink;
         let ids: Vec<_> = victims.iter().map(|inode| inode.id).collect();
         if self.drop_unused.get().is_some_and(|drop_unused| drop_unused(&ids)) {
             tracing::debug!("asked the kernel to drop {} of {excess} inodes", ids.len());
-            return found_some;
+            return is_enough;
         }
-        let Some(forget) = self.forget_entry.get() else { return found_some };
+        let Some(forget) = self.forget_entry.get() else { return is_enough };
         self.trimmer.state().by_entry = true;
         let mut asked = 0_usize;
         for inode in victims.into_iter().filter(|inode| !is_directory(inode)) {
@@ -338,7 +340,7 @@ impl Filesystem {
             }
         }
         tracing::debug!("asked the kernel to forget {asked} of {excess} files");
-        found_some
+        is_enough
     }
 
     /// An entry that names the inode, if its directory is known.
