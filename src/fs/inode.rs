@@ -101,18 +101,14 @@ impl Inode {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes owner, mode or capabilities: writes of the content keep those that they find.
+    /// Changes owner, mode or capabilities. Writes of the content keep those that they find, so no content begins meanwhile that
+    /// does not know of the change.
     pub(super) fn change_privileges<T>(&self, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        let open = || self.slot().open.clone();
-        let Some(file) = open().map(|open| open.file) else {
-            let result = change();
-            // It may have been opened meanwhile.
-            if let Some(open) = open() {
-                open.file.look_for_privileges();
-            }
-            return result;
-        };
-        file.change_privileges(change)
+        let slot = self.slot();
+        match &slot.open {
+            Some(open) => open.file.change_privileges(change),
+            None => change(),
+        }
     }
 
     pub(super) fn late_mtime(&self) -> MutexGuard<'_, Option<Timestamp>> {

@@ -130,11 +130,6 @@ impl DiskFile {
         self.privileges.change(self.fd(), change)
     }
 
-    /// Finds out anew whether the file has set-id bits or capabilities.
-    pub fn look_for_privileges(&self) {
-        self.privileges.look(self.fd());
-    }
-
     /// The first bytes from `offset` on that may be other than zeros, as the backing filesystem knows them; none if there are none.
     /// One that does not know says all.
     ///

@@ -34,7 +34,8 @@ impl Privileges {
     /// Runs a `change` of the content of `file`, which keeps its privileges. A file without any costs nothing more.
     pub(super) fn keep<T>(&self, file: &OwnedFd, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         if self.state.load(Ordering::Relaxed) == Self::UNKNOWN {
-            self.look(file);
+            // Looks while nobody changes them.
+            self.change(file, || Ok(()))?;
         }
         if self.state.load(Ordering::Relaxed) == Self::NONE {
             return change();
@@ -54,8 +55,8 @@ impl Privileges {
         result
     }
 
-    /// Looks whether `file` has any: they may have been changed from elsewhere.
-    pub(super) fn look(&self, file: &OwnedFd) {
+    /// Looks whether `file` has any.
+    fn look(&self, file: &OwnedFd) {
         let state = if Found::of(file).is_none() { Self::NONE } else { Self::SOME };
         self.state.store(state, Ordering::Relaxed);
     }
