@@ -1,6 +1,7 @@
 //! Real mounts: programs find on a mount what they find on a plain directory, and find it again after the next mount.
 #![cfg(feature = "mount")]
 #![allow(clippy::unwrap_used)] // it is how a test fails
+#![allow(clippy::print_stdout)] // why something is left out
 
 #[cfg(feature = "aws-kms")]
 #[path = "support/fake_kms.rs"]
@@ -585,6 +586,43 @@ fn an_ordinary_user_has_mounts_of_his_own() {
     volume.unmount();
     let owners = tree(&volume.cipher).into_values().map(|entry| entry.owner);
     assert!(owners.into_iter().all(|owner| owner == (uid, gid)));
+}
+
+/// What the kernel is asked to keep a wake below, in microseconds; none where it cannot be asked.
+fn wake_limit() -> Option<i32> {
+    let mut bytes = [0; 4];
+    File::open("/dev/cpu_dma_latency").ok()?.read_exact_at(&mut bytes, 0).ok()?;
+    Some(i32::from_ne_bytes(bytes))
+}
+
+#[test]
+fn low_latency_lasts_as_long_as_requests_come_and_is_for_root() {
+    needs_root();
+    let Some(before) = wake_limit().filter(|limit| *limit != 0) else {
+        return println!("left out: this machine's CPUs cannot be asked to stay awake, or are already");
+    };
+    let volume = Volume::in_home(Home::new(), &[], &["-o", "lowlatency"]);
+    let work_until_awake = || {
+        eventually("the CPUs are to stay awake", || {
+            (0..500).for_each(|n| drop(fs::metadata(volume.path(format!("{n}/missing")))));
+            (0..500).for_each(|n| drop(fs::write(volume.path("file"), format!("{n}"))));
+            wake_limit() == Some(0)
+        });
+    };
+    let asleep = || eventually("the CPUs may sleep", || wake_limit() == Some(before));
+    work_until_awake();
+    asleep();
+    work_until_awake();
+    volume.kill();
+    asleep();
+    volume.home.ok(&[&"umount", &volume.plain]);
+
+    let home = Home::of_nobody();
+    home.ok(&[&"init", &"cipher"]);
+    home.shell("mkdir plain");
+    let said = home.refused(2, &[&"mount", &"-o", &"lowlatency", &"cipher", &"plain"]);
+    assert!(said.contains("-o lowlatency: /dev/cpu_dma_latency cannot be opened (Permission denied"), "{said}");
+    assert!(!Home::is_mounted(&home.path("plain")));
 }
 
 /// Its size is in its last page, which its owner may not read.

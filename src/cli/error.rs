@@ -203,6 +203,7 @@ impl From<crate::mount::MountError> for CliError {
         use crate::mount::MountError;
         let exit = match &error {
             MountError::NoDevice(_) | MountError::NoHelper(_) | MountError::Refused(_) => Exit::NoFuse,
+            MountError::NoLatencyDevice(_) => Exit::Usage,
             MountError::NotMounted => Exit::NotMounted,
             MountError::Busy => Exit::Other,
             MountError::Session(_) => Exit::Io,

@@ -12,14 +12,15 @@ pub(crate) struct MountFlags {
     pub(crate) noexec: bool,
     pub(crate) noatime: bool,
     pub(crate) noxattr: bool,
+    pub(crate) low_latency: bool,
     /// Change the options of what is mounted already.
     pub(crate) remount: bool,
 }
 
 /// Options that mean something to mount(8) or an init system, and nothing here.
 const NOT_OURS: [&str; 6] = ["defaults", "auto", "noauto", "user", "nofail", "_netdev"];
-const KNOWN: &str =
-    "ro, rw, allow_other, suid, nosuid, dev, nodev, exec, noexec, noatime, relatime, xattr, noxattr, remount";
+const KNOWN: &str = "ro, rw, allow_other, suid, nosuid, dev, nodev, exec, noexec, noatime, relatime, xattr, noxattr, lowlatency, \
+     nolowlatency, remount";
 
 impl MountFlags {
     /// Parses comma lists. With `remount` among them mount(8) adds what it finds in the mount table, so that options that
@@ -53,6 +54,8 @@ impl MountFlags {
             "relatime" => self.noatime = false,
             "noxattr" => self.noxattr = true,
             "xattr" => self.noxattr = false,
+            "lowlatency" => self.low_latency = true,
+            "nolowlatency" => self.low_latency = false,
             _ if NOT_OURS.contains(&option) || option.starts_with("x-") => {}
             _ => {
                 let unknown = format!("-o {option}: there is no such mount option");
@@ -81,10 +84,12 @@ mod tests {
             noexec: true,
             noatime: true,
             noxattr: true,
+            low_latency: true,
             remount: false,
         };
-        assert_eq!(parse(&["ro,allow_other,suid", "dev,noexec,noatime,noxattr"]).unwrap(), all);
-        let undone = parse(&["ro,suid,dev,noexec,noatime,noxattr", "rw,nosuid,nodev,exec,relatime,xattr"]).unwrap();
+        assert_eq!(parse(&["ro,allow_other,suid", "dev,noexec,noatime,noxattr,lowlatency"]).unwrap(), all);
+        let undone = "rw,nosuid,nodev,exec,relatime,xattr,nolowlatency";
+        let undone = parse(&["ro,suid,dev,noexec,noatime,noxattr,lowlatency", undone]).unwrap();
         assert_eq!(undone, MountFlags::default());
         assert_eq!(
             parse(&["defaults,auto,noauto,user,nofail,_netdev,x-systemd.automount"]).unwrap(),

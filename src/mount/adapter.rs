@@ -18,6 +18,7 @@ use crate::fs::{Attributes, Begun, Change, DirectoryHandle, Error, Filesystem, N
 
 use super::Options;
 use super::convert;
+use super::low_latency::LowLatency;
 use super::reply::{FIRST, KEEP, dot, reply_attributes, reply_empty, reply_entry, reply_xattr};
 
 /// Bytes of a request at most: the kernel's own limit.
@@ -53,11 +54,12 @@ pub(super) struct Adapter {
     read_only: bool,
     /// Extended attributes can be used.
     xattrs: bool,
+    latency: Option<LowLatency>,
 }
 
 impl Adapter {
-    pub(super) fn new(fs: Arc<Filesystem>, options: &Options) -> Self {
-        Self { fs, read_only: options.read_only, xattrs: options.xattrs }
+    pub(super) fn new(fs: Arc<Filesystem>, options: &Options, latency: Option<LowLatency>) -> Self {
+        Self { fs, read_only: options.read_only, xattrs: options.xattrs, latency }
     }
 
     /// The content of a file is to be changed. Where the kernel knows of no attributes, it does not take capabilities away.
@@ -65,13 +67,21 @@ impl Adapter {
         if self.xattrs { Ok(()) } else { self.fs.drop_capabilities(convert::inode(ino)) }
     }
 
+    fn note_request(&self) {
+        if let Some(latency) = &self.latency {
+            latency.note();
+        }
+    }
+
     /// An operation that is answered by the thread that got it.
     fn begin(&self, operation: Operation, request: &Request) -> Begun<&OperationCounts> {
+        self.note_request();
         self.fs.begin(operation, convert::caller(request))
     }
 
     /// An operation that may be answered by another thread.
     fn begin_to_end_anywhere(&self, operation: Operation, request: &Request) -> Begun<Arc<OperationCounts>> {
+        self.note_request();
         self.fs.begin_to_end_anywhere(operation, convert::caller(request))
     }
 }

@@ -15,6 +15,7 @@ use rustix::net::{
 };
 
 use super::Options;
+use super::low_latency::DEVICE as LATENCY_DEVICE;
 
 const DEVICE: &str = "/dev/fuse";
 const HELPER: &str = "fusermount3";
@@ -31,6 +32,9 @@ pub enum MountError {
     /// The helper for ordinary users is missing.
     #[error("{HELPER} cannot be run ({0}): install the fuse3 package, or mount as root")]
     NoHelper(io::Error),
+    /// What `lowlatency` needs cannot be had.
+    #[error("-o lowlatency: {LATENCY_DEVICE} cannot be opened ({0}): mount as root, or without it")]
+    NoLatencyDevice(io::Error),
     /// The helper or the kernel said no.
     #[error("the mount was refused: {0}")]
     Refused(String),

@@ -1,9 +1,9 @@
 //! The attendant: a small process of this program that attaches and detaches one mount point for the process that serves it. That
 //! one holds keys, and gives up the right to mount anything before it has them; the attendant holds none, and does three
-//! things on one path that was given to it when it was started.
+//! things on one path that was given to it when it was started. It also opens a device that only root may open.
 //!
 //! Each request is one packet, and so is its answer; with that of [`Request::Attach`] comes the descriptor to serve the mount
-//! through.
+//! through, with that of [`Request::LatencyDevice`] the device.
 //!
 //! Invariants: it ends when the process that it attends does; signals that end that one leave it, so that it can still
 //! unmount; it detaches nothing but a mount of ours; every wait for it has a deadline.
@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::attach::{self, MountError};
-use super::{Options, table, tuning};
+use super::{Options, low_latency, table, tuning};
 
 /// The first argument of a process that is an attendant; its mount point and its options follow.
 const ARGUMENT: &str = "--attend";
@@ -45,6 +45,8 @@ const ITS_END: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 enum Request {
+    /// The kernel's device of [`super::low_latency`]: before [`Request::Attach`].
+    LatencyDevice,
     Attach,
     /// The last request before the mount is used.
     LiftLimits,
@@ -57,6 +59,7 @@ enum Request {
 enum Failure {
     NoDevice(String),
     NoHelper(String),
+    NoLatencyDevice(String),
     Refused(String),
     Busy,
     NotMounted,
@@ -102,6 +105,15 @@ impl Attendant {
     /// [`MountError`].
     pub(super) fn attach(&self) -> Result<OwnedFd, MountError> {
         self.ask(Request::Attach)?.ok_or_else(|| MountError::Refused("no descriptor came with the mount".to_owned()))
+    }
+
+    /// What [`super::low_latency`] speaks to the kernel through.
+    ///
+    /// # Errors
+    /// [`MountError::NoLatencyDevice`]: only root may.
+    pub(super) fn latency_device(&self) -> Result<OwnedFd, MountError> {
+        self.ask(Request::LatencyDevice)?
+            .ok_or_else(|| MountError::Refused("no descriptor came with the answer".to_owned()))
     }
 
     /// Lifts the kernel's limits on the mount where that is permitted.
@@ -173,6 +185,7 @@ fn options_of(arguments: &[OsString]) -> Option<Options> {
 fn perform(request: Request, options: &Options) -> Result<Option<OwnedFd>, MountError> {
     let mountpoint: &Path = &options.mountpoint;
     match request {
+        Request::LatencyDevice => low_latency::open_device().map(Some),
         Request::Attach => attach::attach(options).map(Some),
         Request::LiftLimits => {
             tuning::lift_limits(mountpoint);
@@ -234,6 +247,7 @@ impl From<MountError> for Failure {
         match error {
             MountError::NoDevice(why) => Self::NoDevice(why.to_string()),
             MountError::NoHelper(why) => Self::NoHelper(why.to_string()),
+            MountError::NoLatencyDevice(why) => Self::NoLatencyDevice(why.to_string()),
             MountError::Refused(why) => Self::Refused(why),
             MountError::Busy => Self::Busy,
             MountError::NotMounted => Self::NotMounted,
@@ -247,6 +261,7 @@ impl From<Failure> for MountError {
         match failure {
             Failure::NoDevice(why) => Self::NoDevice(io::Error::other(why)),
             Failure::NoHelper(why) => Self::NoHelper(io::Error::other(why)),
+            Failure::NoLatencyDevice(why) => Self::NoLatencyDevice(io::Error::other(why)),
             Failure::Refused(why) => Self::Refused(why),
             Failure::Busy => Self::Busy,
             Failure::NotMounted => Self::NotMounted,

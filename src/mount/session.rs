@@ -14,6 +14,7 @@ use crate::fs::Filesystem;
 use super::adapter::Adapter;
 use super::attach::MountError;
 use super::attendant::Attendant;
+use super::low_latency::LowLatency;
 use super::prune::Prune;
 
 /// How a volume is mounted.
@@ -38,6 +39,8 @@ pub struct Options {
     pub noatime: bool,
     /// Extended attributes and ACLs can be used. Without, the kernel asks for none, and ACLs that are there do not count.
     pub xattrs: bool,
+    /// No CPU sleeps while requests follow each other closely.
+    pub low_latency: bool,
     /// Threads that serve the kernel.
     pub threads: usize,
 }
@@ -55,6 +58,7 @@ impl Default for Options {
             exec: true,
             noatime: false,
             xattrs: true,
+            low_latency: false,
             threads: 4,
         }
     }
@@ -70,11 +74,12 @@ pub fn serve(
     attendant: &Attendant,
     ready: impl FnOnce(),
 ) -> Result<(), MountError> {
+    let latency = if options.low_latency { Some(LowLatency::new(attendant.latency_device()?)?) } else { None };
     let device = attendant.attach()?;
     let prune = Prune::new(device.try_clone()?);
     let mut config = Config::default();
     config.n_threads = Some(options.threads.max(1));
-    let adapter = Adapter::new(Arc::clone(&fs), options);
+    let adapter = Adapter::new(Arc::clone(&fs), options, latency);
     // The kernel itself keeps other users out unless `allow_other` is set. The check that fuser would add refuses what the
     // kernel does in the background on nobody's behalf.
     let session = match Session::from_fd(adapter, device, SessionACL::All, config) {

@@ -27,4 +27,4 @@ pub use memory::{Change, MemoryFile, Recorded};
 pub use node::{Access, FileSystemStat, Node, NodeKind, RenameMode, SetTime, Stat, Timestamp};
 pub use privileges::CAPABILITIES;
 pub use redo_logs::{RedoLogs, find_inode};
-pub use xattr::XattrMode;
+pub use xattr::{LABEL, XattrMode, host_may_label};

@@ -19,6 +19,15 @@ pub enum XattrMode {
     Replace,
 }
 
+/// The attribute that holds a file's SELinux label.
+pub const LABEL: &[u8] = b"security.selinux";
+
+/// Whether this host may have SELinux; it has if that cannot be told.
+#[must_use]
+pub fn host_may_label() -> bool {
+    std::fs::read_to_string("/proc/filesystems").map_or(true, |known| known.contains("selinuxfs"))
+}
+
 /// Most attributes are short.
 const USUAL_LEN: usize = 256;
 
@@ -28,6 +37,9 @@ impl Node {
     /// # Errors
     /// Those of `getxattr(2)`; `ENODATA` if there is none.
     pub fn xattr(&self, name: &[u8]) -> io::Result<Vec<u8>> {
+        if self.does_io() {
+            return grow_until_it_fits(|buffer| fs::fgetxattr(self, name, buffer));
+        }
         let path = self.magic_path();
         grow_until_it_fits(|buffer| fs::getxattr(path.as_str(), name, buffer))
     }

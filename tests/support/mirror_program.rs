@@ -470,6 +470,15 @@ impl Filesystem for Mirror {
         }
     }
 
+    fn fsyncdir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
+        let directory = self.directories.lock().unwrap().get(&handle.0).cloned().ok_or(Errno::EBADF);
+        let synced = directory.and_then(|directory| {
+            let directory = directory.lock().unwrap();
+            sys::fsync(directory.fd().map_err(failed)?).map_err(failed)
+        });
+        empty(reply, synced);
+    }
+
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
         self.directories.lock().unwrap().remove(&handle.0);
         reply.ok();

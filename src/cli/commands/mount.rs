@@ -33,8 +33,8 @@ pub(crate) struct MountArgs {
     /// Refuse every change; several read-only mounts of one volume are possible
     #[arg(long)]
     read_only: bool,
-    /// Mount options: ro, rw, allow_other, suid, nosuid, dev, nodev, exec, noexec, noatime, relatime, xattr, noxattr;
-    /// remount changes them for a mount that is there
+    /// Mount options: ro, rw, allow_other, suid, nosuid, dev, nodev, exec, noexec, noatime, relatime, xattr, noxattr,
+    /// lowlatency, nolowlatency; remount changes them for a mount that is there
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
     /// Mount only the volume with this id

@@ -349,7 +349,8 @@ impl Job<'_> {
     }
 
     fn mount_options(&self, place: &Place) -> mount::Options {
-        let MountFlags { read_only, allow_other, suid, dev, noexec, noatime, noxattr, remount: _ } = self.flags;
+        let MountFlags { read_only, allow_other, suid, dev, noexec, noatime, noxattr, low_latency, remount: _ } =
+            self.flags;
         mount::Options {
             mountpoint: place.mountpoint.clone(),
             source: place.cipher_directory.to_string_lossy().into_owned(),
@@ -360,6 +361,7 @@ impl Job<'_> {
             exec: !noexec,
             noatime,
             xattrs: !noxattr,
+            low_latency,
             threads: self.args.threads.into(),
         }
     }
