@@ -258,6 +258,23 @@ fn a_mount_without_attributes_has_none_and_loses_none() {
 }
 
 #[test]
+fn a_host_without_selinux_has_no_labels_but_those_that_are_there() {
+    if fs::read_to_string("/proc/filesystems").unwrap().contains("selinuxfs") {
+        return println!("left out: this host has SELinux");
+    }
+    let volume = for_everybody();
+    let (file, mut room) = (volume.path("file"), [0; 64]);
+    fs::write(&file, "content").unwrap();
+    let mut label = || getxattr(&file, "security.selinux", &mut room[..]);
+    assert_eq!(label(), Err(Errno::OPNOTSUPP));
+    setxattr(&file, "security.selinux", b"a:b:c:s0", XattrFlags::empty()).unwrap();
+    assert_eq!(label(), Ok(8));
+    removexattr(&file, "security.selinux").unwrap();
+    assert_eq!(label(), Err(Errno::OPNOTSUPP));
+    assert_eq!(getxattr(&file, "security.other", &mut room[..]), Err(Errno::NODATA));
+}
+
+#[test]
 fn acls_are_inherited_and_enforced() {
     let volume = for_everybody();
     let (uid, _) = nobody();
