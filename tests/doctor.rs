@@ -104,6 +104,8 @@ fn a_healthy_local_volume() {
         assert_eq!(diagnosis.check(check).0, "ok", "{check}: {diagnosis}");
     }
     assert_eq!(diagnosis.check("core dumps").0, "ok");
+    let (grade, what) = diagnosis.check("wakes");
+    assert!(grade != "fail" && (what.contains("CPU is woken in ") || what.contains("one CPU")), "{what}");
     let people = home.ok(&[&"doctor", &"cipher"]);
     assert!(people.starts_with("ok    cipher directory  /") && !people.contains("FAIL"), "{people}");
     let keyring = fs::read_to_string(home.path("data/kmsfs/keyring.toml")).unwrap();

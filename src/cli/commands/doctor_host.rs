@@ -17,6 +17,7 @@ use crate::storage::CipherDirectory;
 use crate::storage::cipher_directory::{LockError, LockMode};
 
 use super::doctor::Findings;
+use super::doctor_wakes;
 
 /// What all keys in memory take: 16384 of them, and what is made ahead.
 const LOCKED_MEMORY: u64 = 1 << 20;
@@ -32,6 +33,7 @@ pub(super) fn check(environment: &Environment, findings: &mut Findings) {
     if cfg!(feature = "mount") {
         check_device(findings);
         check_helper(environment, findings);
+        doctor_wakes::check(findings);
     } else {
         findings.warn("fuse", "this kmsfs was built without FUSE", "build it with the feature `mount`");
     }

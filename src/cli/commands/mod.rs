@@ -14,6 +14,7 @@ pub(super) mod demo;
 pub(super) mod doctor;
 mod doctor_host;
 mod doctor_keys;
+mod doctor_wakes;
 pub(super) mod estimate;
 mod estimate_walk;
 pub(super) mod forget;
