@@ -54,7 +54,7 @@ pub use crate::storage::{Access, FileSystemStat, NodeKind, RenameMode, SetTime, 
 use crate::content::{ContentError, Events, Rules};
 use crate::format::geometry::PAGE_SIZE;
 use crate::keys::{ProviderErrorKind, ProvisionedUse, Volume};
-use crate::storage::{CipherDirectory, LongTargets, Node, RedoLogs, host_may_label};
+use crate::storage::{CipherDirectory, LongTargets, Node, RedoLogs};
 
 use inode::{Inode, InodeTable};
 use lane::Lane;
@@ -136,8 +136,6 @@ pub struct Filesystem {
     read_only: bool,
     /// Something was changed, or may have been.
     changed: AtomicBool,
-    /// Files may have SELinux labels that count.
-    may_label: bool,
     /// The kernel decides modification times: see [`Self::let_kernel_set_mtime`].
     kernel_sets_mtime: AtomicBool,
     /// The daemon may make files for other users.
@@ -192,7 +190,6 @@ impl Filesystem {
             prefetch: Prefetch::new(),
             read_only: options.read_only,
             changed: AtomicBool::new(false),
-            may_label: host_may_label(),
             kernel_sets_mtime: AtomicBool::new(false),
             privileged: user == 0,
             user,

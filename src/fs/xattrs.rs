@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::crypto::NameKey;
 use crate::format::xattr::{self, StoredName, StoredXattr};
-use crate::storage::{Access, LABEL, NodeKind, SetTime, XattrMode};
+use crate::storage::{Access, LABEL, NodeKind, SetTime, XattrMode, host_may_label};
 
 use super::inode::{Inode, OpenFile};
 use super::open::Found;
@@ -67,7 +67,7 @@ impl Filesystem {
     /// [`Error::NoAttribute`] if it is not there.
     pub fn xattr(&self, id: InodeId, name: &[u8]) -> Result<Vec<u8>, Error> {
         let inode = self.inodes.get(id)?;
-        let Kind::Ours(name) = kind_of(name)? else { return self.backing_xattr(&inode, name) };
+        let Kind::Ours(name) = kind_of(name)? else { return backing_xattr(&inode, name) };
         let Some(owner) = self.xattr_owner(&inode)? else { return Err(Error::NoAttribute) };
         let keys = &self.volume.xattrs;
         let sealed_name = keys.seal_name(&owner, name);
@@ -75,16 +75,6 @@ impl Filesystem {
         let value = inode.node.xattr(stored.name.as_bytes())?;
         let value = stored.value(&value).and_then(|sealed| keys.open_value(&owner, &sealed_name, sealed).ok());
         value.ok_or(Error::Attribute).inspect_err(|error| self.report(&inode, error))
-    }
-
-    /// That there is no label is no answer where labels mean nothing: a program that lists files would ask for that of each.
-    fn backing_xattr(&self, inode: &Inode, name: &[u8]) -> Result<Vec<u8>, Error> {
-        let value = inode.node.xattr(name).map_err(Error::from);
-        let missing = |error: &Error| error.errno() == Error::NoAttribute.errno();
-        if name == LABEL && !self.may_label && value.as_ref().is_err_and(missing) {
-            return Err(Error::Unsupported);
-        }
-        value
     }
 
     /// The names of all attributes that `caller` may know of, each ended by a NUL. Encrypted names that are not this file's are
@@ -249,6 +239,16 @@ impl std::ops::Deref for Owner {
             Self::Directory(id) => id,
         }
     }
+}
+
+/// That there is no label is no answer where labels mean nothing: a program that lists files would ask for that of each.
+fn backing_xattr(inode: &Inode, name: &[u8]) -> Result<Vec<u8>, Error> {
+    let value = inode.node.xattr(name).map_err(Error::from);
+    let missing = |error: &Error| error.errno() == Error::NoAttribute.errno();
+    if name == LABEL && value.as_ref().is_err_and(missing) && !host_may_label() {
+        return Err(Error::Unsupported);
+    }
+    value
 }
 
 /// An ACL that somebody outside of the file's group sets takes the set-group-id bit away.

@@ -104,7 +104,7 @@ impl Attendant {
     /// # Errors
     /// [`MountError`].
     pub(super) fn attach(&self) -> Result<OwnedFd, MountError> {
-        self.ask(Request::Attach)?.ok_or_else(|| MountError::Refused("no descriptor came with the mount".to_owned()))
+        self.ask_for_descriptor(Request::Attach, "the mount")
     }
 
     /// What [`super::low_latency`] speaks to the kernel through.
@@ -112,8 +112,7 @@ impl Attendant {
     /// # Errors
     /// [`MountError::NoLatencyDevice`]: only root may.
     pub(super) fn latency_device(&self) -> Result<OwnedFd, MountError> {
-        self.ask(Request::LatencyDevice)?
-            .ok_or_else(|| MountError::Refused("no descriptor came with the answer".to_owned()))
+        self.ask_for_descriptor(Request::LatencyDevice, "the answer")
     }
 
     /// Lifts the kernel's limits on the mount where that is permitted.
@@ -129,6 +128,10 @@ impl Attendant {
     /// [`MountError::Busy`], [`MountError::NotMounted`] or [`MountError::Refused`].
     pub fn detach(&self, lazy: bool) -> Result<(), MountError> {
         self.ask(if lazy { Request::DetachLazily } else { Request::Detach }).map(drop)
+    }
+
+    fn ask_for_descriptor(&self, request: Request, what: &str) -> Result<OwnedFd, MountError> {
+        self.ask(request)?.ok_or_else(|| MountError::Refused(format!("no descriptor came with {what}")))
     }
 
     fn ask(&self, request: Request) -> Result<Option<OwnedFd>, MountError> {

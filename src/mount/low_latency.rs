@@ -1,7 +1,7 @@
 //! `-o lowlatency`: the machine's CPUs do not sleep while requests follow each other closely.
 //!
 //! Each request wakes a thread of ours and then the program that waits for it, mostly on a CPU that has gone to sleep since. Where
-//! waking it takes long, as in many virtual machines, that is most of what a request takes. Linux lets root say how long a
+//! waking it takes long, as in some virtual machines, that is most of what a request takes. Linux lets root say how long a
 //! wake may take (`/dev/cpu_dma_latency`, PM QoS): here it is not to take any time, which keeps all CPUs awake.
 //!
 //! Invariants: it is said only while requests come closely, and taken back at most two [`LOOK`]s after; nothing of it is left
@@ -22,7 +22,7 @@ pub(super) const DEVICE: &str = "/dev/cpu_dma_latency";
 /// Microseconds that a wake may take: none, and any, which is the kernel's own word for it.
 const NONE: i32 = 0;
 const ANY: i32 = 2_000_000_000;
-/// So many requests within [`SOON`] are close. A program that does one after the other sends some 10 000 a second.
+/// So many requests within [`SOON`] are close. A program that makes small files one after the other sends 40 000 a second.
 const MANY: u32 = 32;
 const SOON: Duration = Duration::from_millis(8);
 /// How often it looks whether they still come: fewer than [`FEW`] meanwhile are the end.

@@ -273,11 +273,6 @@ impl Node {
         self.fd.as_raw_fd().to_string()
     }
 
-    /// Whether the descriptor does more than pin the inode.
-    pub(super) fn does_io(&self) -> bool {
-        self.openable
-    }
-
     /// Whether this process made the inode, and has held it since.
     #[must_use]
     pub fn is_new(&self) -> bool {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::OnceLock;
 
 use rustix::fs::{self, XattrFlags};
 use rustix::io::Errno;
@@ -22,10 +23,12 @@ pub enum XattrMode {
 /// The attribute that holds a file's SELinux label.
 pub const LABEL: &[u8] = b"security.selinux";
 
-/// Whether this host may have SELinux; it has if that cannot be told.
+/// Whether this host may have SELinux; it has if that cannot be told. Looked at once.
 #[must_use]
 pub fn host_may_label() -> bool {
-    std::fs::read_to_string("/proc/filesystems").map_or(true, |known| known.contains("selinuxfs"))
+    static MAY: OnceLock<bool> = OnceLock::new();
+    let look = || std::fs::read_to_string("/proc/filesystems").map_or(true, |known| known.contains("selinuxfs"));
+    *MAY.get_or_init(look)
 }
 
 /// Most attributes are short.
@@ -37,9 +40,6 @@ impl Node {
     /// # Errors
     /// Those of `getxattr(2)`; `ENODATA` if there is none.
     pub fn xattr(&self, name: &[u8]) -> io::Result<Vec<u8>> {
-        if self.does_io() {
-            return grow_until_it_fits(|buffer| fs::fgetxattr(self, name, buffer));
-        }
         let path = self.magic_path();
         grow_until_it_fits(|buffer| fs::getxattr(path.as_str(), name, buffer))
     }

@@ -12,7 +12,7 @@ use super::doctor::Findings;
 
 /// Times that two threads wake each other.
 const ROUNDS: usize = 201;
-/// Other things take longer than this for a small file. One CPU that wakes another takes 2 to 10 us where that is quick.
+/// Worth a word from here on. CPUs that are awake wake each other in some 2 us.
 const SLOW: Duration = Duration::from_micros(15);
 
 /// Measures it.
