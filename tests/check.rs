@@ -550,12 +550,13 @@ fn a_repaired_volume_can_be_mounted_and_has_all_its_content() {
 }
 
 #[test]
-fn a_config_that_is_broken_or_lost_is_told_and_the_previous_one_put_back() {
+fn a_config_that_is_broken_or_lost_is_told_and_its_copy_put_back() {
     let volume = Volume::new(&[]);
     fs::write(volume.path("a"), "content").unwrap();
     volume.unmount();
     let config = volume.cipher.join(".kmsfs/volume.toml");
     let good = fs::read(&config).unwrap();
+    assert_eq!(fs::read(volume.cipher.join(".kmsfs/volume.toml.1")).unwrap(), good, "a copy from the first day on");
     for broken in [None, Some(b"junk".to_vec()), Some(text(&good).replace("lenient", "strict").into_bytes())] {
         let _ = fs::remove_file(volume.cipher.join(".kmsfs/volume.toml.1"));
         fs::remove_file(&config).unwrap();

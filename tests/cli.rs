@@ -82,7 +82,7 @@ fn passphrases() {
     let mut unmounted = Unmounted::in_home(home, &[]);
     let keyring = fs::read_to_string(unmounted.volume.home.path("data/kmsfs/keyring.toml")).unwrap();
     assert!(keyring.contains("argon2id") && !keyring.contains("material"), "{keyring}");
-    unmounted.volume.home.set("KMSFS_PASSPHRASE", "");
+    unmounted.volume.home.unset("KMSFS_PASSPHRASE");
 
     let said = unmounted.mount_refused(7, &[]);
     assert!(said.contains("passphrase"), "{said}");
@@ -203,8 +203,8 @@ fn configs() {
     unmounted.mount_refused(4, &[]);
 
     fs::remove_file(&config).unwrap();
-    let missing = unmounted.mount_refused(3, &[]);
-    assert!(missing.contains("volume.toml"), "{missing}");
+    let missing = unmounted.mount_refused(4, &[]);
+    assert!(missing.contains("config .kmsfs/volume.toml is missing") && missing.contains("--repair"), "{missing}");
     fs::write(&config, &genuine).unwrap();
     unmounted.volume.mount();
 }
@@ -455,7 +455,10 @@ fn a_log_of_keys_is_refused() {
 fn inspect_tells_what_is_true() {
     let unmounted = Unmounted::new(&["--suite", "xchacha20-poly1305"]);
     let Volume { home, cipher, .. } = &unmounted.volume;
-    let file = support::walk(cipher).into_iter().find(|path| path.is_file() && !path.ends_with("volume.toml")).unwrap();
+    let file = support::walk(cipher)
+        .into_iter()
+        .find(|path| path.is_file() && !path.starts_with(cipher.join(".kmsfs")))
+        .unwrap();
     let report =
         |path: &Path| -> serde_json::Value { serde_json::from_str(&home.ok(&[&"inspect", &"--json", &path])).unwrap() };
     let shown = report(&file);

@@ -130,7 +130,7 @@ fn wrong_passphrases() {
     let diagnosis = Diagnosis::of(&home, &[]);
     diagnosis.assert_first_failure(7, "provider", "passphrase");
     assert!(!diagnosis.to_string().contains("battery"), "a secret is shown");
-    home.set("KMSFS_PASSPHRASE", "");
+    home.unset("KMSFS_PASSPHRASE");
     Diagnosis::of(&home, &[]).assert_first_failure(7, "provider", "passphrase");
     Diagnosis::of(&home, &[&"--passphrase-file", &"missing"]).assert_first_failure(7, "passphrase", "missing");
 }

@@ -29,6 +29,31 @@ fn files_by_version(found: &Value) -> Vec<(u64, u64)> {
     versions.iter().map(|v| (v["version"].as_u64().unwrap(), v["files"].as_u64().unwrap())).collect()
 }
 
+/// Nobody believes that a passphrase protects a keyring which has none.
+#[test]
+fn a_passphrase_that_protects_nothing_is_refused() {
+    let home = Home::new();
+    let said = home.ok(&[&"init", &"first"]);
+    let keyring = home.path("data/kmsfs/keyring.toml");
+    assert!(said.contains(keyring.to_str().unwrap()) && said.contains("without a passphrase"), "{said}");
+    assert!(said.ends_with("mount it: kmsfs mount first MOUNTPOINT\n"), "{said}");
+    fs::write(home.path("pw"), "secret").unwrap();
+    let said = home.refused(7, &[&"init", &"second", &"--passphrase-file", &"pw"]);
+    assert!(said.contains("has no passphrase") && said.contains("kmsfs keys passphrase --keyring"), "{said}");
+    assert!(!home.path("second").exists());
+    for variable in ["KMSFS_PASSPHRASE", "KMSFS_PASSPHRASE_FILE"] {
+        let run =
+            home.command(home.program()).args(["init", "third", "--key", "local:new.toml"]).env(variable, "").output();
+        let run = run.unwrap();
+        assert_eq!(run.status.code(), Some(7), "{variable}");
+        assert!(text(&run.stderr).contains(variable), "{}", text(&run.stderr));
+        assert!(!home.path("third").exists() && !home.path("new.toml").exists());
+    }
+    let said = home.ok(&[&"init", &"sealed", &"--key", &"local:sealed.toml", &"--passphrase-file", &"pw"]);
+    assert!(said.contains("(new, under the passphrase)"), "{said}");
+    home.ok(&[&"init", &"again", &"--key", &"local:sealed.toml", &"--passphrase-file", &"pw"]);
+}
+
 #[test]
 fn a_rotated_key_wraps_what_is_new_and_opens_what_is_old() {
     let volume = Volume::in_home(Home::new(), &[], &["--key-max-age", "1"]);

@@ -32,6 +32,11 @@ impl Environment {
         (self.lookup)(name).filter(|value| !value.is_empty())
     }
 
+    /// A variable whose emptiness is an answer: one that is set counts, whatever it holds.
+    pub(crate) fn get_even_empty(&self, name: &str) -> Option<OsString> {
+        (self.lookup)(name)
+    }
+
     /// A variable that must be absolute to count, as the XDG specification wants it.
     fn directory(&self, name: &str) -> Option<PathBuf> {
         self.get(name).map(PathBuf::from).filter(|path| path.is_absolute())

@@ -176,6 +176,12 @@ impl From<CipherDirectoryError> for CliError {
             CipherDirectoryError::Io { path, error } => Self::io(path.display(), error),
             CipherDirectoryError::NotFound(_) => Self::new(Exit::CipherDirectory, error)
                 .hint("name the directory that `kmsfs init` made; `kmsfs mount --init` makes one first"),
+            CipherDirectoryError::ConfigMissing(path) => {
+                let path = path.display().to_string();
+                Self::new(Exit::Config, error).hint(format_args!(
+                    "`kmsfs check --repair {path}` puts its copy .kmsfs/volume.toml.1 back; else restore it from a backup"
+                ))
+            }
             CipherDirectoryError::NotAVolume(path) => {
                 let hint = format!("`kmsfs init {}` makes a volume in an empty directory", path.display());
                 Self::new(Exit::CipherDirectory, error).hint(hint)

@@ -40,6 +40,9 @@ impl PassphraseSource {
     pub(crate) fn read(&self, environment: &Environment, new: bool) -> Result<Secret, CliError> {
         let secret = match self {
             Self::Terminal => from_terminal(new)?,
+            Self::File(path) if path.as_os_str().is_empty() => {
+                return Err(CliError::new(Exit::Credentials, "KMSFS_PASSPHRASE_FILE is empty"));
+            }
             Self::File(path) if path == Path::new("-") => {
                 let stdin = rustix::stdio::stdin().try_clone_to_owned().map(File::from);
                 stdin.and_then(from_reader).map_err(|error| unreadable(path, &error))?
@@ -50,7 +53,8 @@ impl PassphraseSource {
             }
         };
         if secret.is_empty() {
-            return Err(CliError::new(Exit::Credentials, "the passphrase is empty"));
+            let source = if *self == Self::Environment { PASSPHRASE_VARIABLE } else { "the passphrase" };
+            return Err(CliError::new(Exit::Credentials, format_args!("{source} is empty")));
         }
         Ok(secret)
     }
@@ -175,6 +179,12 @@ mod tests {
     fn the_environment_is_taken_as_it_is() {
         let environment = Environment::of(false, &[(PASSPHRASE_VARIABLE, "secret\n")]);
         assert_eq!(**PassphraseSource::Environment.read(&environment, true).unwrap(), *b"secret\n");
+        let empty = Environment::of(false, &[(PASSPHRASE_VARIABLE, "")]);
+        for source in [PassphraseSource::Environment, PassphraseSource::File(PathBuf::new())] {
+            let refused = source.read(&empty, true).unwrap_err();
+            assert_eq!(refused.code(), Exit::Credentials as u8);
+            assert!(refused.to_string().contains(PASSPHRASE_VARIABLE), "{refused}");
+        }
     }
 
     #[test]

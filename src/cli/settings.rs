@@ -135,15 +135,16 @@ fn config_files(args: &SettingsArgs, environment: &Environment) -> Vec<PathBuf> 
     named.map_or_else(|| environment.config_files(), |path| vec![path])
 }
 
-/// The passphrase of the most important source that gives one.
+/// The passphrase of the most important source that gives one. A variable that is set and empty gives an empty one, which is
+/// refused where it is read: a script whose secret is missing must not make a keyring without one.
 fn passphrase_source(args: &SettingsArgs, environment: &Environment, file: &Layer) -> Option<PassphraseSource> {
     if args.passphrase {
         return Some(PassphraseSource::Terminal);
     }
     let from_file = |path: &PathBuf| PassphraseSource::File(path.clone());
     let flag = args.layer.passphrase_file.as_ref().map(from_file);
-    flag.or_else(|| environment.get(PASSPHRASE_VARIABLE).map(|_| PassphraseSource::Environment))
-        .or_else(|| environment.get("KMSFS_PASSPHRASE_FILE").map(|path| PassphraseSource::File(path.into())))
+    flag.or_else(|| environment.get_even_empty(PASSPHRASE_VARIABLE).map(|_| PassphraseSource::Environment))
+        .or_else(|| environment.get_even_empty("KMSFS_PASSPHRASE_FILE").map(|path| PassphraseSource::File(path.into())))
         .or_else(|| file.passphrase_file.as_ref().map(from_file))
 }
 
@@ -335,7 +336,9 @@ mod tests {
         assert_eq!(source(&flag, &both), PassphraseSource::File("-".into()));
         assert_eq!(source(&none, &both), PassphraseSource::Environment);
         assert_eq!(source(&none, &both[1..]), PassphraseSource::File("/in-env".into()));
-        assert_eq!(source(&none, &[("KMSFS_PASSPHRASE", "")]), PassphraseSource::File("/in-config".into()));
+        assert_eq!(source(&none, &[]), PassphraseSource::File("/in-config".into()));
+        assert_eq!(source(&none, &[("KMSFS_PASSPHRASE", "")]), PassphraseSource::Environment);
+        assert_eq!(source(&none, &[("KMSFS_PASSPHRASE_FILE", "")]), PassphraseSource::File("".into()));
     }
 
     #[test]

@@ -28,8 +28,17 @@ pub(crate) fn read_config(directory: &CipherDirectory) -> Result<SealedConfig, C
     let file = directory.read_config().map_err(|error| CliError::io(directory.path().display(), &error))?;
     config::parse(&file).map_err(|error| {
         CliError::new(Exit::Config, format_args!("{}: {error}", directory.path().display()))
-            .hint("the config before the last change is .kmsfs/volume.toml.1")
+            .hint(config_hint(directory))
     })
+}
+
+/// How to get a config back that is damaged.
+pub(crate) fn config_hint(directory: &CipherDirectory) -> String {
+    if directory.read_config_copy().is_ok_and(|copy| config::parse(&copy).is_ok()) {
+        format!("`kmsfs check --repair {}` puts its copy .kmsfs/volume.toml.1 back", directory.path().display())
+    } else {
+        "restore .kmsfs/volume.toml from a backup: its copy .kmsfs/volume.toml.1 does not hold either".to_owned()
+    }
 }
 
 /// Unlocks the volume of `sealed`, which was read from the canonical `directory`, if it is the expected one.

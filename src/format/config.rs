@@ -8,7 +8,7 @@ use super::hex;
 /// The config's name in the volume's own directory.
 pub const CONFIG_FILE: &str = "volume.toml";
 /// The name of the config before the last change.
-pub const PREVIOUS_CONFIG_FILE: &str = "volume.toml.1";
+pub const CONFIG_COPY_FILE: &str = "volume.toml.1";
 /// What the name of a config begins with that repairing put aside.
 pub const BROKEN_CONFIG_FILE: &str = "volume.toml.broken";
 /// The largest config that is read, in bytes.

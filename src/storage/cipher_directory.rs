@@ -23,7 +23,7 @@ const VOLUME_DIRECTORY: &str = ".kmsfs";
 /// The symlink whose target is a directory's id.
 const DIRECTORY_ID: &str = ".kmsfs.dir";
 pub(super) const CONFIG: &str = "volume.toml";
-pub(super) const PREVIOUS_CONFIG: &str = "volume.toml.1";
+pub(super) const CONFIG_COPY: &str = "volume.toml.1";
 /// One byte more than any config has, so that the parser sees that a file is too large.
 const MAX_CONFIG_READ: u64 = 65536 + 1;
 
@@ -76,6 +76,9 @@ pub enum CipherDirectoryError {
     /// The directory holds no volume.
     #[error("{0} is not a volume (it has no .kmsfs/volume.toml)")]
     NotAVolume(PathBuf),
+    /// The directory holds a volume without its config.
+    #[error("{0} is a volume whose config .kmsfs/volume.toml is missing")]
+    ConfigMissing(PathBuf),
     /// A volume can be made only in an empty directory.
     #[error("{0} is not empty")]
     NotEmpty(PathBuf),
@@ -102,7 +105,8 @@ impl CipherDirectory {
         let path = &directory.path;
         match rustix::fs::statat(&directory.volume, CONFIG, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => Ok(directory),
-            Ok(_) | Err(Errno::NOENT) => Err(CipherDirectoryError::NotAVolume(path.clone())),
+            Ok(_) => Err(CipherDirectoryError::NotAVolume(path.clone())),
+            Err(Errno::NOENT) => Err(CipherDirectoryError::ConfigMissing(path.clone())),
             Err(error) => Err(at(&path.join(VOLUME_DIRECTORY).join(CONFIG), error.into())),
         }
     }
@@ -172,6 +176,7 @@ impl CipherDirectory {
             rustix::fs::mkdirat(&root, VOLUME_DIRECTORY, Mode::RWXU)?;
             let volume = open_directory(root.as_fd(), Path::new(VOLUME_DIRECTORY))?;
             write_durably(volume.as_fd(), CONFIG, config_file.as_bytes())?;
+            write_durably(volume.as_fd(), CONFIG_COPY, config_file.as_bytes())?;
             rustix::fs::symlinkat(root_id_link, &root, DIRECTORY_ID)?;
             Ok(rustix::fs::fsync(&root)?)
         };
@@ -186,13 +191,16 @@ impl CipherDirectory {
         read_regular(self.volume.as_fd(), CONFIG)
     }
 
-    /// Replaces the config file, and keeps the one before as `volume.toml.1`.
+    /// Replaces the config file, and then its copy: at every moment one of the two is whole and unlocks the volume.
     ///
     /// # Errors
-    /// Those of the backing filesystem; the config is then the old one.
+    /// Those of the backing filesystem; the config is then the old one. A copy that cannot be written is a warning.
     pub fn replace_config(&self, config_file: &str) -> io::Result<()> {
-        write_durably(self.volume.as_fd(), PREVIOUS_CONFIG, &self.read_config()?)?;
-        write_durably(self.volume.as_fd(), CONFIG, config_file.as_bytes())
+        write_durably(self.volume.as_fd(), CONFIG, config_file.as_bytes())?;
+        if let Err(error) = write_durably(self.volume.as_fd(), CONFIG_COPY, config_file.as_bytes()) {
+            tracing::warn!("{}: the copy {CONFIG_COPY} of the config is out of date: {error}", self.path.display());
+        }
+        Ok(())
     }
 
     /// Locks the volume against other processes (and other descriptors of this one), without waiting.
@@ -317,6 +325,7 @@ fn write_new(volume: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()>
 fn remove_what_was_made(path: &Path, made_root: bool) {
     let _ = fs::remove_file(path.join(DIRECTORY_ID));
     let _ = fs::remove_file(path.join(VOLUME_DIRECTORY).join(CONFIG));
+    let _ = fs::remove_file(path.join(VOLUME_DIRECTORY).join(CONFIG_COPY));
     let _ = fs::remove_dir(path.join(VOLUME_DIRECTORY));
     if made_root {
         let _ = fs::remove_dir(path);
@@ -357,8 +366,10 @@ mod tests {
         assert_eq!(created.read_config().unwrap(), b"config");
         assert_eq!(fs::read_link(path.join(DIRECTORY_ID)).unwrap(), Path::new("root id"));
         let mode = |name| fs::symlink_metadata(path.join(name)).unwrap().permissions().mode() & 0o777;
-        assert_eq!(["", ".kmsfs", ".kmsfs/volume.toml"].map(mode), [0o700, 0o700, 0o600]);
-        assert_eq!(entries(&path.join(".kmsfs")), 1);
+        let made = ["", ".kmsfs", ".kmsfs/volume.toml", ".kmsfs/volume.toml.1"];
+        assert_eq!(made.map(mode), [0o700, 0o700, 0o600, 0o600]);
+        assert_eq!(entries(&path.join(".kmsfs")), 2);
+        assert_eq!(created.read_config_copy().unwrap(), b"config");
         let link = home.path().join("link");
         symlink(&path, &link).unwrap();
         assert_eq!(CipherDirectory::open(&link).unwrap().path(), fs::canonicalize(&path).unwrap());
@@ -399,21 +410,27 @@ mod tests {
         symlink("elsewhere", home.path().join(".kmsfs")).unwrap();
         assert!(matches!(open("."), CipherDirectoryError::NotAVolume(_)));
         fs::remove_file(home.path().join(".kmsfs")).unwrap();
+        fs::create_dir(home.path().join(".kmsfs")).unwrap();
+        assert!(matches!(open("."), CipherDirectoryError::ConfigMissing(_)));
         fs::create_dir_all(home.path().join(".kmsfs/volume.toml")).unwrap();
         assert!(matches!(open("."), CipherDirectoryError::NotAVolume(_)));
     }
 
     #[test]
-    fn replacing_the_config_keeps_the_one_before() {
+    fn replacing_the_config_replaces_its_copy() {
         let home = tempfile::tempdir().unwrap();
         let directory = CipherDirectory::create(&home.path().join("c"), "first", "id").unwrap();
         fs::write(home.path().join("c/.kmsfs/volume.toml.new"), "left by a crash").unwrap();
-        for (config, previous) in [("second", "first"), ("third", "second")] {
+        for config in ["second", "third"] {
             directory.replace_config(config).unwrap();
             assert_eq!(directory.read_config().unwrap(), config.as_bytes());
-            assert_eq!(fs::read_to_string(home.path().join("c/.kmsfs/volume.toml.1")).unwrap(), previous);
+            assert_eq!(directory.read_config_copy().unwrap(), config.as_bytes());
         }
         assert_eq!(entries(&home.path().join("c/.kmsfs")), 2);
+        fs::create_dir(home.path().join("c/.kmsfs/volume.toml.1.new")).unwrap();
+        directory.replace_config("fourth").unwrap();
+        assert_eq!(directory.read_config().unwrap(), b"fourth", "a copy that cannot be written stops no change");
+        fs::remove_dir(home.path().join("c/.kmsfs/volume.toml.1.new")).unwrap();
         directory.replace_config(&"x".repeat(100_000)).unwrap();
         assert_eq!(directory.read_config().unwrap().len(), 65537, "an oversized one is not read whole");
     }

@@ -1,4 +1,4 @@
-//! Putting the previous config back in the place of one that is missing or broken.
+//! Putting the copy of the config in the place of one that is missing or broken.
 //!
 //! Invariant: nothing is overwritten; what was the config is kept beside it.
 
@@ -11,18 +11,18 @@ use rustix::io::Errno;
 use crate::format::config::BROKEN_CONFIG_FILE;
 
 use super::CipherDirectory;
-use super::cipher_directory::{CONFIG, PREVIOUS_CONFIG, read_regular, write_durably};
+use super::cipher_directory::{CONFIG, CONFIG_COPY, read_regular, write_durably};
 
 /// Configs that are kept aside at most.
 const KEPT: u32 = 100;
 
 impl CipherDirectory {
-    /// The config file before the last change: all of it, or enough of it to show that it is too large.
+    /// The copy of the config file: all of it, or enough of it to show that it is too large.
     ///
     /// # Errors
     /// Those of `open(2)` and `read(2)`.
-    pub fn read_previous_config(&self) -> io::Result<Vec<u8>> {
-        read_regular(self.volume.as_fd(), PREVIOUS_CONFIG)
+    pub fn read_config_copy(&self) -> io::Result<Vec<u8>> {
+        read_regular(self.volume.as_fd(), CONFIG_COPY)
     }
 
     /// Makes `config_file` the config. What has its name, if anything, is kept as `volume.toml.broken` and a number.
@@ -54,9 +54,9 @@ mod tests {
         let file = |name: &str| path.join(".kmsfs").join(name);
         let directory = CipherDirectory::create(&path, "first", "id").unwrap();
         directory.replace_config("second").unwrap();
-        assert_eq!(directory.read_previous_config().unwrap(), b"first");
+        assert_eq!(directory.read_config_copy().unwrap(), b"second");
         fs::write(file(CONFIG), "broken").unwrap();
-        directory.restore_config(b"first").unwrap();
+        directory.restore_config(b"second").unwrap();
         fs::remove_file(file(CONFIG)).unwrap();
         CipherDirectory::open(&path).unwrap_err();
         CipherDirectory::open_without_config(&path).unwrap().restore_config(b"again").unwrap();

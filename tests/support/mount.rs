@@ -76,6 +76,11 @@ impl Home {
         self.variables.insert(name.into(), value.into());
     }
 
+    /// Takes a variable out of the environment again.
+    pub(crate) fn unset(&mut self, name: &str) {
+        self.variables.remove(std::ffi::OsStr::new(name));
+    }
+
     /// A command of this home's user, which ends in time.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("timeout");

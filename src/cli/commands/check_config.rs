@@ -1,4 +1,4 @@
-//! The config of a volume that is checked: reading it, unlocking the volume, and putting the previous config back.
+//! The config of a volume that is checked: reading it, unlocking the volume, and putting its copy back.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use crate::check::Finding;
 use crate::cli::error::{CliError, Exit};
 use crate::cli::pins::Pins;
 use crate::cli::unlock::{self, Expected};
-use crate::format::config::{self, PREVIOUS_CONFIG_FILE, SealedConfig};
+use crate::format::config::{self, CONFIG_COPY_FILE, SealedConfig};
 use crate::keys::providers::ProviderSettings;
 use crate::keys::{KeyLimits, Volume};
 use crate::storage::CipherDirectory;
@@ -41,14 +41,13 @@ impl Opening<'_> {
             Ok((sealed, volume)) => Ok(Subject { directory, sealed, volume, _lock: lock, mended: None }),
             Err(error) if error.code() == Exit::Config as u8 => {
                 let what = error.to_string();
-                let (bytes, sealed, volume) = self.previous(&directory).map_err(|_| error)?;
+                let (bytes, sealed, volume) = self.copy(&directory).map_err(|_| error)?;
                 if !self.repair {
-                    let hint = "`kmsfs check --repair` puts back .kmsfs/volume.toml.1, which holds";
-                    return Err(CliError::new(Exit::Config, what).hint(hint));
+                    return Err(CliError::new(Exit::Config, what).hint(unlock::config_hint(&directory)));
                 }
                 let restored = directory.restore_config(&bytes);
                 restored.map_err(|error| CliError::io(directory.path().join(".kmsfs").display(), &error))?;
-                let what = format!("{what}; {PREVIOUS_CONFIG_FILE} was put back");
+                let what = format!("{what}; {CONFIG_COPY_FILE} was put back");
                 let mended = Finding { repaired: true, ..Finding::config(what, true) };
                 Ok(Subject { directory, sealed, volume, _lock: lock, mended: Some(mended) })
             }
@@ -57,23 +56,20 @@ impl Opening<'_> {
     }
 
     fn read(&self, directory: &CipherDirectory) -> Result<(SealedConfig, Option<Volume>), CliError> {
-        match CipherDirectory::open(directory.path()) {
-            Ok(_) => {}
-            Err(CipherDirectoryError::NotAVolume(path)) => {
-                return Err(CliError::new(
-                    Exit::Config,
-                    format_args!("{}: the volume config is missing", path.display()),
-                )
-                .hint("restore .kmsfs/volume.toml from a backup"));
-            }
-            Err(error) => return Err(error.into()),
+        if let Err(error) = CipherDirectory::open(directory.path()) {
+            return Err(match error {
+                CipherDirectoryError::ConfigMissing(_) => {
+                    CliError::new(Exit::Config, error).hint(unlock::config_hint(directory))
+                }
+                error => error.into(),
+            });
         }
         self.unlock(directory, unlock::read_config(directory)?)
     }
 
-    /// The config before the last change, if it holds.
-    fn previous(&self, directory: &CipherDirectory) -> Result<(Vec<u8>, SealedConfig, Option<Volume>), CliError> {
-        let bytes = directory.read_previous_config().map_err(|error| CliError::io(PREVIOUS_CONFIG_FILE, &error))?;
+    /// The copy of the config, if it holds.
+    fn copy(&self, directory: &CipherDirectory) -> Result<(Vec<u8>, SealedConfig, Option<Volume>), CliError> {
+        let bytes = directory.read_config_copy().map_err(|error| CliError::io(CONFIG_COPY_FILE, &error))?;
         let (sealed, volume) = self.unlock(directory, config::parse(&bytes)?)?;
         Ok((bytes, sealed, volume))
     }

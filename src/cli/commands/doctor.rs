@@ -195,7 +195,6 @@ fn check_volume(args: &DoctorArgs, settings: &Settings, environment: &Environmen
 }
 
 fn check_config(directory: &CipherDirectory, findings: &mut Findings) -> Option<SealedConfig> {
-    let mend = "the config before the last change is .kmsfs/volume.toml.1; else restore a backup of it";
     match unlock::read_config(directory) {
         Ok(sealed) => {
             let config = &sealed.config;
@@ -204,7 +203,7 @@ fn check_config(directory: &CipherDirectory, findings: &mut Findings) -> Option<
             Some(sealed)
         }
         Err(error) => {
-            findings.fail("config", error.code(), &error, Some(mend));
+            findings.fail("config", error.code(), &error, Some(&unlock::config_hint(directory)));
             None
         }
     }

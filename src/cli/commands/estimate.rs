@@ -112,7 +112,7 @@ pub(crate) fn run(args: &EstimateArgs) -> Result<(), CliError> {
 fn files_per_data_key_of(path: &Path) -> Result<Option<u32>, CliError> {
     match CipherDirectory::open(path) {
         Ok(directory) => Ok(Some(unlock::read_config(&directory)?.config.files_per_data_key)),
-        Err(CipherDirectoryError::NotAVolume(_)) => Ok(None),
+        Err(CipherDirectoryError::NotAVolume(_) | CipherDirectoryError::ConfigMissing(_)) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

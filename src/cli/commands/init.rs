@@ -162,7 +162,31 @@ pub(crate) fn run(args: &InitArgs) -> Result<(), CliError> {
     let key = args.volume.wrapping_key(&settings, &environment)?;
     let providers = settings.for_providers(secret.map(passphrase::for_provider));
     let made = create(&args.cipher_directory, &args.volume.new_volume(), &key, &providers, &environment)?;
-    report::say(&format!("volume {} under {}:{}\n", hex::encode_uuid(&made.volume_id), key.kind, made.wrapping_key))
+    let volume = hex::encode_uuid(&made.volume_id);
+    let keyring =
+        if key.kind == ProviderKind::Local { keyring_advice(&key.id, new, &providers) } else { String::new() };
+    let directory = args.cipher_directory.display();
+    report::say(&format!(
+        "volume {volume} under {}:{}\n{keyring}mount it: kmsfs mount {directory} MOUNTPOINT\n",
+        key.kind, made.wrapping_key
+    ))
+}
+
+/// Says where the keys of a local volume are, and that they are the only ones.
+fn keyring_advice(path: &str, new: bool, providers: &ProviderSettings) -> String {
+    let made = if new { "new, " } else { "" };
+    let sealed = if providers.passphrase.is_some() { "under the passphrase" } else { "without a passphrase" };
+    format!("keyring: {path} ({made}{sealed}); without it the volume cannot be read: keep a copy elsewhere\n")
+}
+
+/// A passphrase that the keyring does not have is a mistake: the caller believes that it protects the volume.
+fn check_passphrase(path: &Path, providers: &ProviderSettings) -> Result<(), CliError> {
+    if providers.passphrase.is_none() || providers::is_sealed(path)? {
+        return Ok(());
+    }
+    let hint =
+        format!("`kmsfs keys passphrase --keyring {}` gives it one; or leave the passphrase out", path.display());
+    Err(CliError::new(Exit::Credentials, format_args!("the keyring {} has no passphrase", path.display())).hint(hint))
 }
 
 /// Makes the volume at `path` unless there is one, for `kmsfs mount --init`. Where another one is remembered, none is made.
@@ -195,6 +219,9 @@ fn create(
     let path = mount_point::canonical_or_new(path)
         .map_err(|error| CliError::of(Exit::CipherDirectory, path.display(), &error))?;
     CipherDirectory::check_vacant(&path)?;
+    if key.kind == ProviderKind::Local && Path::new(&key.id).exists() {
+        check_passphrase(Path::new(&key.id), providers)?;
+    }
     let (location, new_keyring) = local_keyring(key, &path, providers)?;
     let id = if location.is_some() { "" } else { key.id.as_str() };
     let provider = providers::open_named(key.kind, id, location.as_deref(), providers)?;

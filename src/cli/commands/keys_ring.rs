@@ -103,9 +103,12 @@ impl Ring {
 pub(super) fn rotate(args: &RotateArgs) -> Result<(), CliError> {
     let change =
         if args.new_key { KeyringChange::NewKey } else { KeyringChange::NewVersion(args.key.as_deref().map(bare)) };
-    let Some(key) = Ring::of(&args.settings)?.change(&change)? else { return Ok(()) };
+    let ring = Ring::of(&args.settings)?;
+    let Some(key) = ring.change(&change)? else { return Ok(()) };
     let version = key.versions.last().map_or(0, |(number, _)| *number);
-    report::say(&format!("local:{} version {version}\n", key.id))
+    report::say(&format!("local:{} version {version}\n", key.id))?;
+    report::tell(&format!("copies of {} lack it: replace them", ring.path.display()));
+    Ok(())
 }
 
 /// Disables.

@@ -156,6 +156,11 @@ impl Keyring {
         all
     }
 
+    /// Whether the keyring in `file` is under a passphrase, by what the file says of itself.
+    pub(super) fn is_sealed(file: &[u8]) -> bool {
+        std::str::from_utf8(file).is_ok_and(|text| text.contains(SEAL))
+    }
+
     /// The keyring in `file`.
     ///
     /// # Errors

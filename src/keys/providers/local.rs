@@ -71,6 +71,9 @@ impl LocalProvider {
     pub(super) fn open(path: &Path, id: &str, passphrase: Option<&Passphrase>) -> Result<Self, ProviderError> {
         let (file, stamp) = keyring_file::read(path)?;
         let keyring = Keyring::decode(&file, passphrase).map_err(|error| at(path, &error))?;
+        if passphrase.is_some() && keyring.seal.is_none() {
+            tracing::warn!("keyring {}: the passphrase is not needed: the keyring has none", path.display());
+        }
         let keys = Arc::new(Keys::new(path, &keyring));
         let current = if id.is_empty() { keys.newest_enabled()? } else { keys.key(id)? }.id.clone();
         Ok(Self { current, loaded: Mutex::new(Loaded { keys, stamp: Some(stamp), seal: keyring.seal }) })

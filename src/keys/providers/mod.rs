@@ -260,6 +260,14 @@ pub fn create_local(path: &Path, passphrase: Option<&Passphrase>) -> Result<(), 
     keyring_file::write_new(path, &keyring.encode()?)
 }
 
+/// Whether the keyring at `path` is under a passphrase, by what the file says of itself.
+///
+/// # Errors
+/// `KeyNotFound` if there is none; `Denied` or `Misconfigured` if it cannot be read safely.
+pub fn is_sealed(path: &Path) -> Result<bool, ProviderError> {
+    Ok(Keyring::is_sealed(&keyring_file::read(path)?.0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
