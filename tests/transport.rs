@@ -5,6 +5,8 @@
 #![cfg(all(feature = "mount", feature = "aws-kms"))]
 #![allow(clippy::unwrap_used)] // it is how a test fails
 
+#[path = "support/aws_account.rs"]
+mod aws_account;
 #[path = "support/kms_server.rs"]
 mod kms_server;
 #[path = "support/moto.rs"]
@@ -14,10 +16,11 @@ mod support;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use aws_account::{AwsAccount, CONTAINER_TOKEN};
 use kms_server::{KmsServer, Options};
 use support::Home;
 
@@ -157,10 +160,10 @@ fn a_bundle_that_cannot_be_used_is_named() {
 
 // ---- hosts ----
 
-/// The host that `init` wants to reach, told by a proxy that lets nobody through.
-fn host_called(mut home: Home, arguments: &[&str]) -> String {
+/// A proxy that lets nobody through, and the first lines of what it is asked for.
+fn refusing_proxy() -> (SocketAddr, mpsc::Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    home.set("HTTPS_PROXY", format!("http://{}", listener.local_addr().unwrap()));
+    let address = listener.local_addr().unwrap();
     let (send, receive) = mpsc::channel();
     std::thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
@@ -170,6 +173,13 @@ fn host_called(mut home: Home, arguments: &[&str]) -> String {
             let _ = (&stream).write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n");
         }
     });
+    (address, receive)
+}
+
+/// The host that `init` wants to reach, told by a proxy that lets nobody through.
+fn host_called(mut home: Home, arguments: &[&str]) -> String {
+    let (address, receive) = refusing_proxy();
+    home.set("HTTPS_PROXY", format!("http://{address}"));
     let key = format!("aws-kms:{ARN}");
     let mut all: Vec<support::Argument<'_>> = vec![&"init", &"cipher", &"--key", &key];
     all.extend(arguments.iter().map(|argument| argument as support::Argument<'_>));
@@ -250,4 +260,50 @@ fn an_identity_does_not_leave_the_machine_in_clear_text() {
     home.set("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/kmsfs");
     home.set("AWS_ENDPOINT_URL_STS", "http://sts.example.com");
     assert!(init_refused(&home, 7, ARN).contains("clear text"));
+}
+
+/// Every variable that names a proxy names one here that lets nobody through; what it is asked for comes out.
+fn name_a_proxy(home: &mut Home) -> mpsc::Receiver<String> {
+    let (address, asked) = refusing_proxy();
+    for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+        home.set(name, format!("http://{address}"));
+        home.set(name.to_ascii_lowercase(), format!("http://{address}"));
+    }
+    for name in ["NO_PROXY", "no_proxy"] {
+        home.set(name, "");
+    }
+    asked
+}
+
+#[test]
+fn what_stays_on_this_machine_passes_no_proxy() {
+    let servers = [KmsServer::start(), KmsServer::start_with(Options { tls: true, ..Options::default() }).unwrap()];
+    for (server, host) in [(&servers[0], "127.0.0.1"), (&servers[0], "localhost"), (&servers[1], "127.0.0.1")] {
+        let mut home = home();
+        let asked = name_a_proxy(&mut home);
+        home.set("AWS_ENDPOINT_URL_KMS", server.endpoint().replace("127.0.0.1", host));
+        if server.endpoint().starts_with("https") {
+            set_file(&mut home, "AWS_CA_BUNDLE", server.certificate());
+        }
+        home.ok(&[&"init", &"cipher", &"--key", &format!("aws-kms:{}", server.create_key().arn)]);
+        home.ok(&[&"doctor", &"cipher"]);
+        assert_eq!(asked.try_recv(), Err(mpsc::TryRecvError::Empty), "{}", server.endpoint());
+    }
+}
+
+#[test]
+fn credentials_in_clear_text_pass_no_proxy() {
+    let account = AwsAccount::start();
+    let mut home = Home::new();
+    for (name, value) in moto::environment().iter().filter(|(name, _)| !name.contains("KEY")) {
+        home.set(*name, *value);
+    }
+    let asked = name_a_proxy(&mut home);
+    home.set("AWS_ENDPOINT_URL_KMS", account.url());
+    home.set("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("{}/container", account.url()));
+    home.set("AWS_CONTAINER_AUTHORIZATION_TOKEN", CONTAINER_TOKEN);
+    home.ok(&[&"init", &"cipher", &"--key", &format!("aws-kms:{}", account.create_key().arn)]);
+    home.ok(&[&"doctor", &"cipher"]);
+    assert!(account.seen().iter().any(|seen| seen.what.contains("/container")), "{:?}", account.seen());
+    assert_eq!(asked.try_recv(), Err(mpsc::TryRecvError::Empty));
 }

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use rustls::RootCertStore;
@@ -42,9 +42,7 @@ pub(super) fn read_bundle(path: &Path) -> Result<(Vec<u8>, Vec<CertificateDer<'s
 /// # Errors
 /// Why not.
 pub(super) fn check_url(url: &str, trusted: Trusted) -> Result<(), String> {
-    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let host = authority.rsplit('@').next().unwrap_or_default();
+    let (scheme, host) = scheme_and_host(url);
     let is_trusted = || host_address(host).is_some_and(trusted);
     match scheme.to_ascii_lowercase().as_str() {
         "https" => Ok(()),
@@ -57,13 +55,32 @@ pub(super) fn check_url(url: &str, trusted: Trusted) -> Result<(), String> {
     }
 }
 
+/// Whether a request to `url` passes no proxy: what is in clear text, which the proxy would read, and what stays on this
+/// machine.
+pub(super) fn goes_direct(url: &str) -> bool {
+    let (scheme, host) = scheme_and_host(url);
+    !scheme.eq_ignore_ascii_case("https") || host_address(host).is_some_and(is_own)
+}
+
+/// The addresses of this machine under a name that only it has, whatever a resolver says.
+pub(super) fn resolve_own(name: &str) -> Option<[IpAddr; 2]> {
+    name.eq_ignore_ascii_case("localhost").then(|| [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()])
+}
+
+/// The scheme and `HOST[:PORT]`.
+fn scheme_and_host(url: &str) -> (&str, &str) {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    (scheme, authority.rsplit('@').next().unwrap_or_default())
+}
+
 /// The address in `HOST[:PORT]`, if its host is not a name that anybody could answer for.
 fn host_address(host: &str) -> Option<IpAddr> {
     if let Some((address, _)) = host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         return address.parse().ok().map(IpAddr::V6);
     }
     match host.split(':').next().unwrap_or_default() {
-        name if name.eq_ignore_ascii_case("localhost") => Some(Ipv4Addr::LOCALHOST.into()),
+        name if resolve_own(name).is_some() => Some(Ipv4Addr::LOCALHOST.into()),
         address => address.parse().ok().map(IpAddr::V4),
     }
 }
@@ -112,6 +129,19 @@ mod tests {
         ] {
             assert!(check_url(bad, is_own).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_proxy_sees_nothing_in_clear_text_and_nothing_of_this_machine() {
+        for direct in ["http://127.0.0.1:1", "HTTP://kms.example.com", "http://169.254.169.254/", "https://[::1]:8200"]
+        {
+            assert!(goes_direct(direct), "{direct}");
+        }
+        for proxied in ["https://kms.example.com", "https://localhost.example.com", "HTTPS://127.0.0.1@example.com"] {
+            assert!(!goes_direct(proxied), "{proxied}");
+        }
+        assert!(resolve_own("LocalHost").is_some_and(|own| own.into_iter().all(is_own)));
+        assert!(resolve_own("localhost.example.com").is_none());
     }
 
     #[test]

@@ -3,19 +3,23 @@
 //! Invariants: every request ends by the deadline that its caller gives; tokens and keys go over TLS, or in clear text to
 //! this machine only; no redirect is followed, which would carry a token to where nobody named; bodies are wiped.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
+use ureq::http::Uri;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Proxy};
 use zeroize::Zeroizing;
 
 use super::super::{ProviderError, ProviderErrorKind};
 use super::VaultSettings;
-use super::endpoint::{check_url, is_own, read_bundle};
+use super::endpoint::{check_url, goes_direct, is_own, read_bundle, resolve_own};
 
 /// The longest wait for a connection and its TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -186,12 +190,13 @@ impl Client {
             .max_idle_connections_per_host(16)
             .user_agent(concat!("kmsfs/", env!("CARGO_PKG_VERSION")));
         if !self.is_tls() {
-            // A proxy would be told in clear text what only this machine may hear.
-            return Ok(config.proxy(None).build().new_agent());
+            let config = config.proxy(None).build();
+            return Ok(Agent::with_parts(config, DefaultConnector::default(), Localhost(DefaultResolver::default())));
         }
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let tls = TlsConfig::builder().root_certs(self.roots()?).unversioned_rustls_crypto_provider(provider).build();
-        Ok(config.proxy(Proxy::try_from_env()).https_only(true).tls_config(tls).build().new_agent())
+        let proxy = if goes_direct(&self.address) { None } else { Proxy::try_from_env() };
+        Ok(config.proxy(proxy).https_only(true).tls_config(tls).build().new_agent())
     }
 
     fn is_tls(&self) -> bool {
@@ -236,6 +241,24 @@ impl Client {
             _ => format!("{} is not reached: {error}", self.address),
         };
         (ProviderErrorKind::Unavailable, why)
+    }
+}
+
+/// Finds this machine under its own name, whatever the system's resolver says.
+#[derive(Debug)]
+struct Localhost(DefaultResolver);
+
+impl Resolver for Localhost {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &ureq::config::Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let Some(own) = uri.host().and_then(resolve_own) else { return self.0.resolve(uri, config, timeout) };
+        let mut addresses = self.empty();
+        own.into_iter().for_each(|own| addresses.push(SocketAddr::new(own, uri.port_u16().unwrap_or(80))));
+        Ok(addresses)
     }
 }
 
@@ -328,6 +351,23 @@ mod tests {
         }
         let namespace = VaultSettings { namespace: Some("a b".to_owned()), ..settings("https://bao") };
         assert!(Client::new(&namespace).is_err());
+    }
+
+    #[test]
+    fn localhost_is_this_machine_without_a_resolver() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = Client::new(&settings(&format!("http://localhost:{}", listener.local_addr().unwrap().port())));
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 4096];
+            let length = std::io::Read::read(&mut stream, &mut request).unwrap();
+            std::io::Write::write_all(&mut stream, b"HTTP/1.1 204 X\r\nContent-Length: 0\r\n\r\n").unwrap();
+            String::from_utf8_lossy(&request[..length]).into_owned()
+        });
+        let client = client.unwrap();
+        assert!(client.send("sys/health", None, &Request::Get, client.deadline()).is_ok());
+        let request = server.join().unwrap();
+        assert!(request.starts_with("GET /v1/sys/health HTTP/1.1") && request.contains("localhost"), "{request}");
     }
 
     #[test]
