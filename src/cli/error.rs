@@ -104,9 +104,14 @@ impl CliError {
         self.code
     }
 
+    /// Tells on standard error what a command that succeeds would better not have met.
+    pub(crate) fn warn(what: impl fmt::Display) {
+        eprintln!("{}kmsfs: warning: {what}", journal_priority("<4>"));
+    }
+
     /// Tells it on standard error; to a journal, as the errors that its lines are.
     pub(crate) fn print(&self) {
-        let priority = if crate::daemon::log::stderr_is_journal() { "<3>" } else { "" };
+        let priority = journal_priority("<3>");
         if !self.message.is_empty() {
             eprintln!("{priority}kmsfs: {}", self.message);
         }
@@ -120,6 +125,10 @@ impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
+}
+
+fn journal_priority(priority: &'static str) -> &'static str {
+    if crate::daemon::log::stderr_is_journal() { priority } else { "" }
 }
 
 /// What to do where permission is denied.

@@ -72,14 +72,17 @@ fn ended(status: ExitStatus) -> Started {
 
 /// The background process's own side.
 #[derive(Debug)]
-pub struct Background(());
+pub struct Background {
+    /// What becomes standard input, output and error. Opened before there is a mount, which may lie over it.
+    null: File,
+}
 
 impl Background {
     /// Takes the secret, if there is one. From here to [`Self::ready`] the end of the
     /// first process is the end of this one.
     ///
     /// # Errors
-    /// If this process was not started by [`start`].
+    /// If this process was not started by [`start`], or `/dev/null` is missing.
     pub fn begin() -> io::Result<(Self, Option<Zeroizing<Vec<u8>>>)> {
         rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
         let mut secret = Zeroizing::new(Vec::with_capacity(MAX_SECRET_LEN));
@@ -87,25 +90,25 @@ impl Background {
         let pipe = File::from(rustix::stdio::stdin().try_clone_to_owned()?);
         pipe.take(MAX_SECRET_LEN as u64).read_to_end(&mut secret)?;
         let secret = Some(secret).filter(|secret| !secret.is_empty());
-        Ok((Self(()), secret))
+        let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+        Ok((Self { null }, secret))
     }
 
     /// Tells the first process that all is well, and lets go of it, of the terminal with its session, and of the current
     /// directory.
     ///
     /// # Errors
-    /// If the first process has ended or `/dev/null` is missing.
+    /// If the first process has ended.
     pub fn ready(self) -> io::Result<()> {
         rustix::process::set_parent_process_death_signal(None)?;
         rustix::process::setsid()?;
-        let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
         let mut stdout = io::stdout();
         stdout.write_all(READY)?;
         stdout.flush()?;
         env::set_current_dir("/")?;
-        rustix::stdio::dup2_stdin(&null)?;
-        rustix::stdio::dup2_stdout(&null)?;
-        rustix::stdio::dup2_stderr(&null)?;
+        rustix::stdio::dup2_stdin(&self.null)?;
+        rustix::stdio::dup2_stdout(&self.null)?;
+        rustix::stdio::dup2_stderr(&self.null)?;
         Ok(())
     }
 }

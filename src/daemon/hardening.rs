@@ -37,16 +37,6 @@ fn refuse_leaks(asked: bool) -> Result<(), HardenError> {
     if asked { Err(HardenError::LeaksKeys) } else { Ok(()) }
 }
 
-/// Raises the limit of open files as far as it goes: every file that the kernel knows holds a descriptor. Returns it.
-pub fn raise_limits() -> u64 {
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    if rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).is_err()
-    {
-        return limit.current.unwrap_or(u64::MAX);
-    }
-    limit.maximum.unwrap_or(u64::MAX)
-}
-
 /// Takes the mode of a new file as it is given: the kernel has applied the umask of whoever makes the file.
 pub fn take_modes_as_given() {
     rustix::process::umask(Mode::empty());
@@ -66,12 +56,5 @@ mod tests {
     #[test]
     fn refuses_to_log_keys() {
         assert!(matches!(refuse_leaks(true), Err(HardenError::LeaksKeys)));
-    }
-
-    #[test]
-    fn raises_the_limit_of_open_files() {
-        let raised = raise_limits();
-        let limit = rustix::process::getrlimit(Resource::Nofile);
-        assert_eq!((limit.current, raised), (limit.maximum, limit.maximum.unwrap_or(u64::MAX)));
     }
 }

@@ -1,4 +1,4 @@
-//! This process: hardening, going to the background, logging, signals, what the service manager is told, and the sockets on which a mount answers.
+//! This process: what it inherits, hardening, going to the background, logging, signals, what the service manager is told, and the sockets on which a mount answers.
 //!
 //! Knows nothing of filesystems and keys: what a request or a signal does is a closure of the caller's.
 
@@ -6,14 +6,15 @@ pub mod control;
 pub mod detach;
 mod hardening;
 pub mod http;
+pub mod inherited;
 mod journal;
-mod leave;
 pub mod log;
 mod log_format;
 pub mod notify;
+mod own_process;
 pub mod sandbox;
 pub mod signals;
 mod system_calls;
 
-pub use hardening::{HardenError, harden, raise_limits, take_modes_as_given};
-pub use leave::leave;
+pub use hardening::{HardenError, harden, take_modes_as_given};
+pub use own_process::leave;

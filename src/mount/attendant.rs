@@ -48,7 +48,7 @@ enum Request {
     /// The kernel's device of [`super::low_latency`]: before [`Request::Attach`].
     LatencyDevice,
     Attach,
-    /// The last request before the mount is used.
+    /// The last request before the mount is told of. A process that ends before it leaves no mount.
     LiftLimits,
     Detach,
     DetachLazily,
@@ -169,12 +169,18 @@ pub fn attend(arguments: &[OsString]) -> io::Result<()> {
         signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
     }
     let socket = rustix::stdio::stdin();
+    let mut last = None;
     while let Some((request, _)) = receive(socket)? {
+        last = Some(request);
         let (answer, descriptor) = match perform(request, &options) {
             Ok(descriptor) => (Ok(()), descriptor),
             Err(error) => (Err(Failure::from(error)), None),
         };
         send(socket, &answer, descriptor)?;
+    }
+    // The process that was to serve has ended before anybody was told of the mount.
+    if matches!(last, Some(Request::Attach)) {
+        let _ = attach::unmount(&options.mountpoint, true);
     }
     Ok(())
 }

@@ -1,9 +1,12 @@
 //! One mount from attaching to the end.
 
 use std::ffi::OsStr;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use fuser::{Config, INodeNo, Session, SessionACL};
 
@@ -64,7 +67,12 @@ impl Default for Options {
     }
 }
 
-/// Has `fs` mounted by `attendant`, calls `ready` once the mount can be used, and returns when it was unmounted.
+/// How long the threads that serve may take to start.
+const START: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_micros(200);
+
+/// Has `fs` mounted by `attendant`, calls `ready` once every thread serves and a request has been answered, and returns when
+/// the mount was unmounted.
 ///
 /// # Errors
 /// [`MountError`]; nothing stays mounted then.
@@ -96,7 +104,31 @@ pub fn serve(
     fs.set_drop_unused(move |inodes| prune.drop_unused(inodes));
     fs.set_forget_entry(move |parent, name| drop(notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name))));
     fs.set_servers(options.threads.max(1));
-    attendant.lift_limits();
-    ready();
-    Ok(session.run()?)
+    let session = thread::Builder::new().name("session".to_owned()).spawn(move || session.run());
+    let session = session.inspect_err(|_| drop(attendant.detach(true)))?;
+    if serves(&session, options) {
+        attendant.lift_limits();
+        ready();
+    } else {
+        let _ = attendant.detach(true);
+    }
+    session.join().map_err(|_| io::Error::other("a thread that serves has panicked"))?.map_err(MountError::from)
+}
+
+/// Waits until every thread of `session` is there and one has answered; false if that does not come about.
+fn serves(session: &JoinHandle<io::Result<()>>, options: &Options) -> bool {
+    let until = Instant::now() + START;
+    while !session.is_finished() && Instant::now() < until {
+        if serving_threads().is_ok_and(|threads| threads >= options.threads.max(1)) {
+            return rustix::fs::statvfs(&options.mountpoint).is_ok();
+        }
+        thread::sleep(PAUSE);
+    }
+    false
+}
+
+/// How many threads of this process are called as fuser calls those that serve.
+fn serving_threads() -> io::Result<usize> {
+    let names = std::fs::read_dir("/proc/self/task")?.map(|task| std::fs::read(task?.path().join("comm")));
+    Ok(names.filter(|name| name.as_ref().is_ok_and(|name| name.starts_with(b"fuser-"))).count())
 }

@@ -10,7 +10,6 @@ const READ_AHEAD: &str = "1024";
 
 /// Lifts the limits where this process may.
 pub(super) fn lift_limits(mountpoint: &Path) {
-    // Nobody serves the mount yet, so it is not asked itself.
     let Some(device) = table::mounts_at(mountpoint).pop().map(|mount| mount.device) else { return };
     for (limit, value) in [("read_ahead_kb", READ_AHEAD), ("strict_limit", "0"), ("max_ratio", "100")] {
         let path = format!("/sys/class/bdi/{device}/{limit}");

@@ -3,12 +3,16 @@
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use rustix::fs::{FallocateFlags, SeekFrom, Timestamps, fallocate, fdatasync, fstat, fsync, ftruncate, futimens, seek};
 use rustix::io::{Errno, pread, pwrite};
+use rustix::process::{Resource, getrlimit};
 
 use super::privileges::Privileges;
+
+/// Where files of this process must end (`ulimit -f`). The kernel would write the part of a page that lies before it.
+static END_OF_FILES: LazyLock<u64> = LazyLock::new(|| getrlimit(Resource::Fsize).current.unwrap_or(u64::MAX));
 
 /// A ciphertext file as the content layer sees it.
 ///
@@ -183,6 +187,9 @@ impl RawFile for DiskFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if offset.saturating_add(bytes.len() as u64) > *END_OF_FILES {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
         self.privileges.keep(self.fd(), || {
             let mut done = 0;
             while done < bytes.len() {

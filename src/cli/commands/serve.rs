@@ -25,11 +25,12 @@ use crate::cli::settings::{PASSPHRASE_VARIABLE, Settings};
 use crate::cli::unlock::{self, Expected};
 use crate::daemon::control::{self, Client, ControlError, ControlSocket, Ended};
 use crate::daemon::detach::{self, Background, Started};
+use crate::daemon::inherited::{self, InheritedError};
 use crate::daemon::log::{self, Format, Level, Target};
 use crate::daemon::notify::Notifier;
 use crate::daemon::sandbox::{self, Confinement};
 use crate::daemon::signals::SignalWatch;
-use crate::daemon::{raise_limits, take_modes_as_given};
+use crate::daemon::take_modes_as_given;
 use crate::format::config::VolumeConfig;
 use crate::fs::{self, Filesystem};
 use crate::keys::Volume;
@@ -47,6 +48,10 @@ use super::teller::{Teller, Told};
 /// How long an earlier mount at the same place may take to end once it is unmounted.
 const ITS_END: Duration = Duration::from_secs(20);
 
+/// The addresses that a thread which serves the kernel takes: what it reads into, its stack, and 64 MiB that the allocator
+/// sets aside for each thread.
+const SERVING_THREAD: usize = 96 << 20;
+
 /// Everything that is known before anything is touched.
 struct Job<'a> {
     args: &'a MountArgs,
@@ -62,6 +67,13 @@ pub(super) fn run(args: &MountArgs, background: bool) -> Result<(), CliError> {
     let mut settings = Settings::load(&args.settings, &environment)?;
     settings.log_file = args.log_file.clone().or(settings.log_file);
     let job = Job { args, flags, settings, environment };
+    let stays = inherited::set_aside(SERVING_THREAD * usize::from(args.threads)).map_err(|error| match error {
+        InheritedError::Memory(_) => CliError::usage(error).hint("mount from a process without that limit"),
+        InheritedError::Refused(_) => CliError::new(Exit::Other, error),
+    })?;
+    if !background {
+        stays.iter().for_each(CliError::warn);
+    }
     if background {
         let (background, secret) =
             Background::begin().map_err(|error| CliError::io("going to the background", &error))?;
@@ -125,7 +137,6 @@ impl Job<'_> {
     }
 
     fn serve(&self, secret: Option<Secret>, background: Option<Background>) -> Result<(), CliError> {
-        raise_limits();
         let chosen = self.chosen_log(background.is_some())?;
         if let Some(target) = &chosen {
             self.start_log(target)?;

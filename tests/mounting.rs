@@ -1,0 +1,79 @@
+//! What a mount inherits from whoever starts it, where it may lie, and how it is found.
+#![cfg(feature = "mount")]
+#![allow(clippy::unwrap_used)] // it is how a test fails
+
+#[path = "support/mount.rs"]
+mod support;
+
+use std::fs;
+
+use rustix::process::{Signal, kill_process};
+
+use support::{Home, Volume, bytes, eventually, is_dead, text};
+
+/// A volume of the user nobody that is not mounted: no limit is lifted for him that root may lift.
+fn of_nobody() -> Volume {
+    let volume = Volume::in_home(Home::of_nobody(), &[], &[]);
+    volume.unmount();
+    volume
+}
+
+/// Runs a script with the volume's paths in `$C` and `$M`, and the program as `$K`.
+fn script(volume: &Volume, script: &str) -> String {
+    let home = &volume.home;
+    let (program, cipher, plain) = (home.program().display(), volume.cipher.display(), volume.plain.display());
+    home.shell(&format!("K={program}; C={cipher}; M={plain}\n{script}"))
+}
+
+#[test]
+fn descriptors_of_whoever_mounts_are_closed_with_him() {
+    let volume = of_nobody();
+    script(&volume, "sh -c 'exec 9>lock; flock 9; \"$1\" mount $2 $3' - $K $C $M; flock -n lock true");
+    let captured = script(&volume, "$K umount $M; x=$( { $K mount $C $M >/dev/null 2>&1; } 3>&1 ); echo \"<$x>\"");
+    assert_eq!(captured, "<>\n");
+    volume.unmount();
+}
+
+#[test]
+fn signals_that_were_blocked_or_ignored_count() {
+    let volume = of_nobody();
+    script(&volume, "env --block-signal --ignore-signal=CHLD --ignore-signal=TERM $K mount $C $M");
+    let pid = volume.pid();
+    kill_process(pid, Signal::TERM).unwrap();
+    eventually("the signal ends it", || is_dead(pid));
+    assert!(!Home::is_mounted(&volume.plain));
+}
+
+#[test]
+fn a_limit_of_file_sizes_is_an_error_of_the_write_that_meets_it() {
+    let volume = of_nobody();
+    let content = bytes(1, 1 << 20);
+    volume.mount();
+    script(&volume, "echo >$M/small; touch $M/large; chmod 666 $M/large");
+    fs::write(volume.home.path("content"), &content).unwrap();
+    script(&volume, "cat content >$M/large; sync $M/large; $K umount $M");
+    // In the middle of a page.
+    let warned = script(&volume, "prlimit --fsize=513000:513000 $K mount $C $M 2>&1");
+    assert!(warned.contains("513000 bytes"), "{warned}");
+    let over = "import os\nf = os.open(os.environ['M'] + '/large', os.O_RDWR)\nos.pwrite(f, b'x' * 300000, 300000)\nos.fsync(f)";
+    let failed =
+        script(&volume, &format!("export M; ! python3 -c \"{over}\" 2>&1; cat $M/small; $K umount $M; $K check $C"));
+    assert!(failed.contains("File too large"), "{failed}");
+    assert!(failed.contains("clean"), "{failed}");
+    volume.mount();
+    let after = script(&volume, "cat $M/large >after; wc -c <after");
+    assert_eq!(after.trim(), content.len().to_string());
+    let after = fs::read(volume.home.path("after")).unwrap();
+    assert!(after.iter().zip(&content).all(|(after, before)| after == before || *after == b'x'));
+}
+
+#[test]
+fn a_mount_that_cannot_have_its_memory_is_refused_and_leaves_nothing() {
+    let volume = of_nobody();
+    let mut command = volume.home.command("prlimit");
+    command.arg("--as=400000000:400000000").arg(volume.home.program()).args(volume.mount_arguments());
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("memory"));
+    assert!(!Home::is_mounted(&volume.plain));
+}
