@@ -22,7 +22,7 @@ const DOCUMENT: &str = "docs/OPERATIONS.md";
 /// Commands of the document that another test runs: how they begin, and the test.
 const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("cp systemd/", "tests/systemd_booted.rs", "the_document_is_followed"),
-    ("install -D", "tests/systemd_booted.rs", "the_document_is_followed"),
+    ("install -D ", "tests/systemd_booted.rs", "the_document_is_followed"),
     ("systemctl ", "tests/systemd_booted.rs", "the_document_is_followed"),
     ("journalctl ", "tests/systemd_booted.rs", "the_document_is_followed"),
     ("kmsfs init /srv/cipher --key local:/etc/kmsfs/data.toml", "tests/systemd_booted.rs", "the_document_is_followed"),
@@ -60,6 +60,12 @@ const RUN: &[&str] = &[
     "kmsfs rewrap CIPHERDIR --to local:KEYRING",
     "kmsfs shred CIPHERDIR PATH... --yes",
     "kmsfs forget CIPHERDIR",
+    // A database of another user.
+    "kmsfs init /srv/cipher",
+    "mkdir -p /srv/plain",
+    "kmsfs mount -o allow_other /srv/cipher /srv/plain",
+    "chmod 711 /srv/plain",
+    "install -d -o postgres -g postgres -m 700 /srv/plain/pgdata",
     // Under a KMS, with a keyring for recovery.
     "kmsfs doctor --policy CIPHERDIR",
     "kmsfs rewrap CIPHERDIR --to aws-kms:arn:aws:kms:... --dry-run",
@@ -240,6 +246,30 @@ fn the_summary_has_every_command_and_its_options() {
             .map(|name| format!("{name} is missing")),
     );
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// From nothing to a database of a user who is not the one that mounts.
+#[test]
+fn the_commands_for_a_database() {
+    support::needs_root();
+    let scene = Scene::new(&[("-o postgres -g postgres", "-o nobody -g nogroup")]);
+    scene.home.shell("chmod 755 . srv");
+    scene.run("kmsfs init /srv/cipher");
+    scene.run("mkdir -p /srv/plain");
+    let documented = scene.meant("kmsfs mount -o allow_other /srv/cipher /srv/plain");
+    let said = scene.home.shell(&format!("{documented} 2>&1"));
+    assert!(said.contains("mode 0700") && said.contains("chmod 711"), "{said}");
+    scene.run("chmod 711 /srv/plain");
+    scene.run("install -d -o postgres -g postgres -m 700 /srv/plain/pgdata");
+    let sql = "create table t (a); insert into t values (42); select a from t";
+    let as_nobody = format!("cd srv/plain/pgdata && runuser -u nobody -- sqlite3 data.db '{sql}'");
+    assert_eq!(scene.home.shell(&as_nobody), "42\n");
+    scene.unmount();
+    let said = scene.home.shell(&format!("{documented} 2>&1"));
+    assert_eq!(said, "", "the mode lasts");
+    let again = "cd srv/plain/pgdata && runuser -u nobody -- sqlite3 data.db 'select a from t'";
+    assert_eq!(scene.home.shell(again), "42\n");
+    scene.unmount();
 }
 
 #[test]

@@ -7,7 +7,7 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::{DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -21,6 +21,7 @@ use crate::cli::mount_point;
 use crate::cli::passphrase::{self, Secret};
 use crate::cli::pins::{Pin, Pins};
 use crate::cli::reach;
+use crate::cli::report;
 use crate::cli::settings::{PASSPHRASE_VARIABLE, Settings};
 use crate::cli::unlock::{self, Expected};
 use crate::daemon::control::{self, Client, ControlError, ControlSocket, Ended};
@@ -85,7 +86,24 @@ pub(super) fn run(args: &MountArgs, background: bool) -> Result<(), CliError> {
     }
     // A program that gives credentials may need any of them.
     let all_variables = args.no_sandbox || reach::starts_programs(&job.environment);
-    start_in_background(secret.as_ref(), all_variables)
+    start_in_background(secret.as_ref(), all_variables)?;
+    if job.flags.allow_other {
+        advise_on_mode(&args.cipher_directory, &args.mountpoint);
+    }
+    Ok(())
+}
+
+/// `init` makes a directory of mode 0700, and the kernel holds other users to that mode at the root of the mount.
+fn advise_on_mode(cipher_directory: &Path, mountpoint: &Path) {
+    let mode = std::fs::metadata(cipher_directory).map(|found| found.permissions().mode() & 0o7777);
+    if let Ok(mode) = mode
+        && mode & 0o011 == 0
+    {
+        let place = mountpoint.display();
+        report::tell(&format!(
+            "hint: allow_other alone lets nobody in: the root of the volume has mode {mode:04o}; `chmod 711 {place}` lets others pass"
+        ));
+    }
 }
 
 /// Starts the process that stays, and waits until its mount is usable.

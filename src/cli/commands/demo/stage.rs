@@ -136,6 +136,8 @@ impl Stage {
         let output = Command::new("/proc/self/exe")
             .args(arguments)
             .envs(&self.variables)
+            .env_remove("KMSFS_PASSPHRASE")
+            .env_remove("KMSFS_PASSPHRASE_FILE")
             .stdin(Stdio::null())
             .output()
             .map_err(|error| CliError::io("starting kmsfs", &error))?;
@@ -243,8 +245,6 @@ fn variables(root: &Path, settings: &Settings) -> BTreeMap<&'static str, OsStrin
         ("KMSFS_CONFIG", root.join("settings.toml").into()),
         // Empty ones count as absent.
         ("KMSFS_KEYRING", OsString::new()),
-        ("KMSFS_PASSPHRASE", OsString::new()),
-        ("KMSFS_PASSPHRASE_FILE", OsString::new()),
         ("KMSFS_REGION", aws.region.clone().unwrap_or_default().into()),
         ("KMSFS_ENDPOINT_URL", aws.endpoint.clone().unwrap_or_default().into()),
         ("KMSFS_KMS_ATTEMPT_TIMEOUT", aws.attempt_timeout.as_secs_f64().to_string().into()),
