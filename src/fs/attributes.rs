@@ -7,7 +7,8 @@ use crate::format::page::{Trailer, part};
 use crate::storage::{Access, FileSystemStat, NodeKind, RawFile, SetTime, Stat, Timestamp};
 
 use super::inode::Inode;
-use super::{Error, Filesystem, InodeId, ROOT};
+use super::set_ids::set_owner;
+use super::{Caller, Error, Filesystem, InodeId, ROOT};
 
 /// What `stat` shows.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +54,15 @@ pub struct Change {
     pub mtime: SetTime,
 }
 
+impl Change {
+    /// Whether it changes nothing.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        let owner_and_mode = [self.mode, self.uid, self.gid];
+        owner_and_mode == [None; 3] && (self.atime, self.mtime) == (SetTime::Keep, SetTime::Keep)
+    }
+}
+
 impl Filesystem {
     /// The attributes of an inode.
     ///
@@ -87,10 +97,15 @@ impl Filesystem {
     /// # Errors
     /// [`Error`].
     pub fn change(&self, id: InodeId, change: &Change) -> Result<Attributes, Error> {
+        self.change_for(id, change, None)
+    }
+
+    /// Like [`Self::change`], for a process whose privileges matter.
+    pub(super) fn change_for(&self, id: InodeId, change: &Change, caller: Option<Caller>) -> Result<Attributes, Error> {
         self.check_writable()?;
         let inode = self.inodes.get(id)?;
         if change.uid.is_some() || change.gid.is_some() {
-            inode.change_privileges(|| inode.node.set_owner(change.uid, change.gid))?;
+            set_owner(&inode, change.uid, change.gid, caller)?;
         }
         if let Some(mode) = change.mode {
             inode.change_privileges(|| inode.node.set_mode(mode))?;

@@ -1,6 +1,7 @@
 //! Who asks, as far as ownership and privileges matter. The kernel checks permissions; what it leaves to us is here.
 
 use crate::keys::Behalf;
+use crate::storage::Stat;
 
 /// The process behind a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,8 +16,12 @@ pub struct Caller {
     pub umask: u32,
 }
 
+/// `CAP_FOWNER`: as good as the owner.
+const FOWNER: u64 = 1 << 3;
 /// `CAP_FSETID`: set-id bits stay when the file changes.
 const FSETID: u64 = 1 << 4;
+/// `/proc/PID/uid_map` of the kernel's first user namespace: no unprivileged process makes another one with it.
+const FIRST_NAMESPACE: [u32; 3] = [0, 0, u32::MAX];
 
 impl Caller {
     /// This thread works for it until it works for another.
@@ -24,23 +29,65 @@ impl Caller {
         Behalf::set_caller(self.uid, self.pid);
     }
 
-    /// Whether set-id bits stay when this process changes a file. Without proof they do not.
+    /// Whether set-id bits stay when this process changes a file: `capable(CAP_FSETID)` of the kernel, which counts in its first
+    /// user namespace only. Without proof they do not.
     pub(super) fn keeps_set_ids(&self) -> bool {
-        let capabilities = self.status("CapEff:").and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
-        capabilities.is_some_and(|capabilities| capabilities & FSETID != 0)
+        self.is_capable(FSETID) && self.id_map("uid_map") == [FIRST_NAMESPACE]
+    }
+
+    /// Whether a set-group-id bit that does not depend on privileges alone stays: `in_group_or_capable()` of the kernel.
+    pub(super) fn keeps_set_group_id(&self, file: &Stat) -> bool {
+        self.is_in_group(file.gid) || self.is_capable(FSETID) && self.maps(file)
+    }
+
+    /// Whether it may do what the owner may: `inode_owner_or_capable()` of the kernel.
+    pub(super) fn is_owner_of(&self, file: &Stat) -> bool {
+        self.uid == file.uid || self.is_capable(FOWNER) && self.maps(file)
     }
 
     /// Whether the process is in the group `gid`.
     pub(super) fn is_in_group(&self, gid: u32) -> bool {
-        let among = |text: String| text.split_whitespace().any(|group| group.parse() == Ok(gid));
-        self.gid == gid || self.status("Groups:").is_some_and(among)
+        let among = |text: &str| text.split_whitespace().any(|group| group.parse() == Ok(gid));
+        self.gid == gid || self.status().is_some_and(|status| field(&status, "Groups:").is_some_and(among))
     }
 
-    /// A line of `/proc/PID/status`. The process waits for our answer, so it is still there.
-    fn status(&self, field: &str) -> Option<String> {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
-        text.lines().find_map(|line| line.strip_prefix(field)).map(str::to_owned)
+    /// Whether it has the capability in its user namespace. A number that another process has got meanwhile proves nothing.
+    fn is_capable(&self, capability: u64) -> bool {
+        let Some(status) = self.status() else { return false };
+        let filesystem_user = field(&status, "Uid:").and_then(|ids| ids.split_whitespace().nth(3)?.parse().ok());
+        let capabilities = field(&status, "CapEff:").and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+        filesystem_user == Some(self.uid) && capabilities.is_some_and(|all| all & capability != 0)
     }
+
+    /// Whether owner and group of a file exist in its user namespace: capabilities count for no other file.
+    fn maps(&self, file: &Stat) -> bool {
+        let has = |map: &str, id: u32| {
+            self.id_map(map).iter().any(|[_, first, count]| id.checked_sub(*first).is_some_and(|at| at < *count))
+        };
+        has("uid_map", file.uid) && has("gid_map", file.gid)
+    }
+
+    /// Lines of first id inside, first id outside, and their count.
+    fn id_map(&self, name: &str) -> Vec<[u32; 3]> {
+        let line = |line: &str| {
+            let mut numbers = line.split_whitespace().map(|number| number.parse().ok());
+            Some([numbers.next()??, numbers.next()??, numbers.next()??])
+        };
+        self.proc(name).unwrap_or_default().lines().filter_map(line).collect()
+    }
+
+    fn status(&self) -> Option<String> {
+        self.proc("status")
+    }
+
+    /// A file of `/proc/PID`. The process waits for our answer, so it is still there.
+    fn proc(&self, name: &str) -> Option<String> {
+        std::fs::read_to_string(format!("/proc/{}/{name}", self.pid)).ok()
+    }
+}
+
+fn field<'s>(status: &'s str, name: &str) -> Option<&'s str> {
+    status.lines().find_map(|line| line.strip_prefix(name))
 }
 
 #[cfg(test)]

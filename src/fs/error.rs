@@ -40,6 +40,9 @@ pub enum Error {
     /// The mount is read-only.
     #[error("the mount is read-only")]
     ReadOnly,
+    /// The file is somebody else's.
+    #[error("the file is somebody else's")]
+    NotOwner,
     /// The operation does not fit the kind of file.
     #[error("not possible for this kind of file")]
     WrongKind,
@@ -90,6 +93,7 @@ impl Error {
             Self::UnknownHandle => Errno::BADF.raw_os_error(),
             Self::NameTooLong => Errno::NAMETOOLONG.raw_os_error(),
             Self::ReadOnly => Errno::ROFS.raw_os_error(),
+            Self::NotOwner => Errno::PERM.raw_os_error(),
             Self::WrongKind => Errno::INVAL.raw_os_error(),
             Self::DirectoryId | Self::LinkTarget | Self::Attribute | Self::NoHeader | Self::Unfinished => {
                 Errno::IO.raw_os_error()

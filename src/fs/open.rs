@@ -148,9 +148,11 @@ impl Filesystem {
         caller: Caller,
         answer: Answer<Attributes>,
     ) {
-        let Some(size) = size else { return answer(self.change(id, &change)) };
+        let Some(size) = size else { return answer(self.change_for(id, &change, Some(caller))) };
         let fs = Arc::clone(self);
-        let then = move |result: Result<(), Error>| answer(result.and_then(|()| fs.change(id, &change)));
+        let then = move |result: Result<(), Error>| {
+            answer(result.and_then(|()| fs.change_for(id, &change, Some(caller))));
+        };
         self.resize(id, size, caller, Box::new(then));
     }
 

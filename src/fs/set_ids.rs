@@ -1,13 +1,14 @@
 //! Set-id bits go when somebody without privileges changes a file: the kernel leaves it to us, and saves itself a question
-//! before every write.
+//! before every write. It says so by a change of attributes that names none, by a flag of a write, and, for a truncation, by a
+//! flag that does not reach us: there the process is looked at.
 
 use std::io;
 use std::sync::atomic::Ordering;
 
-use crate::storage::CAPABILITIES;
+use crate::storage::{CAPABILITIES, NodeKind, Stat};
 
 use super::inode::Inode;
-use super::{Caller, Error, Filesystem, InodeId};
+use super::{Attributes, Caller, Error, Filesystem, InodeId};
 
 const SET_USER_ID: u32 = 0o4000;
 const SET_GROUP_ID: u32 = 0o2000;
@@ -20,6 +21,27 @@ impl Filesystem {
     /// [`Error`].
     pub fn drop_set_ids(&self, id: InodeId, caller: Caller) -> Result<(), Error> {
         Ok(drop_from(self.inodes.get(id)?.as_ref(), caller, false)?)
+    }
+
+    /// A change of attributes that names none: the kernel's word that set-id bits or capabilities of a regular file go before its
+    /// content changes, or, if it is to note the change or for another kind, `chown(-1, -1)`. It takes the mode from the answer,
+    /// so what it shows and honours is right at once. Whose file loses only capabilities keeps his set-id bits.
+    ///
+    /// # Errors
+    /// [`Error::NotOwner`] if somebody else's set-id bits would go with a `chown`.
+    pub fn lose_privileges(&self, id: InodeId, notes_change: bool, caller: Caller) -> Result<Attributes, Error> {
+        self.check_writable()?;
+        let inode = self.inodes.get(id)?;
+        if inode.kind == NodeKind::File && !notes_change {
+            drop_unless_privileged(&inode, caller)?;
+        } else {
+            let stat = inode.node.stat()?;
+            if inode.kind != NodeKind::Directory && doomed(&stat, caller) != 0 && !caller.is_owner_of(&stat) {
+                return Err(Error::NotOwner);
+            }
+            set_owner(&inode, None, None, Some(caller))?;
+        }
+        self.attributes_of(&inode, &inode.node.stat()?)
     }
 
     /// The content is written on a mount without extended attributes, where the kernel does not take the capabilities of a
@@ -44,16 +66,45 @@ pub(super) fn drop_unless_privileged(inode: &Inode, caller: Caller) -> io::Resul
     drop_from(inode, caller, true)
 }
 
-/// A set-group-id bit without group execution marks mandatory locking, and stays for members of the group.
 fn drop_from(inode: &Inode, caller: Caller, ask_for_privilege: bool) -> io::Result<()> {
     let stat = inode.node.stat()?;
-    let group = match stat.mode & (SET_GROUP_ID | GROUP_EXECUTE) {
-        SET_GROUP_ID if caller.is_in_group(stat.gid) => 0,
-        mode => mode & SET_GROUP_ID,
-    };
-    let doomed = stat.mode & SET_USER_ID | group;
+    let doomed = doomed(&stat, caller);
     if doomed == 0 || ask_for_privilege && caller.keeps_set_ids() {
         return Ok(());
     }
     inode.change_privileges(|| inode.node.set_mode(stat.mode & !doomed))
+}
+
+/// The set-id bits that a change by `caller` takes away. A set-group-id bit without group execution marks mandatory locking, and
+/// stays for members of the group.
+fn doomed(stat: &Stat, caller: Caller) -> u32 {
+    let group = match stat.mode & (SET_GROUP_ID | GROUP_EXECUTE) {
+        SET_GROUP_ID if caller.keeps_set_group_id(stat) => 0,
+        mode => mode & SET_GROUP_ID,
+    };
+    stat.mode & SET_USER_ID | group
+}
+
+/// Changes the owner for `caller`, whom the backing filesystem does not know.
+pub(super) fn set_owner(inode: &Inode, uid: Option<u32>, gid: Option<u32>, caller: Option<Caller>) -> io::Result<()> {
+    let doomed = match caller {
+        Some(caller) if inode.kind != NodeKind::Directory => doomed(&inode.node.stat()?, caller),
+        _ => 0,
+    };
+    inode.change_privileges(|| {
+        inode.node.set_owner(uid, gid)?;
+        match inode.node.stat()?.mode {
+            mode if mode & doomed == 0 => Ok(()),
+            mode => inode.node.set_mode(mode & !doomed),
+        }
+    })
+}
+
+/// An ACL that somebody outside of the group sets takes the set-group-id bit away, as `chmod` would.
+pub(super) fn drop_after_acl(inode: &Inode, caller: Caller) -> io::Result<()> {
+    let stat = inode.node.stat()?;
+    if stat.mode & SET_GROUP_ID == 0 || caller.keeps_set_group_id(&stat) {
+        return Ok(());
+    }
+    inode.change_privileges(|| inode.node.set_mode(stat.mode & !SET_GROUP_ID))
 }

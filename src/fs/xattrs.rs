@@ -11,13 +11,13 @@ use crate::storage::{Access, LABEL, NodeKind, SetTime, XattrMode, host_may_label
 
 use super::inode::{Inode, OpenFile};
 use super::open::Found;
+use super::set_ids::drop_after_acl;
 use super::{Answer, Caller, Error, Filesystem, InodeId};
 
 const USER: &[u8] = b"user.";
 const TRUSTED: &[u8] = b"trusted.";
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
-const SET_GROUP_ID: u32 = 0o2000;
 
 /// Who gives an attribute its meaning.
 enum Kind<'n> {
@@ -251,15 +251,11 @@ fn backing_xattr(inode: &Inode, name: &[u8]) -> Result<Vec<u8>, Error> {
     value
 }
 
-/// An ACL that somebody outside of the file's group sets takes the set-group-id bit away.
 fn set_backing(inode: &Inode, name: &[u8], value: &[u8], mode: XattrMode, caller: Caller) -> Result<(), Error> {
     inode.change_privileges(|| inode.node.set_xattr(name, value, mode))?;
     inode.default_acl.forget();
-    if name == ACCESS_ACL && inode.kind == NodeKind::File {
-        let stat = inode.node.stat()?;
-        if stat.mode & SET_GROUP_ID != 0 && !caller.is_in_group(stat.gid) && !caller.keeps_set_ids() {
-            inode.change_privileges(|| inode.node.set_mode(stat.mode & !SET_GROUP_ID))?;
-        }
+    if name == ACCESS_ACL {
+        drop_after_acl(inode, caller)?;
     }
     Ok(())
 }

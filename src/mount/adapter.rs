@@ -126,7 +126,7 @@ impl fuser::Filesystem for Adapter {
         size: Option<u64>,
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
-        _ctime: Option<SystemTime>,
+        ctime: Option<SystemTime>,
         _handle: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
@@ -138,12 +138,16 @@ impl fuser::Filesystem for Adapter {
         let change = Change { mode, uid, gid, atime, mtime };
         let begun = self.begin_to_end_anywhere(Operation::Setattr, request);
         let answer = move |result| reply_attributes(reply, begun.end(result));
+        let (id, caller) = (convert::inode(ino), convert::caller(request));
+        if size.is_none() && change.is_none() {
+            return answer(self.fs.lose_privileges(id, ctime.is_some(), caller));
+        }
         if size.is_some()
             && let Err(error) = self.before_change(ino)
         {
             return answer(Err(error));
         }
-        self.fs.set_attributes(convert::inode(ino), size, change, convert::caller(request), Box::new(answer));
+        self.fs.set_attributes(id, size, change, caller, Box::new(answer));
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
