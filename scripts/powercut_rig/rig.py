@@ -16,6 +16,7 @@ from pathlib import Path
 
 from . import postgres, workload
 from .actor import PAYLOAD, data_of
+from .keys import KeyChanger
 from .model import LOST, UNOPENABLE, Check, Model
 from .stack import RigError, Stack, run, wait_for
 
@@ -35,6 +36,7 @@ class Rig:
             os.chmod(self.work, 0o711)
             os.environ["POWERCUT_CLUSTER"] = str(postgres.template(self.work))
         self.at_rest, self.zero_ends, self.refused, self.mixed, self.next_key = {}, set(), 0, False, None
+        self.changes, self.stops = 0, []
         self.down = True
 
     def cuts(self):
@@ -91,6 +93,7 @@ class Rig:
         if self.options.deaf_disk:
             stack.disk.tell("flushing", False)
         journal = self.work / f"journal-{number}"
+        self.changes, self.stops = 0, []
         cut_at, how = self.work_until_cut(rng, stack.plain / name, kinds, journal)
         stack.kill()
         stack.unmount_backing()
@@ -108,7 +111,7 @@ class Rig:
             journal.unlink()
         return {
             "seed": seed, "kinds": kinds, "how": f"{how}; {survived}", "faults": faults, "acknowledged": model.acknowledgements,
-            "stopped": model.stopped, "zero ends": self.zero_ends, "refused": self.refused,
+            "stopped": model.stopped + self.stops, "changes": self.changes, "zero ends": self.zero_ends, "refused": self.refused,
             "mixed": self.mixed,
         }
 
@@ -121,11 +124,14 @@ class Rig:
         before = stack.disk.ask("counts", None, "counts")
         worker = subprocess.Popen([*WORKLOAD, json.dumps(settings)], stdin=subprocess.DEVNULL)
         ready = '"sql"' if "postgres" in kinds else "["
-        unmounting = None
+        unmounting = changer = None
         try:
             how = "rewrap" if self.options.rewrap else rng.choice(("work", "work", "work", "work", "work", "work", "unmount", "settle"))
             wait_for("the workload", lambda: said(journal, ready) or worker.poll() is not None, 120)
-            time.sleep(0.05 + rng.expovariate(2.5))
+            if self.options.change_keys:
+                changer = KeyChanger(stack, rng.random())
+                changer.start()
+            time.sleep(0.05 + rng.expovariate(0.5 if changer else 2.5))
             if how == "settle" and rng.random() < 0.3 or how in ("unmount", "rewrap"):
                 worker.kill()
                 worker.wait(30)
@@ -148,6 +154,10 @@ class Rig:
                 stack.disk.tell("cut")
                 cut_at = stack.disk.expect("cut", 30)
         finally:
+            if changer is not None:
+                changer.stop()
+                self.changes += changer.done
+                self.stops += changer.failures
             worker.kill()
             worker.wait(30)
             end_server(journal)
@@ -199,6 +209,8 @@ class Rig:
         for path in refused:  # somebody would restore these
             os.unlink(path)
         faults += self.rested()
+        if self.options.change_keys and not faults and rng.random() < 0.3:
+            faults = self.finish_changes()
         if self.next_key and not faults:
             faults = self.finish_rewrap()
         run(["sync", "-f", stack.plain])
@@ -240,6 +252,19 @@ class Rig:
         salvage = self.work / "salvage-2"
         shutil.rmtree(salvage, ignore_errors=True)
         faults = [("rewrap", UNOPENABLE, finding["plain"], finding["what"]) for finding in stack.check_volume(salvage)]
+        stack.mount()
+        return faults + self.rested(keep=True)
+
+    def finish_changes(self):
+        """Brings every file under the keys that the volume has after the cut, and compares everything at rest."""
+        stack = self.stack
+        stack.leave()
+        code, _, err = stack.kmsfs("rewrap", stack.cipher)
+        if code:
+            return [("keys", UNOPENABLE, "/", f"rewrap ends with {code}: {err}")]
+        salvage = self.work / "salvage-2"
+        shutil.rmtree(salvage, ignore_errors=True)
+        faults = [("keys", UNOPENABLE, finding["plain"], finding["what"]) for finding in stack.check_volume(salvage)]
         stack.mount()
         return faults + self.rested(keep=True)
 

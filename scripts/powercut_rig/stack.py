@@ -94,6 +94,11 @@ class Stack:
         command = [self.program, "rewrap", self.cipher, "--to", key, "--parallel", "2"]
         return subprocess.Popen([str(word) for word in command], env=self.environment, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
 
+    def recipients(self):
+        """The keys that wrap what is new, as `recipients list` names them."""
+        code, out, _ = self.kmsfs("recipients", "list", self.cipher, "--json")
+        return [] if code else [key["key"] for key in json.loads(out) if key["recipient"]]
+
     def files_by_key(self):
         """How many files have a record of each key."""
         code, out, err = self.kmsfs("keys", "list", self.cipher, "--files", "--json")
