@@ -10,7 +10,7 @@ use std::io;
 use kmsfs::crypto::Suite;
 use kmsfs::format::config::{End, Holes};
 use kmsfs::fs::{NodeKind, ROOT};
-use library::{Library, ME};
+use library::{Library, ME, wait};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
@@ -22,12 +22,15 @@ fn without_a_descriptor_nothing_is_half_made() {
     setrlimit(Resource::Nofile, Rlimit { current: Some(200), maximum: Some(200) }).unwrap();
     let library = Library::new(Suite::Xaes256Gcm, Holes::Allow, End::Lenient);
     let fs = library.fs.clone().unwrap();
+    let mknod = |name: &[u8], kind| {
+        wait(|send| fs.mknod(ROOT, name, (kind, 0), 0o600, ME, Box::new(move |made| send.send(made).unwrap())))
+    };
     let make = |kind: &str, name: &[u8]| match kind {
         "directory" => fs.mkdir(ROOT, name, 0o755, ME),
         "link" => fs.symlink(ROOT, name, b"target", ME),
         "long link" => fs.symlink(ROOT, name, &[b't'; 4000], ME),
-        "fifo" => fs.mknod(ROOT, name, NodeKind::Fifo, 0o600, 0, ME),
-        _ => fs.mknod(ROOT, name, NodeKind::File, 0o600, 0, ME),
+        "fifo" => mknod(name, NodeKind::Fifo),
+        _ => mknod(name, NodeKind::File),
     };
     let all: Vec<File> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
     let (mut made, mut long_links) = (0, 0);

@@ -376,6 +376,37 @@ fn an_open_that_waits_for_its_key_holds_nothing_up() {
     assert!(receive.recv().unwrap());
 }
 
+/// A file that has a header from its beginning is made by way of those threads that may wait for a provider.
+#[test]
+fn a_node_of_a_strict_volume_holds_nothing_up_and_a_refused_one_is_gone() {
+    let mounted = Mounted::new(true, Holes::Allow, End::Strict);
+    let make = |name: &'static [u8]| {
+        let ((send, answer), (tell, returned), fs) = (channel(), channel(), Arc::clone(&mounted.fs));
+        std::thread::spawn(move || {
+            fs.mknod(ROOT, name, (NodeKind::File, 0), 0o600, ME, Box::new(move |made| send.send(made).unwrap()));
+            tell.send(()).unwrap();
+        });
+        (returned.recv_timeout(Duration::from_secs(20)), answer)
+    };
+    mounted.provider.hold();
+    let (returned, answer) = make(b"slow");
+    let is_early = answer.try_recv().is_err();
+    mounted.provider.release();
+    assert!(returned.is_ok() && is_early);
+    assert_eq!(answer.recv().unwrap().unwrap().size, 0);
+    let refused = (0..200).find_map(|_| {
+        mounted.provider.always(Answer::Fail(ProviderErrorKind::Denied));
+        make(b"refused").1.recv().unwrap().err().or_else(|| {
+            // A key that was made ahead.
+            mounted.fs.unlink(ROOT, b"refused").unwrap();
+            None
+        })
+    });
+    assert_eq!(refused.unwrap().errno(), libc::EACCES);
+    assert!(matches!(mounted.walk("refused"), Err(Error::NoEntry)));
+    assert_eq!(cipher_entries(&mounted.path).len(), 1);
+}
+
 #[test]
 fn a_lying_provider_is_not_believed() {
     let mut mounted = Mounted::new(false, Holes::Allow, End::Lenient);

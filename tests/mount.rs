@@ -886,6 +886,24 @@ fn mount_8_has_a_helper() {
         assert!(fs::read(volume.path(format!("large{number}"))).unwrap() == bytes(number, 4 << 20));
     }
     volume.unmount();
+    // mount(8) keeps `suid` and `dev` to itself, hands on the rest of what it knows, and the kernel gets that.
+    let flags = |options: &str| {
+        let output = helper(options);
+        assert!(output.status.success(), "{options}: {}", support::text(&output.stderr));
+        let table = fs::read_to_string("/proc/self/mounts").unwrap();
+        let line = table.lines().find(|line| line.contains(&*volume.plain.to_string_lossy())).unwrap();
+        let flags: Vec<String> = line.split(' ').nth(3).unwrap().split(',').map(str::to_owned).collect();
+        volume.unmount();
+        move |flag: &str| flags.iter().any(|other| other == flag)
+    };
+    let root = rustix::process::geteuid().is_root();
+    let has = flags("rw,nodiratime,strictatime,lazytime,sync,dirsync,nosymfollow,users,comment=x");
+    for flag in ["nodiratime", "lazytime", "sync", "dirsync", "nosymfollow"] {
+        assert!(has(flag), "{flag}");
+    }
+    assert!(!has("relatime") && has("nosuid") != root && has("nodev") != root);
+    let has = flags("rw,nosuid,nodev,users");
+    assert!(has("nosuid") && has("nodev"));
     let output = helper("rw,no_such_option=1");
     assert_eq!(output.status.code(), Some(2), "{}", support::text(&output.stderr));
     volume.mount();

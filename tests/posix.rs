@@ -501,3 +501,30 @@ fn a_mount_becomes_read_only_and_writable_again() {
     fs::create_dir(&nowhere).unwrap();
     volume.home.refused(12, &[&"mount", &"-o", &"remount,ro", &volume.cipher, &nowhere]);
 }
+
+/// Another filesystem is mounted over one entry of the cipher directory, as a damaged inode would refuse to be looked at.
+#[test]
+fn an_entry_that_cannot_be_looked_at_hides_no_other() {
+    let volume = for_everybody();
+    fs::create_dir(volume.path("d")).unwrap();
+    (0..40).for_each(|n| fs::write(volume.path(format!("d/f{n}")), "x").unwrap());
+    let hidden = volume.behind("d/f20");
+    volume.unmount();
+    let cover = volume.home.path("cover");
+    fs::write(&cover, "").unwrap();
+    run("mount", &[&"--bind", &cover, &hidden], &volume.home.path(""));
+    volume.mount();
+    let listed = volume.home.command("ls").arg("-l").arg(volume.path("d")).output().unwrap();
+    let names = fs::read_dir(volume.path("d")).unwrap().filter(Result::is_ok).count();
+    let others = (0..40).filter(|n| fs::read(volume.path(format!("d/f{n}"))).is_ok_and(|content| content == b"x"));
+    let others = others.count();
+    let ours = volume.home.kmsfs(&[&"ls", &"-l", &volume.cipher, &"d"]);
+    run("umount", &[&hidden], &volume.home.path(""));
+    assert_eq!((names, others), (40, 39));
+    let lines = |output: &[u8]| support::text(output).lines().filter(|line| line.contains(" f")).count();
+    assert_eq!((lines(&listed.stdout), lines(&ours.stdout)), (40, 40));
+    let marked = support::text(&ours.stdout).lines().find(|line| line.starts_with('?')).map(str::to_owned);
+    assert!(marked.is_some_and(|line| line.ends_with(" f20")));
+    assert!(support::text(&ours.stderr).contains("d/f20: "), "{}", support::text(&ours.stderr));
+    assert_eq!(ours.status.code(), Some(14));
+}

@@ -1,5 +1,8 @@
 //! How mount(8) calls a helper: `mount.kmsfs SOURCE DIR [-sfnv] [-N NAMESPACE] [-t TYPE] [-o OPTIONS]`, and, by way of
 //! mount.fuse3, `kmsfs SOURCE DIR [-o OPTIONS]`. Both come to `kmsfs mount`.
+//!
+//! mount(8) hands `nosuid` and `nodev` to a helper and keeps `suid` and `dev` to itself, since they are its defaults. They are
+//! what a helper is asked for unless it hears otherwise, then: mount.fuse3 adds them, and so does this.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -12,18 +15,18 @@ pub(crate) fn as_command(arguments: Vec<OsString>) -> Vec<OsString> {
     let is_helper = name.as_encoded_bytes().starts_with(b"mount.");
     let is_path = |argument: Option<&OsString>| argument.is_some_and(|a| a.as_encoded_bytes().starts_with(b"/"));
     if is_helper || is_path(arguments.get(1)) && is_path(arguments.get(2)) {
-        translate(&arguments[1..])
+        translate(&arguments[1..], is_helper)
     } else {
         arguments
     }
 }
 
-fn translate(arguments: &[OsString]) -> Vec<OsString> {
+fn translate(arguments: &[OsString], by_mount8: bool) -> Vec<OsString> {
     let mut command: Vec<OsString> = vec!["kmsfs".into(), "mount".into()];
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         match argument.as_encoded_bytes() {
-            b"-o" => rest.next().into_iter().for_each(|list| command.extend(options(list))),
+            b"-o" => rest.next().into_iter().for_each(|list| command.extend(options(list, by_mount8))),
             b"-t" | b"-N" => drop(rest.next()),
             b"-s" | b"-n" | b"-v" | b"-sn" | b"-nv" => {}
             // mount(8) wants to see everything but the mount itself: there is nothing else.
@@ -34,12 +37,15 @@ fn translate(arguments: &[OsString]) -> Vec<OsString> {
     command
 }
 
+/// What mount(8) means when it says nothing.
+const DEFAULTS_OF_MOUNT8: [&str; 2] = ["suid", "dev"];
+
 /// Options with a value, or that are not mount options, are flags of the command: `keyring=/k,no_prefetch` is
 /// `--keyring /k --no-prefetch`.
-fn options(list: &OsStr) -> Vec<OsString> {
+fn options(list: &OsStr, by_mount8: bool) -> Vec<OsString> {
     let Some(list) = list.to_str() else { return vec!["-o".into(), list.to_owned()] };
     let is_remount = list.split(',').any(|option| option == "remount");
-    let mut ours = Vec::new();
+    let mut ours = if by_mount8 && !is_remount { DEFAULTS_OF_MOUNT8.to_vec() } else { Vec::new() };
     let mut flags = Vec::new();
     for option in list.split(',').filter(|option| !option.is_empty()) {
         if is_remount || MountFlags::parse(&[option.to_owned()]).is_ok() {
@@ -67,13 +73,26 @@ mod tests {
 
     #[test]
     fn a_helper_call_becomes_a_command() {
-        let expected = ["kmsfs", "mount", "/c", "/m", "--keyring", "/k", "--no-prefetch", "-o", "ro,_netdev"];
+        let expected = ["kmsfs", "mount", "/c", "/m", "--keyring", "/k", "--no-prefetch", "-o"];
+        let with = |options| [&expected[..], &[options]].concat();
         assert_eq!(
             command(&["/sbin/mount.kmsfs", "/c", "/m", "-s", "-o", "ro,keyring=/k,_netdev,no_prefetch"]),
-            expected
+            with("suid,dev,ro,_netdev")
         );
-        assert_eq!(command(&["kmsfs", "/c", "/m", "-o", "keyring=/k,no_prefetch,ro,_netdev"]), expected);
+        assert_eq!(command(&["kmsfs", "/c", "/m", "-o", "keyring=/k,no_prefetch,ro,_netdev"]), with("ro,_netdev"));
         assert_eq!(command(&["mount.fuse.kmsfs", "/c", "/m"]), ["kmsfs", "mount", "/c", "/m"]);
+    }
+
+    /// mount(8) says so of what it was told, and keeps `suid` and `dev` to itself.
+    #[test]
+    fn a_helper_adds_what_mount8_leaves_out() {
+        let flags =
+            |list: &str| MountFlags::parse(&[command(&["mount.kmsfs", "/c", "/m", "-o", list])[5].clone()]).unwrap();
+        assert!(flags("rw").suid && flags("rw").dev);
+        assert!(!flags("rw,nosuid").suid && flags("rw,nosuid").dev);
+        assert!(!flags("rw,noexec,nosuid,nodev,user").suid && !flags("rw,nosuid,nodev,user").dev);
+        let remount = command(&["mount.kmsfs", "/c", "/m", "-o", "rw,remount"]);
+        assert_eq!(remount, ["kmsfs", "mount", "/c", "/m", "-o", "rw,remount"]);
     }
 
     #[test]

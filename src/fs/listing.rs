@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::storage::{DirEntry, DirStream, NodeKind};
 
+use super::error::lacks_descriptors;
 use super::inode::Inode;
 use super::prefetch::Listing;
 use super::trim::Held;
@@ -26,9 +27,13 @@ pub struct Listed<'e> {
     pub kind: Option<NodeKind>,
     /// The position after it.
     pub next_position: u64,
-    /// Its attributes, if they were asked for. Delivering it then counts as a lookup, unless it is `.` or `..`.
+    /// Its attributes, if they were asked for. Delivering it then counts as a lookup, unless it is `.` or `..`, or
+    /// [`UNREADABLE`].
     pub attributes: Option<Attributes>,
 }
+
+/// Stands for the inode of an entry that is there and whose attributes cannot be had: no inode ever has it.
+pub const UNREADABLE: InodeId = InodeId(u64::MAX);
 
 #[derive(Default)]
 pub(super) struct OpenDirectories {
@@ -131,9 +136,7 @@ impl Filesystem {
                     }
                 }
                 Delivery::Skipped => {}
-                // The entry is there: leaving it out would be a lie.
-                Delivery::Failed(_) if delivered > 0 => return Ok(()),
-                Delivery::Failed(error) => return Err(error),
+                Delivery::Later => return Ok(()),
             }
             stream.advance();
         }
@@ -175,7 +178,15 @@ impl Filesystem {
             Ok(found) => found,
             Err(Error::NoEntry) => return Delivery::Skipped,
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::NotFound => return Delivery::Skipped,
-            Err(error) => return Delivery::Failed(error),
+            // The next answer begins with it, and has more patience.
+            Err(Error::Io(error)) if lacks_descriptors(&error) && !is_first => return Delivery::Later,
+            // The entry is there: leaving it out would be a lie, and what comes after it is none the worse.
+            Err(error) => {
+                let place = || format!("{} in {}: {error}", entry.name, directory.node.describe());
+                self.alarm("entry without attributes", place);
+                listed.id = UNREADABLE;
+                return Delivery::of(deliver(&listed));
+            }
         };
         (listed.id, listed.attributes) = (inode.id, Some(attributes));
         let delivery = Delivery::of(deliver(&listed));
@@ -225,7 +236,8 @@ enum Delivery {
     Full,
     /// It is gone, or none of ours.
     Skipped,
-    Failed(Error),
+    /// Not in this answer.
+    Later,
 }
 
 impl Delivery {

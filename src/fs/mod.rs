@@ -43,7 +43,7 @@ pub use caller::Caller;
 pub use error::Error;
 pub use inode::{InodeId, ROOT};
 pub use io::ReadAnswer;
-pub use listing::{DirectoryHandle, Listed};
+pub use listing::{DirectoryHandle, Listed, UNREADABLE};
 pub use measures::{Begun, Measures, Operation, OperationCounts, OperationMeasure};
 pub use open::Answer;
 pub use rekey::Rekeyed;

@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 
 use crate::format::config::End;
 use crate::format::name::Stored;
-use crate::storage::{Access, Node, NodeKind, RenameMode};
+use crate::storage::{Node, NodeKind, RenameMode};
 
 use super::inode::Inode;
 use super::names::{holds_nothing, remove_long_name_link, restore_directory_id, strip_directory};
-use super::{Attributes, Caller, Error, Filesystem, InodeId};
+use super::{Answer, Attributes, Caller, Error, Filesystem, InodeId};
 
 /// Set-group-id: on a directory, new entries inherit its group.
 const SETGID: u32 = 0o2000;
@@ -71,27 +71,40 @@ impl Filesystem {
         }
     }
 
-    /// Makes a FIFO, socket or device, or an empty file; counts as a lookup.
-    ///
-    /// # Errors
-    /// [`Error`].
+    /// Makes a FIFO, socket or device, or an empty file; counts as a lookup. The answer may come from another thread, since a
+    /// file may need a header from its beginning.
     pub fn mknod(
+        self: &Arc<Self>,
+        directory: InodeId,
+        name: &[u8],
+        (kind, rdev): (NodeKind, u64),
+        mode: u32,
+        caller: Caller,
+        answer: Answer<Attributes>,
+    ) {
+        if kind != NodeKind::File {
+            return answer(self.make_special(directory, name, (kind, rdev), mode, caller));
+        }
+        if self.rules.end == End::Strict {
+            return self.make_file(directory, name, mode, caller, answer, |fs, inode, _| {
+                // Nobody has it open: its content goes when the settler looks next.
+                fs.settler.watch(&fs.inodes, inode);
+            });
+        }
+        let made =
+            self.writable_directory(directory).and_then(|directory| self.create_node(&directory, name, mode, caller));
+        answer(made.map(|(_, attributes)| attributes));
+    }
+
+    fn make_special(
         &self,
         directory: InodeId,
         name: &[u8],
-        kind: NodeKind,
+        (kind, rdev): (NodeKind, u64),
         mode: u32,
-        rdev: u64,
         caller: Caller,
     ) -> Result<Attributes, Error> {
         let directory = self.writable_directory(directory)?;
-        if kind == NodeKind::File {
-            let (inode, attributes) = self.create_node(&directory, name, mode, caller)?;
-            if self.rules.end == End::Strict {
-                self.open_now(&inode, Access::ReadWrite)?;
-            }
-            return Ok(attributes);
-        }
         if matches!(kind, NodeKind::Directory | NodeKind::Symlink) {
             return Err(Error::WrongKind);
         }

@@ -64,6 +64,21 @@ impl Filesystem {
         caller: Caller,
         answer: Answer<Attributes>,
     ) {
+        self.make_file(directory, name, mode, caller, answer, |fs, inode, open| {
+            fs.count_open(inode, open, Access::ReadWrite);
+        });
+    }
+
+    /// Makes a regular file with a content, of which `opened` is told; counts as a lookup.
+    pub(super) fn make_file(
+        self: &Arc<Self>,
+        directory: InodeId,
+        name: &[u8],
+        mode: u32,
+        caller: Caller,
+        answer: Answer<Attributes>,
+        opened: impl Fn(&Self, &Arc<Inode>, &OpenFile) + Send + 'static,
+    ) {
         let created =
             self.writable_directory(directory).and_then(|directory| self.create_node(&directory, name, mode, caller));
         let (inode, attributes) = match created {
@@ -80,7 +95,7 @@ impl Filesystem {
             answer(result);
         });
         self.with_content(inode, Access::ReadWrite, undo, move |fs, inode, open| {
-            fs.count_open(inode, open, Access::ReadWrite);
+            opened(fs, inode, open);
             Ok(attributes)
         });
     }

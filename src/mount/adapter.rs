@@ -19,7 +19,7 @@ use crate::fs::{Attributes, Begun, Change, DirectoryHandle, Error, Filesystem, N
 use super::Options;
 use super::convert;
 use super::low_latency::LowLatency;
-use super::reply::{FIRST, KEEP, dot, reply_attributes, reply_empty, reply_entry, reply_xattr};
+use super::reply::{FIRST, KEEP, name_alone, reply_attributes, reply_empty, reply_entry, reply_xattr};
 
 /// Bytes of a request at most: the kernel's own limit.
 const MAX_REQUEST: u32 = 1024 * 1024;
@@ -170,8 +170,9 @@ impl fuser::Filesystem for Adapter {
     ) {
         let Some(kind) = convert::kind_of_mode(mode) else { return reply.error(convert::errno(&Error::WrongKind)) };
         let (parent, caller) = (convert::inode(parent), convert::creator(request, umask));
-        let begun = self.begin(Operation::Mknod, request);
-        reply_entry(reply, begun.end(self.fs.mknod(parent, name.as_bytes(), kind, mode & 0o7777, rdev.into(), caller)));
+        let begun = self.begin_to_end_anywhere(Operation::Mknod, request);
+        let answer = Box::new(move |result| reply_entry(reply, begun.end(result)));
+        self.fs.mknod(parent, name.as_bytes(), (kind, rdev.into()), mode & 0o7777, caller, answer);
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
@@ -360,7 +361,7 @@ impl fuser::Filesystem for Adapter {
     ) {
         let begun = self.begin(Operation::Readdir, request);
         let listed = self.fs.list(DirectoryHandle(handle.0), offset, true, |entry| {
-            let attributes = entry.attributes.as_ref().map_or_else(|| dot(entry.id), convert::attributes);
+            let attributes = entry.attributes.as_ref().map_or_else(|| name_alone(entry), convert::attributes);
             let name = OsStr::from_bytes(entry.name);
             !reply.add(attributes.ino, entry.next_position, name, &KEEP, &attributes, FIRST)
         });

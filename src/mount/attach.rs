@@ -72,6 +72,16 @@ fn attach_directly(options: &Options) -> Result<OwnedFd, MountError> {
     Ok(device)
 }
 
+/// What the helper calls the flags of [`Options::vfs`]; the last one is `MS_NOSYMFOLLOW`.
+const VFS: [(MountFlags, &str); 6] = [
+    (MountFlags::SYNCHRONOUS, "sync"),
+    (MountFlags::DIRSYNC, "dirsync"),
+    (MountFlags::NODIRATIME, "nodiratime"),
+    (MountFlags::STRICTATIME, "strictatime"),
+    (MountFlags::LAZYTIME, "lazytime"),
+    (MountFlags::from_bits_retain(1 << 8), "nosymfollow"),
+];
+
 fn kernel_options(options: &Options, device: i32) -> String {
     let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let mut data = format!("fd={device},rootmode={ROOT_MODE},user_id={user},group_id={group},default_permissions");
@@ -82,7 +92,7 @@ fn kernel_options(options: &Options, device: i32) -> String {
 }
 
 fn flags(options: &Options) -> MountFlags {
-    let mut flags = MountFlags::empty();
+    let mut flags = MountFlags::from_bits_retain(options.vfs);
     flags.set(MountFlags::RDONLY, options.read_only);
     flags.set(MountFlags::NOSUID, !options.suid);
     flags.set(MountFlags::NODEV, !options.dev);
@@ -123,7 +133,8 @@ fn helper_options(options: &Options) -> String {
         (!options.exec, "noexec"),
         (options.noatime, "noatime"),
     ];
-    words.extend(switches.iter().filter(|(on, _)| *on).map(|(_, word)| (*word).to_owned()));
+    let vfs = VFS.iter().map(|(flag, word)| (options.vfs & flag.bits() != 0, *word));
+    words.extend(switches.into_iter().chain(vfs).filter(|(on, _)| *on).map(|(_, word)| word.to_owned()));
     words.join(",")
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr};
 
-use crate::fs::{Attributes, Error, InodeId};
+use crate::fs::{Attributes, Error, Listed, NodeKind, UNREADABLE};
 
 use super::convert;
 
@@ -70,7 +70,10 @@ pub(super) fn reply_empty(reply: ReplyEmpty, result: Result<(), Error>) {
     }
 }
 
-/// What the kernel gets with `.` and `..`, of which it uses only the number and the type.
-pub(super) fn dot(id: InodeId) -> fuser::FileAttr {
-    fuser::FileAttr { ino: INodeNo(id.0), kind: fuser::FileType::Directory, ..nothing() }
+/// What the kernel gets with an entry without attributes: it uses only the number and the kind of `.` and `..`, and of an
+/// entry whose attributes are impossible.
+pub(super) fn name_alone(entry: &Listed<'_>) -> fuser::FileAttr {
+    let size = if entry.id == UNREADABLE { u64::MAX } else { 0 };
+    let kind = convert::file_type(entry.kind.unwrap_or(NodeKind::File));
+    fuser::FileAttr { ino: INodeNo(entry.id.0), kind, size, ..nothing() }
 }

@@ -44,6 +44,8 @@ pub struct Options {
     pub xattrs: bool,
     /// No CPU sleeps while requests follow each other closely.
     pub low_latency: bool,
+    /// More flags of mount(2), for the kernel alone.
+    pub vfs: u32,
     /// Threads that serve the kernel.
     pub threads: usize,
 }
@@ -62,6 +64,7 @@ impl Default for Options {
             noatime: false,
             xattrs: true,
             low_latency: false,
+            vfs: 0,
             threads: 4,
         }
     }

@@ -82,6 +82,9 @@ use plain::Plain;
 use side::{New, OpenFile, Side};
 use volume::{Object, VolumeSide};
 
+/// A name in a directory, and the attributes of what it names, or why they cannot be had.
+pub type Entry = (Vec<u8>, Result<Meta, TransferError>);
+
 /// An unlocked volume, open without a mount.
 pub struct Tree {
     side: VolumeSide,
@@ -113,7 +116,7 @@ impl Tree {
     ///
     /// # Errors
     /// [`TransferError`].
-    pub fn list(&self, path: &[u8]) -> Result<Vec<(Vec<u8>, Meta)>, TransferError> {
+    pub fn list(&self, path: &[u8]) -> Result<Vec<Entry>, TransferError> {
         let directory = self.find(path)?;
         let kind = self.side.meta(&directory)?.kind;
         if kind != NodeKind::Directory {
@@ -123,9 +126,8 @@ impl Tree {
         names.sort();
         let mut entries = Vec::with_capacity(names.len());
         for name in names {
-            if let Some(object) = self.side.lookup(&directory, &name)? {
-                entries.push((name, self.side.meta(&object)?));
-            }
+            let found = self.side.lookup(&directory, &name).transpose();
+            entries.extend(found.map(|object| (name, object.and_then(|object| self.side.meta(&object)))));
         }
         Ok(entries)
     }

@@ -159,10 +159,12 @@ impl Side for VolumeSide {
 
     fn make(&self, directory: &Object, name: &[u8], new: &New) -> Result<Object> {
         let made = match new {
-            New::Directory => self.fs.mkdir(directory.id(), name, 0o700, self.me),
-            New::Symlink(target) => self.fs.symlink(directory.id(), name, target, self.me),
-            New::Special(kind, rdev) => self.fs.mknod(directory.id(), name, *kind, 0o600, *rdev, self.me),
-        }?;
+            New::Directory => self.fs.mkdir(directory.id(), name, 0o700, self.me)?,
+            New::Symlink(target) => self.fs.symlink(directory.id(), name, target, self.me)?,
+            New::Special(kind, rdev) => {
+                wait(|answer| self.fs.mknod(directory.id(), name, (*kind, *rdev), 0o600, self.me, answer))?
+            }
+        };
         Ok(self.object(&made))
     }
 

@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::cli::error::CliError;
 use crate::cli::report;
-use crate::transfer::{Meta, NodeKind, Timestamp, Tree};
+use crate::transfer::{Meta, NodeKind, Timestamp, TransferError, Tree};
 
 use super::cat::named;
 use super::unmounted::{self, UnlockArgs};
@@ -17,6 +17,7 @@ use super::unmounted::{self, UnlockArgs};
 /// List a directory of a volume, without a mount
 ///
 /// One name in a line, in the order of their bytes. May run beside a mount. On a terminal control characters show as U+FFFD.
+/// An entry that cannot be looked at shows with question marks, standard error says why, and the exit code is that of the first.
 #[derive(Debug, Args)]
 pub(crate) struct LsArgs {
     /// The directory that holds the ciphertext
@@ -47,14 +48,12 @@ pub(crate) fn run(args: &LsArgs) -> Result<(), CliError> {
         move |error| named(&path, error)
     };
     let meta = volume.tree.meta(start).map_err(failed(start))?;
-    let mut lines = Lines { tree: &volume.tree, args, printable: io::stdout().is_terminal() };
-    let shown = if meta.kind == NodeKind::Directory {
-        lines.directory(start, b"").map_err(|(path, error)| failed(&path)(error))?
-    } else {
-        lines.entry(start, start, &meta).map_err(|(path, error)| failed(&path)(error))?
-    };
-    match shown {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError::io("standard output", &error)),
+    let mut lines = Lines { tree: &volume.tree, args, printable: io::stdout().is_terminal(), failed: None };
+    let is_directory = meta.kind == NodeKind::Directory;
+    let shown = if is_directory { lines.directory(start) } else { lines.entry(start, start, Ok(meta)) };
+    match (shown, lines.failed) {
+        (Err(error), _) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError::io("standard output", &error)),
+        (Ok(()), Some(code)) => Err(CliError::told(code)),
         _ => Ok(()),
     }
 }
@@ -63,50 +62,70 @@ struct Lines<'a> {
     tree: &'a Tree,
     args: &'a LsArgs,
     printable: bool,
+    /// The exit code of the first that could not be looked at.
+    failed: Option<u8>,
 }
 
-/// What was shown, or where looking failed.
-type Shown = Result<io::Result<()>, (Vec<u8>, crate::transfer::TransferError)>;
-
 impl Lines<'_> {
-    /// Shows the entries of the directory at `path`, as `shown` and their names.
-    fn directory(&mut self, path: &[u8], shown: &[u8]) -> Shown {
+    /// Shows the entries of the directory at `start`, by their paths from there. One that cannot be looked at hides no other.
+    fn directory(&mut self, start: &[u8]) -> io::Result<()> {
         let join = |a: &[u8], b: &[u8]| if a.is_empty() { b.to_vec() } else { [a, b"/", b].concat() };
         // Those that wait, the next one last: a tree may be deeper than a stack.
-        let mut waiting = vec![(path.to_vec(), shown.to_vec(), None)];
+        let mut waiting: Vec<(_, _, Option<Result<Meta, _>>)> = vec![(start.to_vec(), Vec::new(), None)];
         while let Some((path, shown, meta)) = waiting.pop() {
-            if let Some(meta) = &meta
-                && let Err(error) = self.entry(&path, &shown, meta)?
-            {
-                return Ok(Err(error));
+            if let Some(meta) = meta {
+                let is_directory = meta.as_ref().is_ok_and(|meta| meta.kind == NodeKind::Directory);
+                self.entry(&path, &shown, meta)?;
+                if !(is_directory && self.args.recursive) {
+                    continue;
+                }
             }
-            if meta.is_some_and(|meta| meta.kind != NodeKind::Directory || !self.args.recursive) {
-                continue;
+            match self.tree.list(&path) {
+                Ok(entries) => {
+                    let below = entries.into_iter().rev();
+                    waiting.extend(below.map(|(name, meta)| (join(&path, &name), join(&shown, &name), Some(meta))));
+                }
+                Err(error) => self.tell(&path, error),
             }
-            let entries = self.tree.list(&path).map_err(|error| (path.clone(), error))?;
-            let below = entries.into_iter().rev();
-            waiting.extend(below.map(|(name, meta)| (join(&path, &name), join(&shown, &name), Some(meta))));
         }
-        Ok(Ok(()))
+        Ok(())
     }
 
-    fn entry(&self, path: &[u8], shown: &[u8], meta: &Meta) -> Shown {
+    fn entry(&mut self, path: &[u8], shown: &[u8], meta: Result<Meta, TransferError>) -> io::Result<()> {
         let mut line = Vec::new();
         if self.args.long {
-            line.extend_from_slice(details(meta).as_bytes());
+            let details = meta.as_ref().map_or_else(|_| UNKNOWN.to_owned(), details);
+            line.extend_from_slice(details.as_bytes());
         }
         line.extend_from_slice(shown);
-        if self.args.long && meta.kind == NodeKind::Symlink {
-            line.extend_from_slice(b" -> ");
-            line.extend(self.tree.readlink(path).map_err(|error| (path.to_vec(), error))?);
+        match meta {
+            Err(error) => self.tell(path, error),
+            Ok(meta) if self.args.long && meta.kind == NodeKind::Symlink => {
+                line.extend_from_slice(b" -> ");
+                match self.tree.readlink(path) {
+                    Ok(target) => line.extend(target),
+                    Err(error) => self.tell(path, error),
+                }
+            }
+            Ok(_) => {}
         }
         if self.printable {
             line = report::printable(&String::from_utf8_lossy(&line)).into_bytes();
         }
         line.push(if self.args.null { 0 } else { b'\n' });
-        Ok(io::stdout().write_all(&line))
+        io::stdout().write_all(&line)
+    }
+
+    /// Says why something could not be looked at.
+    fn tell(&mut self, path: &[u8], error: TransferError) {
+        let error = named(&String::from_utf8_lossy(path), error);
+        error.print();
+        self.failed.get_or_insert(error.code());
     }
 }
+
+/// In place of what [`details`] gives.
+const UNKNOWN: &str = "??????????   ?     ?     ?            ?                   ? ";
 
 /// `drwxr-xr-x   2  1000  1000         4096 2026-11-27 10:00:00 `.
 fn details(meta: &Meta) -> String {

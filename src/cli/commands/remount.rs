@@ -30,6 +30,7 @@ pub(super) fn run(mountpoint: &Path, given: &[String]) -> Result<(), CliError> {
         dev: flags.dev,
         exec: !flags.noexec,
         noatime: flags.noatime,
+        vfs: flags.vfs.bits(),
         ..mount::Options::default()
     };
     Ok(mount::remount(&options)?)

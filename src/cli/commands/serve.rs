@@ -378,7 +378,7 @@ impl Job<'_> {
     }
 
     fn mount_options(&self, place: &Place) -> mount::Options {
-        let MountFlags { read_only, allow_other, suid, dev, noexec, noatime, noxattr, low_latency, remount: _ } =
+        let MountFlags { read_only, allow_other, suid, dev, noexec, noatime, noxattr, low_latency, vfs, remount: _ } =
             self.flags;
         mount::Options {
             mountpoint: place.mountpoint.clone(),
@@ -391,6 +391,7 @@ impl Job<'_> {
             noatime,
             xattrs: !noxattr,
             low_latency,
+            vfs: vfs.bits(),
             threads: self.args.threads.into(),
         }
     }
