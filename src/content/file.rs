@@ -254,6 +254,12 @@ impl Content {
         self.shape().retired = true;
     }
 
+    /// Whether the content was given up: the file must be opened again.
+    #[must_use]
+    pub fn is_retired(&self) -> bool {
+        self.shape().retired
+    }
+
     /// A shared lock of `range`.
     pub(super) fn share(&self, range: Range) -> Result<RangeGuard<'_>, ContentError> {
         let guard = self.ranges.shared(range);

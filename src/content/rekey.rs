@@ -20,26 +20,41 @@ use super::{Content, ContentError};
 /// Pages read, sealed and written at a time.
 const BATCH: usize = 256;
 
-impl Content {
-    /// Seals the file under `keys`, whose header page is `header`, by way of `log`, an empty file. `commit` makes the log one
-    /// that is found after a crash. Nothing else is done with the file meanwhile, and this content ends: whether or not
-    /// this succeeds, the file must be opened again, and if it fails after `commit`, not before the log has been applied.
+/// What the keeper of a redo log does with it, while nobody uses the file.
+pub trait KeepsLog {
+    /// The log: an empty file that means nothing yet.
+    fn file(&self) -> &dyn RawFile;
+
+    /// Makes the log, whose content is durable, one that is found after a crash. If this fails it never is, or the file is closed
+    /// to everybody.
     ///
     /// # Errors
-    /// [`ContentError`]. Before `commit` the file is as it was.
-    pub fn rekey(
-        &self,
-        keys: &FileKeys,
-        header: &HeaderPage,
-        log: &dyn RawFile,
-        commit: impl FnOnce() -> io::Result<()>,
-    ) -> Result<(), ContentError> {
+    /// [`ContentError`].
+    fn commit(&self) -> Result<(), ContentError>;
+
+    /// The log has been applied: it is to go. Or it could not be, and the file is to be closed to everybody until it has been.
+    fn applied(&self, applied: &io::Result<()>);
+}
+
+impl Content {
+    /// Seals the file under `keys`, whose header page is `header`, by way of `log`. Nothing else is done with the file meanwhile,
+    /// and once the log was to be committed this content ends: whether or not that succeeds, the file must be opened again.
+    ///
+    /// # Errors
+    /// [`ContentError`]. Before the commit the file is as it was.
+    pub fn rekey(&self, keys: &FileKeys, header: &HeaderPage, log: &dyn KeepsLog) -> Result<(), ContentError> {
         let (_nobody, _) = self.lock_for_change(|_| Range::ALL)?;
-        self.seal_into(keys, header, log)?;
-        log.sync(true)?;
-        commit()?;
+        // The log is durable before the file is touched; so must be what it says of the file's size and header.
+        self.file.sync(true)?;
+        self.seal_into(keys, header, log.file())?;
+        log.file().sync(true)?;
+        let applied = log.commit().and_then(|()| {
+            let applied = apply_log(log.file(), self.file.as_ref());
+            log.applied(&applied);
+            Ok(applied?)
+        });
         self.end();
-        Ok(apply_log(log, self.file.as_ref())?)
+        applied
     }
 
     fn seal_into(&self, keys: &FileKeys, header: &HeaderPage, log: &dyn RawFile) -> Result<(), ContentError> {
@@ -71,24 +86,30 @@ impl Content {
     }
 }
 
-/// Makes `file` what `log` says. Of the same log it can be done any number of times.
+/// Makes `file` what `log` says. Of the same log it can be done any number of times. The header comes last, when all pages are
+/// durable: a file that has the log's header needs the log no more, and may have been written since.
 ///
 /// # Errors
 /// Those of the backing filesystem; then a part of it may have been done.
 pub fn apply_log(log: &dyn RawFile, file: &dyn RawFile) -> io::Result<()> {
-    let end = log.size()?;
-    let mut disk = vec![0; BATCH * PAGE_LEN];
-    let mut offset = 0;
-    loop {
+    let (mut disk, end) = (vec![0; BATCH * PAGE_LEN], log.size()?);
+    let mut offset = PAGE_SIZE;
+    while offset < end {
         let read = log.read_at(&mut disk, offset)?;
         // What comes after the last whole page is a hole that only makes the size.
         let whole = read / PAGE_LEN * PAGE_LEN;
         write_pages(file, &disk[..whole], offset)?;
-        offset += whole as u64;
-        if read < disk.len() || offset >= end {
-            return file.sync(true);
+        if read < disk.len() {
+            break;
         }
+        offset += whole as u64;
     }
+    file.sync(true)?;
+    if log.read_at(&mut disk[..PAGE_LEN], 0)? < PAGE_LEN {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    file.write_at(&disk[..PAGE_LEN], 0)?;
+    file.sync(true)
 }
 
 /// Writes pages that are not holes; where they are, the file has holes.

@@ -142,7 +142,7 @@ fn set_times(inode: &Inode, change: &Change) -> Result<(), Error> {
         (mtime, _) => mtime,
     };
     inode.node.set_times(change.atime, mtime)?;
-    *late = None;
+    *late = if inode.is_sealing() { Some(inode.node.stat()?.mtime) } else { None };
     Ok(())
 }
 

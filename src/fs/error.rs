@@ -55,6 +55,9 @@ pub enum Error {
     /// A file that was left half sealed under a new data key.
     #[error("the file was getting a new data key: the next mount that may write finishes it, or says why it cannot")]
     Unfinished,
+    /// The list of wrapping keys is being changed, which new headers must wait for.
+    #[error("the volume's keys are being changed: run the command again when that is done")]
+    KeysChange,
     /// A file without a header in a volume where every file has one.
     #[error("the file has no header: it was cut off, or put there by something else")]
     NoHeader,
@@ -98,6 +101,7 @@ impl Error {
             Self::DirectoryId | Self::LinkTarget | Self::Attribute | Self::NoHeader | Self::Unfinished => {
                 Errno::IO.raw_os_error()
             }
+            Self::KeysChange => Errno::BUSY.raw_os_error(),
             Self::LeftToKernel => Errno::NOSYS.raw_os_error(),
             Self::NoAttribute => Errno::NODATA.raw_os_error(),
             Self::NoRoom => Errno::RANGE.raw_os_error(),

@@ -41,6 +41,11 @@ pub(super) struct Inode {
     /// A modification time that the kernel has set on an open file and the disk has not. Held while times are set, so that
     /// settling does not put older ones back.
     late_mtime: Mutex<Option<Timestamp>>,
+    /// The file is being sealed anew, which moves its modification time: that counts as late meanwhile. Changes under the guard
+    /// of the late time.
+    sealing: AtomicBool,
+    /// Held by whoever gives the file another header.
+    keys: Mutex<()>,
     /// The settler has it on its list.
     pub(super) watched: AtomicBool,
     lookups: AtomicU64,
@@ -73,6 +78,12 @@ impl Slot {
         }
     }
 
+    /// The content; one that ended by itself is none.
+    pub(super) fn current(&mut self) -> Option<OpenFile> {
+        self.open.take_if(|open| open.content.is_retired());
+        self.open.clone()
+    }
+
     /// Whether the content turned out to be cut off.
     pub(super) fn lacks_end_mark(&self) -> bool {
         self.open.as_ref().is_some_and(|open| open.content.lacks_end_mark())
@@ -91,6 +102,8 @@ impl Inode {
             lacks_capabilities: AtomicBool::new(false),
             slot: Mutex::default(),
             late_mtime: Mutex::default(),
+            sealing: AtomicBool::new(false),
+            keys: Mutex::default(),
             watched: AtomicBool::new(false),
             lookups: AtomicU64::new(0),
             last_lookup: AtomicU64::new(0),
@@ -121,9 +134,38 @@ impl Inode {
         let mut late = self.late_mtime();
         if let Some(mtime) = *late {
             self.node.set_times(SetTime::Keep, SetTime::At(mtime))?;
-            *late = None;
+            if !self.is_sealing() {
+                *late = None;
+            }
         }
         Ok(late)
+    }
+
+    /// Makes the caller the only one who gives the file another header.
+    pub(super) fn own_keys(&self) -> MutexGuard<'_, ()> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether what is written to the file is nobody's write.
+    pub(super) fn is_sealing(&self) -> bool {
+        self.sealing.load(Ordering::Relaxed)
+    }
+
+    /// From now on the modification time is the one that the file has, or that programs set, whatever is written. The attributes.
+    pub(super) fn begin_sealing(&self) -> io::Result<Stat> {
+        let mut late = self.late_mtime();
+        let stat = self.node.stat()?;
+        late.get_or_insert(stat.mtime);
+        self.sealing.store(true, Ordering::Relaxed);
+        Ok(stat)
+    }
+
+    /// Ends that: the disk gets the time that counts. Who has pages of the file locked must not wait for the guard of the time.
+    pub(super) fn end_sealing(&self, may_wait: bool) {
+        let late = if may_wait { Some(self.late_mtime()) } else { self.late_mtime.try_lock().ok() };
+        let Some(mut late) = late.filter(|_| self.sealing.swap(false, Ordering::Relaxed)) else { return };
+        // What cannot be set now stays late.
+        late.take_if(|mtime| self.node.set_times(SetTime::Keep, SetTime::At(*mtime)).is_ok());
     }
 }
 

@@ -106,7 +106,7 @@ impl Filesystem {
         }
         self.enforce_order()?;
         loop {
-            let open = inode.slot().open.clone();
+            let open = inode.slot().current();
             let synced = match open {
                 Some(open) => open.content.sync(metadata).map_err(Error::from),
                 None => Ok(self.open_backing(&inode, Access::Read)?.sync(metadata)?),

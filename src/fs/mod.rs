@@ -30,9 +30,10 @@ mod settle;
 mod shred;
 mod stats;
 mod trim;
+mod unfinished;
 mod xattrs;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -46,7 +47,7 @@ pub use io::ReadAnswer;
 pub use listing::{DirectoryHandle, Listed, UNREADABLE};
 pub use measures::{Begun, Measures, Operation, OperationCounts, OperationMeasure};
 pub use open::Answer;
-pub use rekey::Rekeyed;
+pub use rekey::{Rekeyed, Run};
 pub use stats::Stats;
 
 pub use crate::storage::{Access, FileSystemStat, NodeKind, RenameMode, SetTime, Timestamp, XattrMode};
@@ -65,6 +66,7 @@ use order::NameOrder;
 use prefetch::Prefetch;
 use settle::Settler;
 use trim::{DropUnused, ForgetEntry, Trimmer};
+use unfinished::Unfinished;
 
 /// Threads for operations that wait for a provider.
 const KEY_THREADS: usize = 16;
@@ -110,9 +112,13 @@ pub struct Filesystem {
     directory: CipherDirectory,
     long_targets: LongTargets,
     redo_logs: RedoLogs,
-    /// Files that were left half sealed anew.
-    fenced: Mutex<HashSet<InodeId>>,
-    has_fenced: AtomicBool,
+    /// Redo logs that are left.
+    unfinished: Mutex<Unfinished>,
+    has_unfinished: AtomicBool,
+    /// Held while a redo log begins to count, or the list of wrapping keys changes.
+    committing: Mutex<()>,
+    /// The run of `kmsfs rekey` that was heard of last.
+    rekey_run: Mutex<Option<Run>>,
     inodes: InodeTable,
     directories: OpenDirectories,
     order: NameOrder,
@@ -170,8 +176,10 @@ impl Filesystem {
             volume,
             long_targets: directory.long_targets()?,
             redo_logs: directory.redo_logs()?,
-            fenced: Mutex::default(),
-            has_fenced: AtomicBool::new(false),
+            unfinished: Mutex::default(),
+            has_unfinished: AtomicBool::new(false),
+            committing: Mutex::default(),
+            rekey_run: Mutex::default(),
             directory,
             order: NameOrder::new(&root)?,
             inodes: InodeTable::new(root, &stat),
@@ -229,6 +237,7 @@ impl Filesystem {
         self.settler.stop();
         if !self.read_only {
             self.settle_rested(true);
+            self.finish_what_is_left();
         }
         self.volume.ring.clear();
         if self.changed.load(Ordering::Relaxed)

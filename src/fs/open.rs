@@ -340,15 +340,20 @@ impl Filesystem {
     /// Takes these as the volume's wrapping keys from now on. Files that were given a header which is not on disk yet get
     /// another one when they are next written.
     pub fn change_keys(&self, config: &VolumeConfig, recipients: Vec<Recipient>) {
-        self.volume.ring.change_keys(volume::allowed_keys(config), recipients);
+        self.while_no_log_commits(|| self.volume.ring.change_keys(volume::allowed_keys(config), recipients));
+        self.drop_unwritten_headers();
+        *self.wrapping_key.lock().unwrap_or_else(PoisonError::into_inner) = first_key(config);
+        tracing::info!("the volume's wrapping keys have changed");
+    }
+
+    /// Files that were given a header which is not on disk yet get another one.
+    pub(super) fn drop_unwritten_headers(&self) {
         for inode in self.inodes.all() {
             let mut slot = inode.slot();
             if slot.open.as_ref().is_some_and(|open| open.content.has_unwritten_header()) {
                 slot.close();
             }
         }
-        *self.wrapping_key.lock().unwrap_or_else(PoisonError::into_inner) = first_key(config);
-        tracing::info!("the volume's wrapping keys have changed");
     }
 
     /// Reads the header and checks its MAC.
@@ -413,9 +418,9 @@ impl Filesystem {
         let raw: Arc<dyn RawFile> = file.clone();
         let (keys, since) = keys.map(|opened| (opened.keys, opened.since)).unzip();
         let mut slot = inode.slot();
-        if let Some(open) = &slot.open {
+        if let Some(open) = slot.current() {
             open.file.make_writable_like(&file);
-            return Ok(open.clone());
+            return Ok(open);
         }
         // Under the slot's lock: nobody changes the file between finding its size and making this its content.
         let content = Content::open(raw, keys, self.rules, Arc::clone(&self.events))
@@ -444,6 +449,6 @@ fn adopt(inode: &Inode, open: &OpenFile, (opened, header): (OpenedKeys, Box<Head
 
 /// The content, if the inode has one that allows `access`.
 fn opened(inode: &Inode, access: Access) -> Option<OpenFile> {
-    let slot = inode.slot();
-    slot.open.clone().filter(|open| access == Access::Read || open.file.is_writable())
+    let mut slot = inode.slot();
+    slot.current().filter(|open| access == Access::Read || open.file.is_writable())
 }

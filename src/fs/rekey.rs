@@ -1,140 +1,161 @@
 //! New data keys for old files: each is sealed anew, in place, while programs use it.
 //!
-//! Invariants: what a log is applied to has the header that the log was made for; a file whose log could not be applied is
-//! closed to everybody until it is.
+//! Invariants: one thread at a time has the keys of an inode, from before its log is made until after that is gone; a log counts
+//! only under the list of wrapping keys that its header was made under; once it counts nothing fails that leaves the file in use.
 
-use std::collections::HashSet;
-use std::sync::atomic::Ordering;
+use std::io;
 use std::sync::{Arc, PoisonError};
 
-use crate::content::apply_log;
+use crate::content::KeepsLog;
 use crate::format::geometry::PAGE_LEN;
 use crate::format::header::HeaderPage;
 use crate::format::name::RedoLog;
-use crate::storage::{Access, NodeKind, RawFile, SetTime, find_inode};
+use crate::storage::cipher_directory::{LockError, LockMode};
+use crate::storage::{Access, NodeKind, NotCommitted, OpenLog, RawFile, SetTime, Stat};
 
 use super::inode::Inode;
 use super::open::Found;
-use super::{Error, Filesystem, InodeId, ROOT};
+use super::{ContentError, Error, Filesystem, ROOT};
 
 /// What became of a file that was to get a new data key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rekeyed {
-    /// It has one. So many bytes were sealed anew.
-    Done(u64),
+    /// It has one.
+    Done {
+        /// So many were sealed anew.
+        bytes: u64,
+        /// The file.
+        file_id: [u8; 32],
+    },
     /// It has no data key: it is empty, or no regular file.
     NothingToDo,
 }
 
+/// A run of `kmsfs rekey`.
+pub type Run = [u8; 16];
+
 impl Filesystem {
     /// Gives the file at `path`, relative to the root of the cipher directory, a new data key and seals it anew. Operations on
-    /// it wait meanwhile. May take a provider's deadline, and as long as writing the file twice takes.
+    /// it wait meanwhile. May take a provider's deadline, and as long as writing the file twice takes. No data key is used that
+    /// was made ahead before `run` began.
     ///
     /// # Errors
-    /// [`Error`]. The file is as it was, or will be finished by the next mount.
-    pub fn rekey(&self, path: &str) -> Result<Rekeyed, Error> {
+    /// [`Error`]. The file is as it was, or will be finished by this mount or the next one.
+    pub fn rekey(&self, path: &str, run: Option<Run>) -> Result<Rekeyed, Error> {
         self.check_writable()?;
         let mut node = self.inodes.get(ROOT)?.node.clone();
         for part in path.split('/').filter(|part| !part.is_empty()) {
             node = node.lookup(part)?;
         }
+        // Held while the file is sealed, also when whoever asked for it has gone away.
+        let _keys_stay = self.directory.lock_keys(LockMode::Shared).map_err(|error| match error {
+            LockError::Held { .. } => Error::KeysChange,
+            LockError::Io(error) => error.into(),
+        })?;
+        self.begin_run(run);
         let (inode, _) = self.learn(node)?;
         let rekeyed = self.rekey_inode(&inode);
         self.forget(inode.id, 1);
         rekeyed
     }
 
+    /// What was made ahead may be known too.
+    fn begin_run(&self, run: Option<Run>) {
+        let mut last = self.rekey_run.lock().unwrap_or_else(PoisonError::into_inner);
+        if run.is_none() || *last != run {
+            *last = run;
+            self.volume.ring.forget_made_ahead();
+            self.drop_unwritten_headers();
+        }
+    }
+
     fn rekey_inode(&self, inode: &Arc<Inode>) -> Result<Rekeyed, Error> {
         if inode.kind != NodeKind::File {
             return Ok(Rekeyed::NothingToDo);
         }
+        let _owner = inode.own_keys();
+        self.finish_if_fenced(inode)?;
         loop {
-            let open = self.open_now(inode, Access::Read)?;
-            let Found::Header(old) = self.find_header(inode, &open.file)? else { return Ok(Rekeyed::NothingToDo) };
-            if !open.file.is_writable() {
-                return Err(std::io::Error::from(std::io::ErrorKind::PermissionDenied).into());
+            match self.try_to_rekey(inode) {
+                Err(Error::Content(ContentError::Retired)) => {}
+                result => return result,
             }
-            let mut page: HeaderPage = [0; PAGE_LEN];
-            open.file.read_at(&mut page, 0)?;
-            let (keys, header) = self.volume.ring.rekeyed(&page, &old)?;
-            let stat = inode.node.stat()?;
-            let log = RedoLog { ino: stat.ino, file_id: old.header().file_id };
-            let logs = &self.redo_logs;
-            let commit = || logs.commit(&log).inspect_err(|_| drop(logs.remove(&log)));
-            let rekeyed = open.content.rekey(&keys, &header, &logs.create(&log)?, commit);
-            let _ = logs.discard(&log);
-            let committed = logs.all()?.contains(&log);
-            if committed && rekeyed.is_err() {
-                self.fence(InodeId(stat.ino));
+        }
+    }
+
+    fn try_to_rekey(&self, inode: &Arc<Inode>) -> Result<Rekeyed, Error> {
+        let open = self.open_now(inode, Access::Read)?;
+        let Found::Header(old) = self.find_header(inode, &open.file)? else { return Ok(Rekeyed::NothingToDo) };
+        // A file may be open for reading only because its mode says so.
+        if !open.file.is_writable() {
+            open.file.make_writable_like(self.open_backing(inode, Access::ReadWrite)?.as_ref());
+        }
+        let mut page: HeaderPage = [0; PAGE_LEN];
+        open.file.read_at(&mut page, 0)?;
+        let version = self.volume.ring.key_version();
+        let (keys, header) = self.volume.ring.rekeyed(&page, &old)?;
+        let stat = inode.begin_sealing()?;
+        let log_name = RedoLog { ino: stat.ino, file_id: old.header().file_id };
+        let rekeyed = self.redo_logs.create(&log_name).map_err(Error::from).and_then(|log| {
+            let keeper = Keeper { fs: self, inode, log, version, stat };
+            Ok(open.content.rekey(&keys, &header, &keeper)?)
+        });
+        inode.end_sealing(true);
+        rekeyed.map(|()| Rekeyed::Done { bytes: stat.size, file_id: log_name.file_id })
+    }
+
+    /// Changes the list of the volume's keys while no log begins to count.
+    pub(super) fn while_no_log_commits<T>(&self, change: impl FnOnce() -> T) -> T {
+        let _nobody = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
+        change()
+    }
+}
+
+/// What a filesystem does with the log of one file.
+struct Keeper<'a> {
+    fs: &'a Filesystem,
+    inode: &'a Arc<Inode>,
+    log: OpenLog,
+    /// Of the list of wrapping keys that the header in the log was made under.
+    version: u64,
+    stat: Stat,
+}
+
+impl KeepsLog for Keeper<'_> {
+    fn file(&self) -> &dyn RawFile {
+        self.log.file()
+    }
+
+    fn commit(&self) -> Result<(), ContentError> {
+        let committed = self.fs.while_no_log_commits(|| {
+            // Else the header may name keys that nobody opens any more.
+            (self.fs.volume.ring.key_version() == self.version).then(|| self.log.commit())
+        });
+        match committed {
+            None => Err(ContentError::Retired),
+            Some(Ok(())) => Ok(()),
+            Some(Err(NotCommitted::No(error))) => Err(error.into()),
+            Some(Err(NotCommitted::Unclear(error))) => {
+                self.fs.fence(self.inode, self.log.name());
+                Err(error.into())
             }
-            inode.slot().close();
-            match rekeyed {
-                Err(crate::content::ContentError::Retired) => continue,
-                result => result?,
-            }
-            logs.remove(&log)?;
-            let late = inode.late_mtime();
-            inode.node.set_times(SetTime::At(stat.atime), SetTime::At(late.unwrap_or(stat.mtime)))?;
-            return Ok(Rekeyed::Done(stat.size));
         }
     }
 
-    /// Applies logs that a crash has left. A file that cannot be finished now is closed to everybody.
-    pub(super) fn finish_rekeying(&self) -> Result<(), Error> {
-        if !self.read_only {
-            self.redo_logs.tidy()?;
+    fn applied(&self, applied: &io::Result<()>) {
+        if let Err(error) = applied {
+            tracing::error!(
+                "{}: closed until it has got its new data key, which is tried again: {error}",
+                self.inode.node.describe()
+            );
+            return self.fs.fence(self.inode, self.log.name());
         }
-        for log in self.redo_logs.all()? {
-            let finished = if self.read_only { Err(Error::ReadOnly) } else { self.finish(&log) };
-            if let Err(error) = finished {
-                tracing::error!("a file that was getting a new data key is closed ({}): {error}", log.text());
-                self.fence(InodeId(log.ino));
-            }
+        self.inode.end_sealing(false);
+        // The access time is the file's own affair: nothing of this is one.
+        let _ = self.inode.node.set_times(SetTime::At(self.stat.atime), SetTime::Keep);
+        if let Err(error) = self.log.remove() {
+            tracing::warn!("the log of a file with a new data key cannot be removed, which is tried again: {error}");
+            self.fs.remove_later(self.log.name());
         }
-        Ok(())
-    }
-
-    fn finish(&self, log: &RedoLog) -> Result<(), Error> {
-        let Some(node) = find_inode(&self.inodes.get(ROOT)?.node, log.ino)? else {
-            // Its file is gone.
-            return Ok(self.redo_logs.remove(log)?);
-        };
-        let (inode, _) = self.learn(node)?;
-        let finished = self.finish_inode(&inode, log);
-        self.forget(inode.id, 1);
-        finished
-    }
-
-    fn finish_inode(&self, inode: &Inode, log: &RedoLog) -> Result<(), Error> {
-        let (file, new) = (self.open_backing(inode, Access::ReadWrite)?, self.redo_logs.open(log)?);
-        let of = |file| match self.find_header(inode, file)? {
-            Found::Header(header) if header.header().file_id == log.file_id => Ok::<_, Error>(header),
-            _ => Err(Error::NoHeader),
-        };
-        let (there, wanted) = (of(&file)?, of(&new)?);
-        if file.size()? != new.size()? || there.header().generation > wanted.header().generation {
-            return Err(Error::NoHeader);
-        }
-        let stat = inode.node.stat()?;
-        apply_log(&new, file.as_ref())?;
-        self.redo_logs.remove(log)?;
-        inode.node.set_times(SetTime::At(stat.atime), SetTime::At(stat.mtime))?;
-        tracing::info!("{}: has got its new data key", inode.node.describe());
-        Ok(())
-    }
-
-    fn fence(&self, id: InodeId) {
-        self.fenced().insert(id);
-        self.has_fenced.store(true, Ordering::SeqCst);
-    }
-
-    /// Whether a file waits for its log to be applied.
-    pub(super) fn check_fence(&self, inode: &Inode) -> Result<(), Error> {
-        let fenced = self.has_fenced.load(Ordering::Relaxed) && self.fenced().contains(&inode.id);
-        if fenced { Err(Error::Unfinished) } else { Ok(()) }
-    }
-
-    fn fenced(&self) -> std::sync::MutexGuard<'_, HashSet<InodeId>> {
-        self.fenced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

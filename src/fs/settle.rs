@@ -86,6 +86,7 @@ fn run(settler: &Settler, weak: &Weak<Filesystem>) {
     while settler.rest() {
         let Some(fs) = weak.upgrade() else { return };
         fs.settle_rested(false);
+        fs.finish_what_is_left();
     }
 }
 

@@ -234,6 +234,11 @@ impl Ring {
         self.check_unlocked().inspect_err(|_| self.cache.clear())
     }
 
+    /// Wipes data keys that were made ahead: new files get others.
+    pub fn forget_made_ahead(&self) {
+        self.pool.clear();
+    }
+
     /// Whether keys are given out.
     ///
     /// # Errors

@@ -211,12 +211,13 @@ impl CipherDirectory {
         lock(open_directory(self.root.as_fd(), Path::new(VOLUME_DIRECTORY))?, mode)
     }
 
-    /// Keeps others from changing the list of wrapping keys, without waiting. A mount does not hold this lock.
+    /// Keeps others from changing the list of wrapping keys, without waiting: exclusive while it changes, shared while files get
+    /// new data keys.
     ///
     /// # Errors
     /// [`LockError`].
-    pub fn lock_keys(&self) -> Result<VolumeLock, LockError> {
-        lock(open_directory(self.root.as_fd(), Path::new("."))?, LockMode::Exclusive)
+    pub fn lock_keys(&self, mode: LockMode) -> Result<VolumeLock, LockError> {
+        lock(open_directory(self.root.as_fd(), Path::new("."))?, mode)
     }
 
     /// The stock of provisioned keys.

@@ -149,6 +149,14 @@ impl DiskFile {
         Ok(Some(start..seek(self.fd(), SeekFrom::Hole(start))?))
     }
 
+    /// The bytes that it takes on the disk.
+    ///
+    /// # Errors
+    /// Those of `fstat(2)`.
+    pub fn space(&self) -> io::Result<u64> {
+        Ok(u64::try_from(fstat(self.fd())?.st_blocks).unwrap_or(0).saturating_mul(512))
+    }
+
     fn fd(&self) -> &OwnedFd {
         self.writable.get().unwrap_or(&self.first)
     }

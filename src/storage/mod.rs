@@ -26,5 +26,5 @@ pub use long_targets::LongTargets;
 pub use memory::{Change, MemoryFile, Recorded};
 pub use node::{Access, FileSystemStat, Node, NodeKind, RenameMode, SetTime, Stat, Timestamp};
 pub use privileges::CAPABILITIES;
-pub use redo_logs::{RedoLogs, find_inode};
+pub use redo_logs::{NotCommitted, OpenLog, RedoLogs, find_inodes};
 pub use xattr::{LABEL, XattrMode, host_may_label};

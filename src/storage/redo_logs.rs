@@ -2,18 +2,19 @@
 //!
 //! Invariants: a log under its name is whole and durable; one that is not has a name that ends in `.new` and means nothing.
 
-use std::collections::HashSet;
-use std::io::{self, Read as _};
+use std::collections::{HashMap, HashSet};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::format::name::{REDO_LOGS_DIR, REKEYED, RedoLog};
 
 use super::own_directory::{OwnDirectory, beneath};
-use super::{DiskFile, Node};
+use super::{DiskFile, Node, RawFile};
 
 /// The redo logs of one volume.
 #[derive(Debug)]
@@ -30,40 +31,35 @@ impl RedoLogs {
     ///
     /// # Errors
     /// Those of the backing filesystem.
-    pub fn create(&self, log: &RedoLog) -> io::Result<DiskFile> {
+    pub fn create(&self, log: &RedoLog) -> io::Result<OpenLog> {
         let (directory, new) = (self.directory.open_or_make()?, new_name(log));
         remove(&directory, &new)?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&directory, new, flags, Mode::RUSR | Mode::WUSR)?;
-        Ok(DiskFile::writable(Arc::new(file)))
+        Ok(OpenLog { log: *log, directory, file: DiskFile::writable(Arc::new(file)), is_new: AtomicBool::new(true) })
     }
 
-    /// From now on the log, whose content is durable, counts.
+    /// Opens a log that is there.
     ///
     /// # Errors
-    /// Those of the backing filesystem.
-    pub fn commit(&self, log: &RedoLog) -> io::Result<()> {
-        let directory = self.directory.open_or_make()?;
-        rustix::fs::renameat(&directory, new_name(log), &directory, log.text())?;
-        Ok(rustix::fs::fsync(directory)?)
+    /// Those of the backing filesystem; `InvalidData` for what is no regular file.
+    pub fn open(&self, log: &RedoLog) -> io::Result<OpenLog> {
+        let directory = self.directory.open()?.ok_or(io::ErrorKind::NotFound)?;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat2(directory.as_fd(), log.text(), flags, Mode::empty(), beneath()) {
+            Ok(file) if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode).is_file() => file,
+            Ok(_) | Err(Errno::LOOP | Errno::XDEV | Errno::NXIO) => return Err(io::ErrorKind::InvalidData.into()),
+            Err(error) => return Err(error.into()),
+        };
+        Ok(OpenLog { log: *log, directory, file: DiskFile::readable(Arc::new(file)), is_new: AtomicBool::new(false) })
     }
 
-    /// Drops a log that never counted.
-    ///
-    /// # Errors
-    /// Those of the backing filesystem.
-    pub fn discard(&self, log: &RedoLog) -> io::Result<()> {
-        self.directory.open()?.map_or(Ok(()), |directory| remove(&directory, &new_name(log)))
-    }
-
-    /// Drops a log that has been applied, durably.
+    /// Drops a log that is of no use: whoever finds it again finds that too.
     ///
     /// # Errors
     /// Those of the backing filesystem.
     pub fn remove(&self, log: &RedoLog) -> io::Result<()> {
-        let Some(directory) = self.directory.open()? else { return Ok(()) };
-        remove(&directory, &log.text())?;
-        Ok(rustix::fs::fsync(directory)?)
+        self.directory.open()?.map_or(Ok(()), |directory| remove(&directory, &log.text()))
     }
 
     /// All logs that count.
@@ -79,7 +75,7 @@ impl RedoLogs {
         Ok(logs)
     }
 
-    /// Removes what was begun and never counted. Nobody may be making one.
+    /// Removes what was begun and never counted. Nobody may be making one. What cannot be removed is in nobody's way.
     ///
     /// # Errors
     /// Those of the backing filesystem.
@@ -87,79 +83,134 @@ impl RedoLogs {
         let Some(directory) = self.directory.open()? else { return Ok(()) };
         for entry in Dir::read_from(&directory)? {
             let entry = entry?;
-            if entry.file_name().to_bytes().ends_with(b".new") {
-                rustix::fs::unlinkat(&directory, entry.file_name(), AtFlags::empty())?;
+            let name = entry.file_name().to_bytes();
+            // An earlier release kept notes there.
+            if name.ends_with(b".new") || name == REKEYED.as_bytes() {
+                let _ = rustix::fs::unlinkat(&directory, entry.file_name(), AtFlags::empty());
             }
         }
         Ok(())
     }
 
-    /// Notes that the file with this id needs no log any more in the run under way. Not durable: it saves work, nothing else.
+    /// Makes the caller the only one who has files sealed anew, one after the other; none if another is. Held until it is dropped.
     ///
     /// # Errors
     /// Those of the backing filesystem.
-    pub fn note_done(&self, file_id: &[u8; 32]) -> io::Result<()> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    pub fn lock_run(&self) -> io::Result<Option<OwnedFd>> {
         let directory = self.directory.open_or_make()?;
-        let file = rustix::fs::openat(&directory, REKEYED, flags, Mode::RUSR | Mode::WUSR)?;
-        // Appended in one piece, by whatever thread.
-        Ok(rustix::io::write(file, file_id).map(drop)?)
-    }
-
-    /// The files that were noted.
-    ///
-    /// # Errors
-    /// Those of the backing filesystem.
-    pub fn done(&self) -> io::Result<HashSet<[u8; 32]>> {
-        let Some(directory) = self.directory.open()? else { return Ok(HashSet::new()) };
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let file = match rustix::fs::openat2(directory.as_fd(), REKEYED, flags, Mode::empty(), beneath()) {
-            Ok(file) => file,
-            Err(Errno::NOENT) => return Ok(HashSet::new()),
-            Err(error) => return Err(error.into()),
-        };
-        let mut bytes = Vec::new();
-        std::fs::File::from(file).read_to_end(&mut bytes)?;
-        Ok(bytes.as_chunks().0.iter().copied().collect())
-    }
-
-    /// Forgets all notes: the run is over.
-    ///
-    /// # Errors
-    /// Those of the backing filesystem.
-    pub fn forget_done(&self) -> io::Result<()> {
-        self.directory.open()?.map_or(Ok(()), |directory| remove(&directory, REKEYED))
-    }
-
-    /// Opens a log for reading.
-    ///
-    /// # Errors
-    /// Those of the backing filesystem.
-    pub fn open(&self, log: &RedoLog) -> io::Result<DiskFile> {
-        let directory = self.directory.open()?.ok_or(io::ErrorKind::NotFound)?;
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let file = rustix::fs::openat2(directory.as_fd(), log.text(), flags, Mode::empty(), beneath())?;
-        Ok(DiskFile::readable(Arc::new(file)))
+        match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(directory)),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
-/// The file below `directory` whose inode number is `ino`, by what directories say; none if there is none.
+/// Why a log does not count, or may.
+#[derive(Debug)]
+pub enum NotCommitted {
+    /// It does not, and never will.
+    No(io::Error),
+    /// It may after a crash: neither its name nor its end could be made durable.
+    Unclear(io::Error),
+}
+
+/// An open log. Everything that is done with it after it counts needs no further descriptor.
+pub struct OpenLog {
+    log: RedoLog,
+    directory: OwnedFd,
+    file: DiskFile,
+    /// It has the name of one that means nothing.
+    is_new: AtomicBool,
+}
+
+impl OpenLog {
+    /// Which file it is of.
+    #[must_use]
+    pub fn name(&self) -> RedoLog {
+        self.log
+    }
+
+    /// What is in it.
+    #[must_use]
+    pub fn file(&self) -> &DiskFile {
+        &self.file
+    }
+
+    /// From now on the log, whose content is durable, counts.
+    ///
+    /// # Errors
+    /// [`NotCommitted`].
+    pub fn commit(&self) -> Result<(), NotCommitted> {
+        let renamed = rustix::fs::renameat(&self.directory, new_name(&self.log), &self.directory, self.log.text());
+        renamed.map_err(|error| NotCommitted::No(error.into()))?;
+        self.is_new.store(false, Ordering::SeqCst);
+        rustix::fs::fsync(&self.directory).map_err(|error| match self.spoil() {
+            Ok(()) => NotCommitted::No(error.into()),
+            Err(_) => NotCommitted::Unclear(error.into()),
+        })
+    }
+
+    /// Makes a name that is there durable: the log was found, and may count only since.
+    ///
+    /// # Errors
+    /// Those of the backing filesystem.
+    pub fn make_durable(&self) -> io::Result<()> {
+        self.file.sync(true)?;
+        Ok(rustix::fs::fsync(&self.directory)?)
+    }
+
+    /// Empties the log durably: under whatever name it comes back, it does not count.
+    fn spoil(&self) -> io::Result<()> {
+        self.file.set_size(0)?;
+        self.file.sync(true)?;
+        remove(&self.directory, &self.log.text())
+    }
+
+    /// Drops the log, durably.
+    ///
+    /// # Errors
+    /// Those of the backing filesystem.
+    pub fn remove(&self) -> io::Result<()> {
+        remove(&self.directory, &self.log.text())?;
+        Ok(rustix::fs::fsync(&self.directory)?)
+    }
+}
+
+impl Drop for OpenLog {
+    fn drop(&mut self) {
+        if self.is_new.load(Ordering::SeqCst) {
+            // The next one of that name, or the next mount, removes what stays.
+            let _ = remove(&self.directory, &new_name(&self.log));
+        }
+    }
+}
+
+/// The files below `directory` with these inode numbers, by what directories say. Walks the tree once, and not at all for none.
 ///
 /// # Errors
 /// Those of the backing filesystem.
-pub fn find_inode(directory: &Node, ino: u64) -> io::Result<Option<Node>> {
-    let mut waiting = vec![directory.clone()];
-    while let Some(directory) = waiting.pop() {
+pub fn find_inodes(directory: &Node, mut inos: HashSet<u64>) -> io::Result<HashMap<u64, Node>> {
+    let (mut waiting, mut found) = (vec![directory.clone()], HashMap::new());
+    while let Some(directory) = waiting.pop().filter(|_| !inos.is_empty()) {
         let (mut stream, mut position) = (directory.open_directory()?, 0);
         while let Some(entry) = stream.entry_at(position)? {
             position = entry.next_position;
             let is_link = entry.name == "." || entry.name == "..";
             let may_be_directory = entry.kind.is_none_or(|kind| kind == super::NodeKind::Directory);
-            if !is_link && (entry.ino == ino || may_be_directory) {
-                let node = directory.lookup(&entry.name)?;
+            if !is_link && (inos.contains(&entry.ino) || may_be_directory) {
+                let node = match directory.lookup(&entry.name) {
+                    Ok(node) => node,
+                    // Another filesystem that is mounted there is no part of the tree.
+                    Err(error) if Errno::from_io_error(&error) == Some(Errno::XDEV) => {
+                        stream.advance();
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
                 let stat = node.stat()?;
                 match stat.kind {
-                    super::NodeKind::File if stat.ino == ino => return Ok(Some(node)),
+                    super::NodeKind::File if inos.remove(&stat.ino) => _ = found.insert(stat.ino, node),
                     super::NodeKind::Directory => waiting.push(node),
                     _ => {}
                 }
@@ -167,7 +218,7 @@ pub fn find_inode(directory: &Node, ino: u64) -> io::Result<Option<Node>> {
             stream.advance();
         }
     }
-    Ok(None)
+    Ok(found)
 }
 
 fn new_name(log: &RedoLog) -> String {
@@ -177,6 +228,8 @@ fn new_name(log: &RedoLog) -> String {
 fn remove(directory: &OwnedFd, name: &str) -> io::Result<()> {
     match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
+        // Nothing of ours is a directory.
+        Err(Errno::ISDIR) => Ok(rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR)?),
         Err(error) => Err(error.into()),
     }
 }

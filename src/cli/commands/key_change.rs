@@ -13,10 +13,13 @@ use crate::cli::pins::Pins;
 use crate::cli::settings::Settings;
 use crate::cli::unlock::{self, Expected};
 use crate::format::config::{VolumeConfig, WrappedVolumeKey, WrappingKey};
+use crate::format::geometry::PAGE_LEN;
+use crate::format::name::RedoLog;
 use crate::keys::providers::{self, ProviderSettings};
 use crate::keys::volume::{self, Unlocked};
 use crate::keys::{KeyLimits, ProviderKind, Recipient, Volume, Wanted};
-use crate::storage::cipher_directory::{CipherDirectory, CipherDirectoryError};
+use crate::storage::RawFile as _;
+use crate::storage::cipher_directory::{CipherDirectory, CipherDirectoryError, LockMode};
 
 use super::init::{self, NewKeyring};
 use super::key_hold::Hold;
@@ -39,14 +42,15 @@ impl KeyChange {
         pins: Option<&Pins>,
     ) -> Result<Self, CliError> {
         let directory = CipherDirectory::open(path).map_err(|error| explain(path, error))?;
-        let hold = Hold::take(&directory)?;
-        check_no_redo_log(&directory)?;
+        let hold = Hold::take(&directory, LockMode::Exclusive)?;
         let sealed = unlock::read_config(&directory)?;
         let secret = settings.passphrase.as_ref().map(|source| source.read(environment, false)).transpose()?;
         let providers = settings.for_providers(secret.map(passphrase::for_provider));
         let expected = Expected::default();
         let (unlocked, _) = unlock::unlock_to_change(directory.path(), &sealed, &expected, pins, &providers)?;
-        Ok(Self { directory, unlocked, providers, hold })
+        let change = Self { directory, unlocked, providers, hold };
+        change.check_no_redo_log()?;
+        Ok(change)
     }
 
     /// What the config says now.
@@ -116,6 +120,8 @@ impl KeyChange {
 
     /// Lets go of the old key; or keeps it on the list for what it wrapped, without the volume key.
     pub(super) fn retire(&mut self, old: &WrappingKey, keep: bool) -> Result<(), CliError> {
+        // A mount may have died meanwhile.
+        self.check_no_redo_log()?;
         let mut config = self.config().clone();
         config.volume_keys.retain(|record| (&record.provider, &record.key) != (&old.provider, &old.key));
         let (kept, mut rest): (Vec<_>, Vec<_>) = config.wrapping_keys.into_iter().partition(|key| same(key, old));
@@ -180,22 +186,31 @@ impl KeyChange {
         self.hold.is_mounted()
     }
 
+    /// A redo log holds a header under the keys of its time: applied after the list has let go of them, its file would not open.
+    /// One that does not count is none.
+    fn check_no_redo_log(&self) -> Result<(), CliError> {
+        let failed = |error: std::io::Error| CliError::io(".kmsfs/rekey", &error);
+        let (logs, volume) = (self.directory.redo_logs().map_err(failed)?, self.volume(KeyLimits::default()));
+        let counts = |log: &RedoLog| {
+            let mut page = [0; PAGE_LEN];
+            let read = logs.open(log).and_then(|open| open.file().read_at(&mut page, 0));
+            let header = read.map(|_| volume.ring.authenticate(&page).ok().flatten());
+            header.is_ok_and(|header| header.is_some_and(|header| header.header().file_id == log.file_id))
+        };
+        if !logs.all().map_err(failed)?.iter().any(counts) {
+            return Ok(());
+        }
+        let what = "a file is half way to a new data key: the volume's keys cannot be changed now";
+        Err(CliError::new(Exit::Other, what)
+            .hint("mount the volume again, which finishes it, or says in its log why it cannot"))
+    }
+
     /// Whether `walk`, which looks at every file, can have missed none; and what it found.
     pub(super) fn walk_all<T>(&self, walk: impl FnOnce() -> T) -> (bool, T) {
         let before = self.hold.moves(&self.directory);
         let found = walk();
         (before.is_some() && before == self.hold.moves(&self.directory), found)
     }
-}
-
-/// A redo log holds a header under the keys of its time: applied after the list has let go of them, its file would not open.
-fn check_no_redo_log(directory: &CipherDirectory) -> Result<(), CliError> {
-    let logs = directory.redo_logs().and_then(|logs| logs.all());
-    if logs.map_err(|error| CliError::io(".kmsfs/rekey", &error))?.is_empty() {
-        return Ok(());
-    }
-    Err(CliError::new(Exit::Other, "a file is half way to a new data key: the volume's keys cannot be changed now")
-        .hint("mount the volume again, which finishes it, or says in its log why it cannot"))
 }
 
 /// A mount point has no volume of its own in it: say so.

@@ -4,9 +4,10 @@
 //! the next step is taken.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::cli::error::{CliError, Exit};
+use crate::cli::report;
 use crate::daemon::control::{Ask, ClientError};
 use crate::fs::Stats;
 use crate::storage::cipher_directory::{CipherDirectory, LockError, LockMode, VolumeLock};
@@ -15,6 +16,9 @@ use super::status;
 
 /// How long a mount may take to ask the providers of new keys.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// How long files that a mount is sealing anew are waited for, and the wait before looking again.
+const SEALING: Duration = Duration::from_secs(600);
+const PAUSE: Duration = Duration::from_millis(100);
 /// How long a mount may take to say how it fares.
 const QUICK: Duration = Duration::from_secs(10);
 
@@ -26,14 +30,10 @@ pub(super) struct Hold {
 }
 
 impl Hold {
-    /// Locks the volume; if a mount of this host has it, that mount will be told of every step.
-    pub(super) fn take(directory: &CipherDirectory) -> Result<Self, CliError> {
-        let change = directory.lock_keys().map_err(|error| match error {
-            LockError::Held { .. } => {
-                CliError::new(Exit::Locked, "another process is changing the volume's keys: wait until it is done")
-            }
-            LockError::Io(_) => error.into(),
-        })?;
+    /// Locks the volume, to change its list of keys or shared to have files sealed anew; if a mount of this host has it, that mount
+    /// will be told of every step.
+    pub(super) fn take(directory: &CipherDirectory, mode: LockMode) -> Result<Self, CliError> {
+        let change = lock_keys(directory, mode)?;
         let volume = match directory.lock(LockMode::Exclusive) {
             Ok(lock) => Some(lock),
             Err(LockError::Held { .. }) if !served(directory.path()).is_empty() => None,
@@ -87,6 +87,33 @@ impl Hold {
         });
         stats.map(|stats| Some(stats?.names_moved)).sum()
     }
+}
+
+/// A mount goes on sealing the file that it was told to, although whoever told it has left: that is waited for.
+fn lock_keys(directory: &CipherDirectory, mode: LockMode) -> Result<VolumeLock, CliError> {
+    let until = Instant::now() + SEALING;
+    let mut told = false;
+    loop {
+        match directory.lock_keys(mode) {
+            Ok(lock) => return Ok(lock),
+            Err(LockError::Held { .. }) if Instant::now() < until && is_sealing(directory) => {}
+            Err(LockError::Held { .. }) => {
+                let what = "another process is changing the volume's keys: wait until it is done";
+                return Err(CliError::new(Exit::Locked, what));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        if !std::mem::replace(&mut told, true) {
+            report::tell("a mount is still sealing files anew: this waits for it");
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Whether nobody but mounts holds the keys.
+fn is_sealing(directory: &CipherDirectory) -> bool {
+    let run = directory.redo_logs().and_then(|logs| logs.lock_run());
+    directory.lock_keys(LockMode::Shared).is_ok() && run.is_ok_and(|run| run.is_some())
 }
 
 /// Where the volume is mounted by processes that answer.

@@ -40,6 +40,7 @@ mod observe;
 mod policy;
 pub(super) mod recipients;
 pub(super) mod rekey;
+mod rekey_notes;
 #[cfg(feature = "mount")]
 mod remount;
 pub(super) mod rewrap;

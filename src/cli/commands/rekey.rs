@@ -2,10 +2,11 @@
 //!
 //! Where a mount has the volume, that mount does it, file by file as it is told, since programs use the files meanwhile.
 
+use std::collections::HashSet;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
@@ -19,13 +20,16 @@ use crate::cli::unlock::{self, Expected};
 use crate::cli::{passphrase, progress, report};
 use crate::daemon::control::Ask;
 use crate::daemon::log::Level;
-use crate::fs::{Filesystem, Options, Rekeyed};
+use crate::format::hex;
+use crate::fs::{Filesystem, Options, Rekeyed, Run};
 use crate::keys::{KeyLimits, Volume};
-use crate::storage::{CipherDirectory, RedoLogs};
+use crate::storage::CipherDirectory;
+use crate::storage::cipher_directory::LockMode;
 
 use super::estimate::Cost;
 use super::header_files::HeaderFiles;
 use super::key_hold::{self, Hold};
+use super::rekey_notes::{FileId, Notes};
 use super::status;
 
 /// How long a mount may take for one file.
@@ -91,6 +95,8 @@ struct Report {
 #[derive(Serialize, Deserialize)]
 pub(super) struct Answer {
     pub(super) bytes: Option<u64>,
+    /// The id of the file that was there, in hexadecimal.
+    pub(super) file: Option<String>,
     pub(super) error: Option<String>,
     /// The file is gone.
     pub(super) gone: bool,
@@ -98,26 +104,33 @@ pub(super) struct Answer {
 
 impl Answer {
     /// Has the filesystem seal the file.
-    pub(super) fn of(filesystem: &Filesystem, path: &str) -> Self {
-        match filesystem.rekey(path) {
-            Ok(Rekeyed::Done(bytes)) => Self { bytes: Some(bytes), error: None, gone: false },
-            Ok(Rekeyed::NothingToDo) => Self { bytes: None, error: None, gone: false },
-            Err(crate::fs::Error::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => {
-                Self { bytes: None, error: None, gone: true }
+    pub(super) fn of(filesystem: &Filesystem, path: &str, run: Option<Run>) -> Self {
+        let nothing = Self { bytes: None, file: None, error: None, gone: false };
+        match filesystem.rekey(path, run) {
+            Ok(Rekeyed::Done { bytes, file_id }) => {
+                Self { bytes: Some(bytes), file: Some(hex::encode(&file_id)), ..nothing }
             }
-            Err(error) => Self { bytes: None, error: Some(error.to_string()), gone: false },
+            Ok(Rekeyed::NothingToDo) => nothing,
+            Err(crate::fs::Error::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => {
+                Self { gone: true, ..nothing }
+            }
+            Err(error) => Self { error: Some(error.to_string()), ..nothing },
         }
     }
 }
 
 /// Has one file sealed anew, here or by a mount.
-type Seal<'a> = Box<dyn Fn(&str) -> Result<Answer, CliError> + Sync + 'a>;
+type Seal<'a> = &'a (dyn Fn(&str) -> Result<Answer, CliError> + Sync);
 
 struct File {
     path: String,
-    id: [u8; 32],
+    id: FileId,
     len: u64,
 }
+
+/// So often files that were moved meanwhile are looked for, and the wait before.
+const PASSES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Does it.
 pub(crate) fn run(args: &RekeyArgs) -> Result<(), CliError> {
@@ -125,56 +138,52 @@ pub(crate) fn run(args: &RekeyArgs) -> Result<(), CliError> {
     let settings = Settings::load(&args.settings, &environment)?;
     settings::log_to_stderr(&settings, Level::WARN)?;
     let directory = CipherDirectory::open(&args.cipher_directory)?;
-    let hold = Hold::take(&directory)?;
+    let hold = Hold::take(&directory, LockMode::Shared)?;
+    let failed = |error| CliError::io(".kmsfs/rekey", &error);
+    let _alone = directory.redo_logs().and_then(|logs| logs.lock_run()).map_err(failed)?.ok_or_else(|| {
+        CliError::new(Exit::Locked, "another `kmsfs rekey` is at work on the volume: wait until it is done")
+    })?;
     let volume = unlock(&directory, args, &settings, &environment)?;
-    let logs = directory.redo_logs().map_err(|error| CliError::io(".kmsfs/rekey", &error))?;
-    let done = logs.done().map_err(|error| CliError::io(".kmsfs/rekey", &error))?;
-    let (files, unreadable) = find(&directory, &volume, args.path.as_deref())?;
-    let before = files.iter().filter(|file| done.contains(&file.id)).count() as u64;
+    let mut notes = Notes::load(&environment, &volume.config.volume_id)?;
     if args.dry_run {
+        let (files, _) = find(&directory, &volume, args.path.as_deref())?;
+        let before = files.iter().filter(|file| notes.has(&file.id)).count() as u64;
         return report::print(&plan(&directory, &volume, &files, before, args.parallel)?, args.json);
     }
-    let mut offline = None;
-    let seal: Seal<'_> = if hold.is_mounted() {
-        let directory = &directory;
-        Box::new(move |path| through_mount(directory, path))
+    notes.begin()?;
+    let (mut work, run) = (Work::new(&notes), Some(notes.run));
+    let start = args.path.as_deref();
+    let (mut files_done_before, mut whole) = (None, true);
+    let mut pass = |(found, unreadable): (Vec<File>, u64), seal: Seal<'_>| {
+        files_done_before.get_or_insert(found.iter().filter(|file| notes.has(&file.id)).count() as u64);
+        work.unreadable = unreadable;
+        work.run(found, seal, args.parallel)
+    };
+    if hold.is_mounted() {
+        let through = |path: &str| through_mount(&directory, path, run);
+        for n in 0..PASSES {
+            if n > 0 {
+                std::thread::sleep(PAUSE);
+            }
+            let begin = hold.moves(&directory);
+            let found = find(&directory, &volume, start)?;
+            let walked = hold.moves(&directory);
+            let end = if pass(found, &through) { hold.moves(&directory) } else { walked };
+            // Who has seen every file at its place has missed none.
+            whole = begin.is_some() && begin == end;
+            if whole {
+                break;
+            }
+        }
     } else {
+        let found = find(&directory, &volume, start)?;
         let options = Options { prefetch: false, ..Options::default() };
         let filesystem = Filesystem::open(CipherDirectory::open(directory.path())?, volume, options)
             .map_err(|error| CliError::new(Exit::Other, error))?;
-        offline = Some(Arc::clone(&filesystem));
-        Box::new(move |path| Ok(Answer::of(&filesystem, path)))
-    };
-    let work = Work {
-        files: files.into_iter().filter(|file| !done.contains(&file.id)).collect(),
-        next: AtomicUsize::new(0),
-        sealed: AtomicU64::new(0),
-        bytes: AtomicU64::new(0),
-        failed: AtomicU64::new(unreadable),
-        first: Mutex::default(),
-        logs: &logs,
-        seal,
-    };
-    work.run(args.parallel);
-    if let Some(filesystem) = offline {
+        pass(found, &|path: &str| Ok(Answer::of(&filesystem, path, run)));
         filesystem.shutdown();
     }
-    let failed = work.failed.load(Ordering::SeqCst);
-    let sealed = work.sealed.load(Ordering::SeqCst);
-    if failed == 0 {
-        logs.forget_done().map_err(|error| CliError::io(".kmsfs/rekey", &error))?;
-    }
-    let bytes = work.bytes.load(Ordering::SeqCst);
-    if args.json {
-        report::print(&Report { files: sealed, bytes, failed, files_done_before: before }, true)?;
-    }
-    if failed == 0 {
-        return Ok(());
-    }
-    let first = work.first.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let why = first.map_or_else(|| "a header cannot be read".to_owned(), |error| error.to_string());
-    let what = format!("{sealed} files are done and {failed} are not; the first: {why}");
-    Err(CliError::new(Exit::Other, what).hint("the same command goes on from here"))
+    work.verdict(files_done_before.unwrap_or(0), whole, args.json)
 }
 
 fn unlock(
@@ -238,11 +247,12 @@ fn plan(
     })
 }
 
-fn through_mount(directory: &CipherDirectory, path: &str) -> Result<Answer, CliError> {
+fn through_mount(directory: &CipherDirectory, path: &str, run: Option<Run>) -> Result<Answer, CliError> {
     let place = key_hold::served(directory.path()).into_iter().next().ok_or_else(|| {
         CliError::new(Exit::NotMounted, "the volume was unmounted meanwhile").hint("run the command again")
     })?;
-    let answer = status::connect(&place).and_then(|client| client.tell(Ask::Rekey(path.to_owned()), DEADLINE));
+    let ask = Ask::Rekey { path: path.to_owned(), run: run.map(|run| hex::encode(&run)) };
+    let answer = status::connect(&place).and_then(|client| client.tell(ask, DEADLINE));
     let answer = answer.map_err(|error| status::failure(&place, &error))?;
     serde_json::from_str(&answer).map_err(|_| {
         let what = format_args!("the mount at {} does not know how: it is of another version", place.display());
@@ -251,53 +261,112 @@ fn through_mount(directory: &CipherDirectory, path: &str) -> Result<Answer, CliE
 }
 
 struct Work<'a> {
-    files: Vec<File>,
-    next: AtomicUsize,
+    notes: &'a Notes,
     sealed: AtomicU64,
     bytes: AtomicU64,
-    failed: AtomicU64,
+    /// Headers that could not be read when they were last looked at.
+    unreadable: u64,
+    failed: Mutex<HashSet<FileId>>,
     first: Mutex<Option<CliError>>,
-    logs: &'a RedoLogs,
-    seal: Seal<'a>,
+    /// Nobody was there to seal.
+    interrupted: AtomicBool,
 }
 
-impl Work<'_> {
-    fn run(&self, parallel: u8) {
-        let total: u64 = self.files.iter().map(|file| file.len).sum();
+impl<'a> Work<'a> {
+    fn new(notes: &'a Notes) -> Self {
+        Self {
+            notes,
+            sealed: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            unreadable: 0,
+            failed: Mutex::default(),
+            first: Mutex::default(),
+            interrupted: AtomicBool::new(false),
+        }
+    }
+
+    /// Has those of `files` sealed anew that were not yet; returns whether there were any.
+    fn run(&self, mut files: Vec<File>, seal: Seal<'_>, parallel: u8) -> bool {
+        files.retain(|file| !self.notes.has(&file.id) && !locked(&self.failed).contains(&file.id));
+        let (total, before) = (files.iter().map(|file| file.len).sum::<u64>(), self.bytes.load(Ordering::SeqCst));
         let line = |seconds: u64| {
-            let (sealed, bytes) = (self.sealed.load(Ordering::SeqCst), self.bytes.load(Ordering::SeqCst));
+            let (sealed, bytes) = (self.sealed.load(Ordering::SeqCst), self.bytes.load(Ordering::SeqCst) - before);
             let left = (bytes > 0).then(|| (total.saturating_sub(bytes)).saturating_mul(seconds) / bytes);
             let left = left.map_or_else(String::new, |left| format!(", about {left} s left"));
-            format!("{sealed} of {} files, {} of {} MiB{left}      ", self.files.len(), bytes >> 20, total >> 20)
+            format!("{sealed} of {} files, {} of {} MiB{left}      ", files.len(), bytes >> 20, total >> 20)
         };
+        let next = AtomicUsize::new(0);
         progress::show_while(line, || {
             std::thread::scope(|scope| {
                 for _ in 0..parallel {
-                    scope.spawn(|| self.work());
+                    scope.spawn(|| {
+                        while let Some(file) = files.get(next.fetch_add(1, Ordering::SeqCst)) {
+                            self.seal(file, seal);
+                        }
+                    });
                 }
             });
         });
+        !files.is_empty()
     }
 
-    fn work(&self) {
-        while let Some(file) = self.files.get(self.next.fetch_add(1, Ordering::SeqCst)) {
-            match (self.seal)(&file.path) {
-                Ok(Answer { error: None, bytes, .. }) => {
-                    // Without the note the file is sealed again when the command is, which does no harm.
-                    let _ = self.logs.note_done(&file.id);
-                    self.bytes.fetch_add(bytes.unwrap_or(0), Ordering::SeqCst);
-                    self.sealed.fetch_add(u64::from(bytes.is_some()), Ordering::SeqCst);
+    fn seal(&self, file: &File, seal: Seal<'_>) {
+        match seal(&file.path) {
+            Ok(Answer { error: Some(why), .. }) => self.fail(file, CliError::new(Exit::Other, why)),
+            Ok(Answer { bytes: Some(bytes), file: Some(id), .. }) => {
+                // A program may have put another file there.
+                if let Some(id) = hex::decode(&id)
+                    && self.notes.note(id)
+                {
+                    self.bytes.fetch_add(bytes, Ordering::SeqCst);
+                    self.sealed.fetch_add(1, Ordering::SeqCst);
                 }
-                Ok(Answer { error: Some(why), .. }) => self.fail(&file.path, CliError::new(Exit::Other, why)),
-                Err(error) => self.fail(&file.path, error),
+            }
+            Ok(_) => {}
+            Err(error) => {
+                self.interrupted.store(true, Ordering::SeqCst);
+                self.fail(file, error);
             }
         }
     }
 
-    fn fail(&self, path: &str, error: CliError) {
-        if self.failed.fetch_add(1, Ordering::SeqCst) < TOLD {
-            report::tell(&format!("{path}: {error}"));
+    fn fail(&self, file: &File, error: CliError) {
+        let mut failed = locked(&self.failed);
+        failed.insert(file.id);
+        if failed.len() as u64 <= TOLD {
+            report::tell(&format!("{}: {error}", file.path));
         }
-        self.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        locked(&self.first).get_or_insert(error);
     }
+
+    /// What came of it all. A run that was not interrupted is over, whatever failed.
+    fn verdict(self, files_done_before: u64, whole: bool, json: bool) -> Result<(), CliError> {
+        let interrupted = self.interrupted.load(Ordering::SeqCst);
+        if !interrupted && whole {
+            self.notes.forget()?;
+        }
+        let (files, bytes) = (self.sealed.load(Ordering::SeqCst), self.bytes.load(Ordering::SeqCst));
+        let failed = locked(&self.failed).len() as u64 + self.unreadable;
+        if json {
+            report::print(&Report { files, bytes, failed, files_done_before }, true)?;
+        }
+        if failed > 0 {
+            let first = self.first.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let why = first.map_or_else(|| "a header cannot be read".to_owned(), |error| error.to_string());
+            let what = format!("{files} files are done and {failed} are not; the first: {why}");
+            let hint = if interrupted { "the same command goes on from here" } else { "the same command begins anew" };
+            return Err(CliError::new(Exit::Other, what).hint(hint));
+        }
+        if !whole {
+            let what = "programs of the mount move files all the time, so that one may have been missed";
+            return Err(
+                CliError::new(Exit::Other, what).hint("run the command again when they pause: it goes on from here")
+            );
+        }
+        Ok(())
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

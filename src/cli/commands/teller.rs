@@ -67,7 +67,10 @@ impl Teller {
                 Ask::Measures => return json(&teller.watched()),
                 Ask::Lock => teller.filesystem.lock(),
                 Ask::Unlock => teller.filesystem.unlock(),
-                Ask::Rekey(path) => return json(&rekey::Answer::of(&teller.filesystem, &path)),
+                Ask::Rekey { path, run } => {
+                    let run = run.and_then(|run| crate::format::hex::decode(&run));
+                    return json(&rekey::Answer::of(&teller.filesystem, &path, run));
+                }
                 Ask::Keys => {
                     if let Err(error) = teller.keys.run(&teller.filesystem) {
                         tracing::warn!("the volume's keys stay as they were: {error}");

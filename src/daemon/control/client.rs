@@ -62,7 +62,7 @@ impl Client {
             Ask::Lock => Request::Lock,
             Ask::Unlock => Request::Unlock,
             Ask::Keys => Request::Keys,
-            Ask::Rekey(path) => Request::Rekey { path },
+            Ask::Rekey { path, run } => Request::Rekey { path, run },
         };
         self.ask(request, deadline)
     }

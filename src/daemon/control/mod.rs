@@ -1,6 +1,6 @@
 //! The control socket: one per mount, on which the process behind it answers.
 //!
-//! A request is one line of JSON, `{"command":"status"}`, `measures`, `lock`, `unlock`, `keys`, `rekey` (with a `path`) or `wait`, and so is every answer. `wait` is
+//! A request is one line of JSON, `{"command":"status"}`, `measures`, `lock`, `unlock`, `keys`, `rekey` (with a `path`, and a `run`) or `wait`, and so is every answer. `wait` is
 //! answered with one line at once and with a second one, [`Ended`], when the mount has ended; the connection then closes
 //! with the process.
 //!
@@ -35,7 +35,12 @@ enum Request {
     Lock,
     Unlock,
     Keys,
-    Rekey { path: String },
+    Rekey {
+        path: String,
+        /// In hexadecimal.
+        #[serde(default)]
+        run: Option<String>,
+    },
     Wait,
 }
 
@@ -52,8 +57,13 @@ pub enum Ask {
     Unlock,
     /// To read the volume's list of wrapping keys anew.
     Keys,
-    /// To seal the file at this path in the cipher directory under a new data key. The answer is what became of it.
-    Rekey(String),
+    /// To seal a file under a new data key. The answer is what became of it.
+    Rekey {
+        /// Its path in the cipher directory.
+        path: String,
+        /// What it is a part of, in hexadecimal.
+        run: Option<String>,
+    },
 }
 
 /// How a mount ended; the last word to those who wait.

@@ -137,7 +137,7 @@ fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
         Ok(Request::Lock) => say(&mut stream, shared, Ask::Lock),
         Ok(Request::Unlock) => say(&mut stream, shared, Ask::Unlock),
         Ok(Request::Keys) => say(&mut stream, shared, Ask::Keys),
-        Ok(Request::Rekey { path }) => say(&mut stream, shared, Ask::Rekey(path)),
+        Ok(Request::Rekey { path, run }) => say(&mut stream, shared, Ask::Rekey { path, run }),
         Ok(Request::Wait) => {
             // Told that it waits only once it is on the list, so that it cannot miss the last word.
             let mut waiting = shared.waiting.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,0 +1,225 @@
+//! Redo logs that were left: by a crash, or because a file could not be overwritten when its log counted already.
+//!
+//! Invariants: a log is applied only to the file that it was made for, and only if that has not had it whole; a file whose log
+//! counts and has not been applied is closed to everybody; its inode is held, so that its number is nobody else's. A log that does
+//! not count closes nothing.
+
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use crate::content::apply_log;
+use crate::format::geometry::PAGE_LEN;
+use crate::format::header::{Header, HeaderPage};
+use crate::format::name::RedoLog;
+use crate::storage::{Access, Node, OpenLog, RawFile, SetTime, find_inodes};
+
+use super::inode::Inode;
+use super::{Error, Filesystem, InodeId, ROOT};
+
+/// Logs that are still there.
+#[derive(Default)]
+pub(super) struct Unfinished {
+    /// Those of files that are closed; none if the inode could not be found.
+    closed: HashMap<InodeId, (RedoLog, Option<Arc<Inode>>)>,
+    /// Those that are of no use any more.
+    useless: Vec<RedoLog>,
+}
+
+/// What a log means to the file that it names.
+enum Meaning {
+    /// Nothing: it is damaged, or older than the file, or was put there by something else.
+    None,
+    /// The file has had it whole.
+    Applied,
+    /// The file is to become what it says.
+    ToApply,
+}
+
+impl Filesystem {
+    /// Applies logs that a crash has left. A file that cannot be finished now is closed to everybody.
+    pub(super) fn finish_rekeying(&self) -> Result<(), Error> {
+        if !self.read_only {
+            self.redo_logs.tidy()?;
+        }
+        let mut logs = self.redo_logs.all()?;
+        logs.retain(|log| {
+            let counts = self.counts(log);
+            if !counts {
+                self.drop_log(log);
+            }
+            counts
+        });
+        let root = self.inodes.get(ROOT)?.node.clone();
+        let found = find_inodes(&root, logs.iter().map(|log| log.ino).collect());
+        let found =
+            found.inspect_err(|error| tracing::error!("files that were getting new data keys are closed: {error}"));
+        for log in logs {
+            match found.as_ref().map(|nodes| nodes.get(&log.ino)) {
+                Ok(Some(node)) => self.finish_found(node.clone(), &log)?,
+                // Its file is gone.
+                Ok(None) => self.drop_log(&log),
+                Err(_) => self.close(InodeId(log.ino), log, None),
+            }
+        }
+        Ok(())
+    }
+
+    fn finish_found(&self, node: Node, log: &RedoLog) -> Result<(), Error> {
+        let (inode, _) = self.learn(node)?;
+        if let Err(error) = self.finish(&inode, log) {
+            tracing::error!("a file that was getting a new data key is closed ({}): {error}", log.text());
+            self.fence(&inode, *log);
+        }
+        self.forget(inode.id, 1);
+        Ok(())
+    }
+
+    /// Whether a log is one, by what it says itself. One that cannot be read now may be.
+    fn counts(&self, log: &RedoLog) -> bool {
+        match self.redo_logs.open(log).map_err(Error::from).and_then(|open| self.header_in(open.file())) {
+            Ok(header) => header.is_some_and(|header| header.file_id == log.file_id),
+            Err(Error::Io(error)) => !matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::NotFound),
+            Err(_) => false,
+        }
+    }
+
+    /// The header; none in what is too short for one, or was never durable.
+    fn header_in(&self, file: &dyn RawFile) -> Result<Option<Header>, Error> {
+        let mut page: HeaderPage = [0; PAGE_LEN];
+        if file.read_at(&mut page, 0)? < PAGE_LEN {
+            return Ok(None);
+        }
+        Ok(self.volume.ring.authenticate(&page)?.map(|header| header.header().clone()))
+    }
+
+    /// A log that means nothing goes, if this mount may write.
+    fn drop_log(&self, log: &RedoLog) {
+        if self.read_only {
+            return;
+        }
+        match self.redo_logs.remove(log) {
+            Ok(()) => self.alarm("redo log", || format!("a redo log that does not count was removed: {}", log.text())),
+            Err(error) => self.alarm("redo log", || {
+                format!("a redo log that does not count cannot be removed: {}: {error}", log.text())
+            }),
+        }
+    }
+
+    /// Brings a file to where its log says, or finds that the log means nothing to it. The log is gone then.
+    fn finish(&self, inode: &Arc<Inode>, log: &RedoLog) -> Result<(), Error> {
+        let open = match self.redo_logs.open(log) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            open => open?,
+        };
+        let access = if self.read_only { Access::Read } else { Access::ReadWrite };
+        let file = self.open_backing(inode, access)?;
+        match self.meaning(&open, file.as_ref())? {
+            Meaning::None => self.drop_log(log),
+            Meaning::Applied if self.read_only => {}
+            Meaning::ToApply if self.read_only => return Err(Error::ReadOnly),
+            Meaning::Applied => open.remove()?,
+            Meaning::ToApply => {
+                let stat = inode.node.stat()?;
+                open.make_durable()?;
+                apply_log(open.file(), file.as_ref())?;
+                inode.node.set_times(SetTime::At(stat.atime), SetTime::At(stat.mtime))?;
+                tracing::info!("{}: has got its new data key", inode.node.describe());
+                if open.remove().is_err() {
+                    self.remove_later(*log);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn meaning(&self, log: &OpenLog, file: &dyn RawFile) -> Result<Meaning, Error> {
+        let (Some(wanted), Some(there)) = (self.header_in(log.file())?, self.header_in(file)?) else {
+            return Ok(Meaning::None);
+        };
+        let name = log.name();
+        if (wanted.file_id, there.file_id) != (name.file_id, name.file_id) || wanted.suite != there.suite {
+            return Ok(Meaning::None);
+        }
+        if wanted == there {
+            return Ok(Meaning::Applied);
+        }
+        let follows = there.generation.checked_add(1) == Some(wanted.generation);
+        let fits = follows && log.file().size()? == file.size()?;
+        Ok(if fits { Meaning::ToApply } else { Meaning::None })
+    }
+
+    /// Closes a file to everybody until its log has been applied.
+    pub(super) fn fence(&self, inode: &Arc<Inode>, log: RedoLog) {
+        self.close(inode.id, log, Some(inode));
+    }
+
+    fn close(&self, id: InodeId, log: RedoLog, inode: Option<&Arc<Inode>>) {
+        // It stays known as long as it is closed: its keys have one owner.
+        let inode = inode.map(|inode| self.inodes.count_lookup(inode));
+        if self.unfinished().closed.insert(id, (log, inode)).is_some_and(|(_, before)| before.is_some()) {
+            self.forget(id, 1);
+        }
+        self.has_unfinished.store(true, Ordering::SeqCst);
+    }
+
+    /// A log that could not be removed, of a file that has it whole.
+    pub(super) fn remove_later(&self, log: RedoLog) {
+        self.unfinished().useless.push(log);
+        self.has_unfinished.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether a file waits for its log to be applied.
+    pub(super) fn check_fence(&self, inode: &Inode) -> Result<(), Error> {
+        let fenced = self.has_unfinished.load(Ordering::Relaxed) && self.unfinished().closed.contains_key(&inode.id);
+        if fenced { Err(Error::Unfinished) } else { Ok(()) }
+    }
+
+    /// Tries again to finish a file that is closed. Its keys are the caller's.
+    pub(super) fn finish_if_fenced(&self, inode: &Arc<Inode>) -> Result<(), Error> {
+        let log = self.unfinished().closed.get(&inode.id).map(|(log, _)| *log);
+        let Some(log) = log else { return Ok(()) };
+        self.finish(inode, &log)?;
+        self.unfinished().closed.remove(&inode.id);
+        self.forget(inode.id, 1);
+        Ok(())
+    }
+
+    /// Tries again what could not be done when it was to be: a disk that was full may have space again.
+    pub(super) fn finish_what_is_left(&self) {
+        if self.read_only || !self.has_unfinished.load(Ordering::Relaxed) {
+            return;
+        }
+        let (closed, useless) = {
+            let mut unfinished = self.unfinished();
+            (unfinished.closed.values().cloned().collect::<Vec<_>>(), std::mem::take(&mut unfinished.useless))
+        };
+        for (log, inode) in closed.into_iter().filter_map(|(log, inode)| Some((log, inode?))) {
+            if self.has_space_for(&log) {
+                let _owner = inode.own_keys();
+                if let Err(error) = self.finish_if_fenced(&inode) {
+                    self.alarm("unfinished", || format!("{}: still closed: {error}", inode.node.describe()));
+                }
+            }
+        }
+        for log in useless {
+            if self.redo_logs.remove(&log).is_err() {
+                self.remove_later(log);
+            }
+        }
+        let unfinished = self.unfinished();
+        self.has_unfinished.store(!unfinished.closed.is_empty() || !unfinished.useless.is_empty(), Ordering::SeqCst);
+    }
+
+    /// Where overwriting takes new space, trying without it would only write the file again and again.
+    fn has_space_for(&self, log: &RedoLog) -> bool {
+        let needed = self.redo_logs.open(log).and_then(|log| log.file().space());
+        let free = self.space().map(|space| space.available.saturating_mul(space.block_size));
+        !matches!((needed, free), (Ok(needed), Ok(free)) if needed > free)
+    }
+
+    fn unfinished(&self) -> MutexGuard<'_, Unfinished> {
+        self.unfinished.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
