@@ -77,3 +77,21 @@ fn a_mount_that_cannot_have_its_memory_is_refused_and_leaves_nothing() {
     assert!(text(&output.stderr).contains("memory"));
     assert!(!Home::is_mounted(&volume.plain));
 }
+
+#[test]
+fn a_mount_over_the_home_with_its_keyring_reads_nothing_through_itself() {
+    let mut home = Home::of_nobody();
+    home.set("XDG_DATA_HOME", home.path("plain/.local/share"));
+    home.set("XDG_STATE_HOME", home.path("plain/.local/state"));
+    home.shell("mkdir plain");
+    let volume = Volume::in_home(home, &[], &[]);
+    // Reading it takes a key, and so the keyring.
+    script(&volume, "D=$M/.local/share/kmsfs; mkdir -p $D; umask 077; echo decoy >$D/keyring.toml; echo 64 >$M/64");
+    script(&volume, "$K lock $M; $K unlock $M; timeout -s KILL 20 cat $M/64");
+    volume.unmount();
+    let log = script(&volume, "cat $M/.local/state/kmsfs/*.log");
+    assert!(log.contains("unmounted") && !log.contains("keyring"), "{log}");
+    assert_eq!(script(&volume, "find $M -name '*.toml' -o -name '*.log' | wc -l").trim(), "3");
+    volume.mount();
+    assert_eq!(script(&volume, "cat $M/64").trim(), "64");
+}

@@ -15,6 +15,7 @@ mod arguments;
 mod commands;
 mod environment;
 mod error;
+mod held_directory;
 mod key_spec;
 mod mount_helper;
 mod mount_options;

@@ -34,17 +34,26 @@ fn is_dead(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::NOTCONN | Errno::CONNABORTED))
 }
 
-/// Whether a directory has no entries. The kernel may answer for the attributes of a dead mount's root out of its cache, but
-/// not for the entries.
-fn is_empty(path: &Path) -> io::Result<bool> {
-    fs::read_dir(path)?.next().transpose().map(|first| first.is_none())
+/// Whether a directory has no entries but those that lead to directories of `ours`. The kernel may answer for the attributes of
+/// a dead mount's root out of its cache, but not for the entries.
+fn is_empty(path: &Path, ours: &[PathBuf]) -> io::Result<bool> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?.path();
+        let leads = ours.iter().any(|ours| ours.starts_with(&entry));
+        if !leads || (!ours.contains(&entry) && !is_empty(&entry, ours)?) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Checks that the volume at `cipher_directory` (canonical) can be mounted at `path`; returns the canonical mount point.
-/// A dead mount there is taken away first with `unmount`.
+/// A dead mount there is taken away first with `unmount`. Directories of `ours` may lie below it: they are not looked for there
+/// once it is mounted.
 pub(crate) fn prepare(
     path: &Path,
     cipher_directory: &Path,
+    ours: &[PathBuf],
     unmount: impl FnOnce(&Path) -> Result<(), CliError>,
 ) -> Result<PathBuf, CliError> {
     let refuse = |why: &dyn std::fmt::Display| {
@@ -52,10 +61,10 @@ pub(crate) fn prepare(
     };
     let mountpoint = canonical(path).map_err(|error| refuse(&error))?;
     // It may be dying just now, so nothing is asked of it but this.
-    let mut found = is_empty(&mountpoint);
+    let mut found = is_empty(&mountpoint, ours);
     if found.as_ref().is_err_and(is_dead) {
         unmount(&mountpoint)?;
-        found = is_empty(&mountpoint);
+        found = is_empty(&mountpoint, ours);
     }
     if mountpoint == cipher_directory {
         return Err(refuse(&"it is the cipher directory itself"));
@@ -100,13 +109,14 @@ mod tests {
     fn only_an_empty_directory_apart_from_the_cipher_directory_will_do() {
         let home = tempfile::tempdir().unwrap();
         let home = fs::canonicalize(home.path()).unwrap();
-        for directory in ["cipher/inside", "above/cipher", "full/entry", "good"] {
+        for directory in ["cipher/inside", "above/cipher", "full/entry", "good", "home/.local/share/kmsfs/x"] {
             fs::create_dir_all(home.join(directory)).unwrap();
         }
         fs::write(home.join("file"), "").unwrap();
         symlink("cipher/inside", home.join("link")).unwrap();
+        let ours = [home.join("home/.local/share/kmsfs")];
         let refused = |mountpoint: &str, cipher: &str| {
-            let error = prepare(&home.join(mountpoint), &home.join(cipher), no_unmount).unwrap_err();
+            let error = prepare(&home.join(mountpoint), &home.join(cipher), &ours, no_unmount).unwrap_err();
             assert_eq!(error.code(), Exit::MountPoint as u8);
             error.to_string()
         };
@@ -119,8 +129,15 @@ mod tests {
         assert!(refused("file", "cipher").contains("Not a directory"));
         // A name that begins like the cipher directory's is another directory.
         fs::create_dir(home.join("cipher2")).unwrap();
-        assert_eq!(prepare(&home.join("cipher2"), &home.join("cipher"), no_unmount).unwrap(), home.join("cipher2"));
-        assert_eq!(prepare(&home.join("good/../good/."), &home.join("cipher"), no_unmount).unwrap(), home.join("good"));
+        assert_eq!(
+            prepare(&home.join("cipher2"), &home.join("cipher"), &ours, no_unmount).unwrap(),
+            home.join("cipher2")
+        );
+        let good = |mountpoint: &str| prepare(&home.join(mountpoint), &home.join("cipher"), &ours, no_unmount).unwrap();
+        assert_eq!(good("good/../good/."), home.join("good"));
+        assert_eq!(good("home"), home.join("home"));
+        fs::create_dir(home.join("home/.local/other")).unwrap();
+        assert!(refused("home", "cipher").contains("not empty"));
     }
 
     #[test]

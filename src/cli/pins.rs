@@ -17,6 +17,7 @@ use crate::format::hex;
 
 use super::environment::Environment;
 use super::error::{CliError, Exit};
+use super::held_directory::HeldDirectory;
 
 const FILE: &str = "known-volumes.toml";
 const NEW_FILE: &str = "known-volumes.toml.new";
@@ -49,12 +50,20 @@ struct Known {
 #[derive(Debug)]
 pub(crate) struct Pins {
     directory: PathBuf,
+    held: Option<HeldDirectory>,
 }
 
 impl Pins {
     /// Those of this user; none if there is no place to keep them.
     pub(crate) fn of(environment: &Environment) -> Option<Self> {
-        environment.data_directory().map(|directory| Self { directory })
+        environment.data_directory().map(|directory| Self { directory, held: None })
+    }
+
+    /// The same, found from now on whatever is mounted over their place.
+    pub(crate) fn hold(self) -> Result<Self, CliError> {
+        let held = HeldDirectory::make(&self.directory);
+        let held = held.map_err(|error| CliError::io(self.directory.display(), &error))?;
+        Ok(Self { held: Some(held), ..self })
     }
 
     /// What is remembered of the canonical cipher directory.
@@ -78,14 +87,20 @@ impl Pins {
         self.change(|known| known.volumes.remove(&key(cipher_directory))).map(|before| before.is_some())
     }
 
+    /// As it is called.
     fn path(&self) -> PathBuf {
         self.directory.join(FILE)
+    }
+
+    /// Where it is found.
+    fn place(&self) -> PathBuf {
+        self.held.as_ref().map_or_else(|| self.directory.clone(), HeldDirectory::path)
     }
 
     /// A file that is there but cannot be understood stops everything: ignoring it would turn the pins off.
     fn load(&self) -> Result<Known, CliError> {
         let path = self.path();
-        match fs::read_to_string(&path) {
+        match fs::read_to_string(self.place().join(FILE)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Known::default()),
             Err(error) => Err(CliError::io(path.display(), &error)),
             Ok(text) => toml::from_str(&text).map_err(|error| {
@@ -99,8 +114,9 @@ impl Pins {
 
     fn change<T>(&self, change: impl FnOnce(&mut Known) -> T) -> Result<T, CliError> {
         let failed = |error: io::Error| CliError::io(self.path().display(), &error);
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.directory).map_err(failed)?;
-        let directory = File::open(&self.directory).map_err(failed)?;
+        let place = self.place();
+        DirBuilder::new().recursive(true).mode(0o700).create(&place).map_err(failed)?;
+        let directory = File::open(&place).map_err(failed)?;
         // Whoever else holds it is writing a small file.
         rustix::fs::flock(&directory, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
         let mut known = self.load()?;
@@ -111,11 +127,11 @@ impl Pins {
     }
 
     fn replace(&self, directory: &File, text: &str) -> io::Result<()> {
-        let new = self.directory.join(NEW_FILE);
+        let new = self.place().join(NEW_FILE);
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        fs::rename(&new, self.path())?;
+        fs::rename(&new, self.place().join(FILE))?;
         directory.sync_all()
     }
 }
@@ -156,7 +172,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     fn pins(home: &Path) -> Pins {
-        Pins { directory: home.join("share/kmsfs") }
+        Pins { directory: home.join("share/kmsfs"), held: None }
     }
 
     #[test]

@@ -230,7 +230,7 @@ impl Volume {
         let mut arguments: Vec<Argument<'_>> = vec![&"init", &cipher];
         arguments.extend(init.iter().map(|argument| argument as Argument<'_>));
         home.ok(&arguments);
-        let made = home.command("mkdir").arg(&plain).status().unwrap();
+        let made = home.command("mkdir").arg("-p").arg(&plain).status().unwrap();
         assert!(made.success());
         let options = options.iter().map(|option| (*option).to_owned()).collect();
         let volume = Self { home, cipher, plain, options };

@@ -231,16 +231,17 @@ fn create(
         keyring.keep();
     }
     let pin = Pin::new(&hex::encode_uuid(&created.volume_id), &created.fingerprint);
-    remember(&path, &pin, environment);
+    remember(&path, &pin, Ok(Pins::of(environment).as_ref()));
     Ok(created)
 }
 
 /// Remembers the volume. It exists already, so a failure is only a warning: the first mount tries again.
-pub(super) fn remember(path: &Path, pin: &Pin, environment: &Environment) {
-    match Pins::of(environment).map(|pins| pins.set(path, pin.clone())) {
-        None => tracing::warn!("the volume is not remembered: there is neither HOME nor XDG_DATA_HOME"),
-        Some(Err(error)) => tracing::warn!("the volume is not remembered: {error}"),
-        Some(Ok(())) => {}
+pub(super) fn remember(path: &Path, pin: &Pin, pins: Result<Option<&Pins>, &CliError>) {
+    match pins.map(|pins| pins.map(|pins| pins.set(path, pin.clone()))) {
+        Ok(None) => tracing::warn!("the volume is not remembered: there is neither HOME nor XDG_DATA_HOME"),
+        Err(error) => tracing::warn!("the volume is not remembered: {error}"),
+        Ok(Some(Err(error))) => tracing::warn!("the volume is not remembered: {error}"),
+        Ok(Some(Ok(()))) => {}
     }
 }
 

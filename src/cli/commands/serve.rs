@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::cli::environment::Environment;
 use crate::cli::error::{CliError, Exit};
+use crate::cli::held_directory::HeldDirectory;
 use crate::cli::mount_helper;
 use crate::cli::mount_options::MountFlags;
 use crate::cli::mount_point;
@@ -136,7 +137,16 @@ struct Opened {
 /// so that one that never was leaves none.
 struct Log {
     target: Target,
-    started: bool,
+    /// Where it begins, if it does later.
+    begins: Option<HeldDirectory>,
+}
+
+/// What is written outside of the volume once it is mounted, by way of directories that are held from before: a mount may lie
+/// over them.
+struct Records {
+    log: Log,
+    pin: Pin,
+    pins: Result<Option<Pins>, CliError>,
 }
 
 /// Where a volume is mounted and where its process answers.
@@ -165,11 +175,12 @@ impl Job<'_> {
         let opened = self.open(&providers, &mut observers, chosen.is_none())?;
         drop(providers);
         observers.begin_audit(&opened.volume)?;
-        let log = match chosen {
-            Some(target) => Log { target, started: true },
-            None => Log { target: self.usual_log(&opened.volume)?, started: false },
+        let records = Records {
+            log: chosen.map_or_else(|| self.usual_log(&opened.volume), |target| Ok(Log { target, begins: None }))?,
+            pin: Pin::new(&opened.volume.id_text(), &opened.volume.fingerprint),
+            pins: Pins::of(&self.environment).map(Pins::hold).transpose(),
         };
-        let served = self.serve_opened(opened, &log, &mut observers, background);
+        let served = self.serve_opened(opened, &records, &mut observers, background);
         observers.end();
         served
     }
@@ -191,8 +202,10 @@ impl Job<'_> {
         }
     }
 
-    fn usual_log(&self, volume: &Volume) -> Result<Target, CliError> {
-        Ok(Target::File(self.log_directory()?.join(format!("{}.log", volume.id_text()))))
+    fn usual_log(&self, volume: &Volume) -> Result<Log, CliError> {
+        let directory = self.log_directory()?;
+        let held = HeldDirectory::make(&directory).map_err(|error| CliError::io(directory.display(), &error))?;
+        Ok(Log { target: Target::File(directory.join(format!("{}.log", volume.id_text()))), begins: Some(held) })
     }
 
     fn log_directory(&self) -> Result<PathBuf, CliError> {
@@ -270,7 +283,9 @@ impl Job<'_> {
         let path = &self.args.cipher_directory;
         let cipher_directory = mount_point::canonical_or_new(path)
             .map_err(|error| CliError::of(Exit::CipherDirectory, path.display(), &error))?;
-        let mountpoint = mount_point::prepare(&self.args.mountpoint, &cipher_directory, |dead| {
+        let ours = [self.environment.data_directory(), self.environment.log_directory()];
+        let ours: Vec<PathBuf> = ours.into_iter().flatten().collect();
+        let mountpoint = mount_point::prepare(&self.args.mountpoint, &cipher_directory, &ours, |dead| {
             mount::unmount(dead, true).map_err(CliError::from)
         })?;
         let runtime = self.environment.runtime_directory();
@@ -283,17 +298,16 @@ impl Job<'_> {
     fn serve_opened(
         &self,
         opened: Opened,
-        log: &Log,
+        records: &Records,
         observers: &mut Observers,
         background: Option<Background>,
     ) -> Result<(), CliError> {
         let Opened { directory, volume, lock, place, attendant, confinement } = opened;
         let attendant = Arc::new(attendant);
-        let pin = Pin::new(&volume.id_text(), &volume.fingerprint);
         let filesystem = Filesystem::open(directory, volume, self.fs_options())?;
         let told = Told {
             mountpoint: &place.mountpoint,
-            log: &log.target,
+            log: &records.log.target,
             observers,
             confinement: confinement.clone(),
             keys: self.key_reload(&place)?,
@@ -308,7 +322,7 @@ impl Job<'_> {
         let mut usable = Ok(None);
         let mut watched = None;
         let served = mount::serve(Arc::clone(&filesystem), &self.mount_options(&place), &attendant, || {
-            usable = self.usable(&place, &pin, log, background, &attendant);
+            usable = self.usable(&place, records, background, &attendant);
             tell_gaps(&confinement);
             if usable.is_ok() {
                 watched = announce(&notifier, &place.mountpoint);
@@ -343,16 +357,16 @@ impl Job<'_> {
     fn usable(
         &self,
         place: &Place,
-        pin: &Pin,
-        log: &Log,
+        records: &Records,
         background: Option<Background>,
         attendant: &Arc<Attendant>,
     ) -> Result<Option<SignalWatch>, CliError> {
-        if !log.started {
-            self.start_log(&log.target)?;
+        let Records { log, pin, pins } = records;
+        if let (Some(directory), Target::File(path)) = (&log.begins, &log.target) {
+            self.start_log(&Target::File(directory.path().join(path.file_name().unwrap_or_default())))?;
         }
         let watch = watch_signals(&place.mountpoint, Arc::clone(attendant));
-        init::remember(&place.cipher_directory, pin, &self.environment);
+        init::remember(&place.cipher_directory, pin, pins.as_ref().map(Option::as_ref));
         tracing::info!(volume = pin.volume_id, mountpoint = %place.mountpoint.display(), "mounted");
         if let Some(Err(error)) = background.map(Background::ready) {
             tracing::warn!("whoever started this mount has gone: {error}");

@@ -3,6 +3,7 @@
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -34,6 +35,17 @@ impl Stamp {
     pub(super) fn of(path: &Path) -> Option<Self> {
         std::fs::symlink_metadata(path).ok().as_ref().map(Self::new)
     }
+}
+
+/// The directory of the file at `path`.
+pub(super) fn hold_directory(path: &Path) -> Option<OwnedFd> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    rustix::fs::open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
+}
+
+/// Where the file that was at `path` is found in its held directory, whatever its path leads to now.
+pub(super) fn within(directory: &OwnedFd, path: &Path) -> Option<PathBuf> {
+    Some(Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(path.file_name()?))
 }
 
 /// The keyring file at `path`, which must be a regular file that only its owner may touch.

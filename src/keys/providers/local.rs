@@ -6,8 +6,10 @@
 //!
 //! Invariants: the keyring file is read when the provider opens, and again when it was changed, so that a key that is
 //! disabled or rotated there is so here too; a state of it that does not authenticate under the passphrase of the first one
-//! is not believed.
+//! is not believed. Its directory is held, so that reading it again walks no path: that may lead into the mount that waits for
+//! the key.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -33,6 +35,7 @@ const NOT_AUTHENTIC: &str = "the wrapped key or its context was changed, or it b
 pub(super) struct LocalProvider {
     /// The id of the key that wraps new data keys.
     current: String,
+    directory: Option<OwnedFd>,
     loaded: Mutex<Loaded>,
 }
 
@@ -76,18 +79,20 @@ impl LocalProvider {
         }
         let keys = Arc::new(Keys::new(path, &keyring));
         let current = if id.is_empty() { keys.newest_enabled()? } else { keys.key(id)? }.id.clone();
-        Ok(Self { current, loaded: Mutex::new(Loaded { keys, stamp: Some(stamp), seal: keyring.seal }) })
+        let directory = keyring_file::hold_directory(path);
+        Ok(Self { current, directory, loaded: Mutex::new(Loaded { keys, stamp: Some(stamp), seal: keyring.seal }) })
     }
 
     /// The keys as the file has them now. A file that is gone, or that this process cannot open any more, changes nothing.
     fn keys(&self) -> Arc<Keys> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let path = &loaded.keys.path;
-        let found = Stamp::of(path);
+        let place = self.directory.as_ref().and_then(|directory| keyring_file::within(directory, path));
+        let found = place.as_deref().and_then(Stamp::of);
         if found.is_none() || found == loaded.stamp {
             return Arc::clone(&loaded.keys);
         }
-        let again = keyring_file::read(path).and_then(|(file, stamp)| {
+        let again = keyring_file::read(place.as_deref().unwrap_or(path)).and_then(|(file, stamp)| {
             let keyring = Keyring::decode_again(&file, loaded.seal.as_ref()).map_err(|error| at(path, &error))?;
             Ok((Arc::new(Keys::new(path, &keyring)), stamp))
         });

@@ -165,7 +165,7 @@ fn old_versions_unwrap_and_the_newest_wraps() {
     let keys = vec![WrappingKey { id: id.to_owned(), state: KeyState::Enabled, versions: versions() }];
     let keys = Arc::new(Keys { path: PathBuf::new(), keys });
     let loaded = Mutex::new(Loaded { keys, stamp: None, seal: None });
-    let provider = LocalProvider { current: id.to_owned(), loaded };
+    let provider = LocalProvider { current: id.to_owned(), directory: None, loaded };
     let (data_key, wrapped) = provider.generate_data_key(&context()).unwrap();
     assert_eq!(wrapped.bytes[1..5], [5, 0, 0, 0]);
     let old = versions()[0].wrap(id, &data_key, &context());
