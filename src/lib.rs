@@ -19,7 +19,8 @@
 //! * [`keys`]: providers, cache, headers to file keys; imports crypto, format and meter.
 //! * [`audit`]: the trail of the uses of wrapping keys; imports keys, crypto and format.
 //! * [`content`]: the plaintext view of one sealed file; imports crypto, format and storage.
-//! * [`fs`]: what a filesystem means; imports content, keys, storage, format, meter, and the names of crypto's keys.
+//! * [`lease`]: who writes a volume that several hosts reach; imports crypto, format and storage.
+//! * [`fs`]: what a filesystem means; imports content, keys, lease, storage, format, meter, and the names of crypto's keys.
 //! * [`check`]: whether what lies in a cipher directory is whole; imports what fs does, and crypto's names.
 //! * [`transfer`]: volumes without a mount, and copying trees out of them and into them; imports fs and what opens one.
 //! * `queue`: work for many threads; imports nothing of ours.
@@ -38,6 +39,7 @@ pub mod daemon;
 pub mod format;
 pub mod fs;
 pub mod keys;
+pub mod lease;
 pub mod meter;
 #[cfg(feature = "mount")]
 pub mod mount;

@@ -15,24 +15,25 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("keys", &["crypto", "format", "meter"]),
     ("audit", &["crypto", "format", "keys"]),
     ("content", &["crypto", "format", "storage"]),
-    ("fs", &["content", "keys", "storage", "format", "crypto", "meter"]),
+    ("lease", &["crypto", "format", "storage"]),
+    ("fs", &["content", "keys", "lease", "storage", "format", "crypto", "meter"]),
     ("queue", &[]),
     ("check", &["content", "keys", "storage", "format", "crypto", "queue"]),
-    ("transfer", &["fs", "content", "keys", "storage", "format", "queue"]),
+    ("transfer", &["fs", "lease", "content", "keys", "storage", "format", "queue"]),
     ("mount", &["fs"]),
     ("daemon", &[]),
     (
         "cli",
         &[
-            "crypto", "format", "storage", "keys", "content", "fs", "check", "transfer", "mount", "daemon", "audit",
-            "meter",
+            "crypto", "format", "storage", "keys", "lease", "content", "fs", "check", "transfer", "mount", "daemon",
+            "audit", "meter",
         ],
     ),
 ];
 /// Of crypto, the filesystem knows the names of keys and nothing that computes with pages.
 const FS_MAY_NAME: &[&str] = &["FileKeys", "LinkKey", "NameKey"];
 /// Of format, storage knows how the volume's own files are called and how long a config may be.
-const STORAGE_MAY_NAME: &[&str] = &["config", "name"];
+const STORAGE_MAY_NAME: &[&str] = &["config", "lease", "name"];
 /// A file longer than this is named, so that somebody asks whether it has two reasons to exist.
 const LONG_FILE: usize = 400;
 

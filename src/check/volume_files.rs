@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::format::config::{BROKEN_CONFIG_FILE, CONFIG_COPY_FILE, CONFIG_FILE};
 use crate::format::name::{
-    LONG_TARGETS_DIR, LongTarget, PROVISIONED_DIR, REDO_LOGS_DIR, REKEYED, RedoLog, VOLUME_DIR, is_provisioned,
+    LEASE_FILE, LOCK_FILE, LONG_TARGETS_DIR, LongTarget, PROVISIONED_DIR, REDO_LOGS_DIR, REKEYED, RedoLog, VOLUME_DIR,
+    is_provisioned,
 };
 use crate::format::provisioned;
 use crate::storage::{KeyStock, Node};
@@ -33,7 +34,7 @@ impl Checker<'_> {
     fn look_at_volume_files(&self, place: &Place, found: &mut Found) -> io::Result<()> {
         let node = self.root.lookup(VOLUME_DIR)?;
         for entry in names(&node)? {
-            let known = [CONFIG_FILE, CONFIG_COPY_FILE].contains(&entry.as_str());
+            let known = [CONFIG_FILE, CONFIG_COPY_FILE, LEASE_FILE, LOCK_FILE].contains(&entry.as_str());
             if known || entry.starts_with(BROKEN_CONFIG_FILE) {
                 continue;
             }

@@ -6,6 +6,7 @@ use std::io;
 use crate::content::ContentError;
 use crate::format::config::ConfigError;
 use crate::keys::{KeyError, ProviderError, ProviderErrorKind};
+use crate::lease::{LeaseError, PACE};
 use crate::storage::cipher_directory::{CipherDirectoryError, LockError};
 use crate::transfer::TransferError;
 
@@ -207,7 +208,32 @@ impl From<LockError> for CliError {
         match &error {
             LockError::Held { .. } => Self::new(Exit::Locked, error)
                 .hint("one mount at a time: unmount it there first (`kmsfs umount MOUNTPOINT`)"),
+            LockError::Elsewhere { gone: false, .. } => Self::new(Exit::CipherDirectory, error).hint(
+                "one mount at a time: unmount it there first (`kmsfs umount MOUNTPOINT`); if nobody has it mounted, the backing \
+                 filesystem still keeps the lock of a client that is gone (MooseFS: for SESSION_SUSTAIN_TIME, a day by default): \
+                 remove that client's session on its server, or wait",
+            ),
+            LockError::Elsewhere { gone: true, .. } => Self::new(Exit::CipherDirectory, error).hint(
+                "that process was one of this host and has ended; the backing filesystem keeps the lock of its dead client (MooseFS: \
+                 for SESSION_SUSTAIN_TIME, a day by default): remove that client's session on its server, or wait",
+            ),
             LockError::Io(_) => Self::new(Exit::Io, error),
+        }
+    }
+}
+
+impl From<LeaseError> for CliError {
+    fn from(error: LeaseError) -> Self {
+        match &error {
+            LeaseError::Held(_) => Self::new(Exit::CipherDirectory, &error).hint(format_args!(
+                "one mount at a time: unmount it there first (`kmsfs umount MOUNTPOINT`), or end that process; its lease is \
+                 taken over once it was not renewed for {} s",
+                PACE.watch.as_secs()
+            )),
+            LeaseError::Nonsense => Self::new(Exit::CipherDirectory, &error)
+                .hint("find out what writes that file and stop it; then remove the file, and try again"),
+            LeaseError::Io(_) => Self::new(Exit::Io, &error)
+                .hint("it says who writes the volume; if nobody does, on no host, it may be removed"),
         }
     }
 }
@@ -259,6 +285,7 @@ impl From<crate::fs::Error> for CliError {
         match error {
             Error::Io(error) => Self::io("the cipher directory", &error),
             Error::Key(error) => error.into(),
+            Error::InUse(error) => error.into(),
             Error::DirectoryId | Error::LinkTarget | Error::NoHeader | Error::Content(_) => {
                 Self::new(Exit::Unauthentic, error)
             }

@@ -31,6 +31,7 @@ mod report;
 mod settings;
 mod unlock;
 mod watched;
+mod writing;
 
 use std::process::ExitCode;
 

@@ -16,6 +16,7 @@ pub(super) const XATTR_NAME: &[u8] = b"kmsfs v1 xattr name";
 pub(super) const CONFIG: &[u8] = b"kmsfs v1 config";
 pub(super) const PROVISION: &[u8] = b"kmsfs v1 provision";
 pub(super) const AUDIT: &[u8] = b"kmsfs v1 audit";
+pub(super) const LEASE: &[u8] = b"kmsfs v1 lease";
 pub(super) const FINGERPRINT: &[u8] = b"kmsfs v1 fingerprint";
 
 /// `N` bytes of HKDF-SHA256(`key`, `salt`, the concatenation of `info`).

@@ -22,6 +22,8 @@ pub struct VolumeKeys {
     pub provision: ProvisionKey,
     /// Authenticates audit logs.
     pub audit: AuditKey,
+    /// Authenticates leases.
+    pub lease: LeaseKey,
     config: Secret<32>,
     fingerprint: Secret<16>,
 }
@@ -38,6 +40,7 @@ impl VolumeKeys {
             xattr: XattrKey::derive(volume_key, volume_id, suite),
             provision: ProvisionKey(key(kdf::PROVISION)),
             audit: AuditKey(key(kdf::AUDIT)),
+            lease: LeaseKey(key(kdf::LEASE)),
             config: key(kdf::CONFIG),
             fingerprint: kdf::derive(volume_key, volume_id, &[kdf::FINGERPRINT]),
         }
@@ -124,6 +127,23 @@ impl ProvisionKey {
     #[must_use]
     pub fn is_authentic(&self, signed: &[u8], mac: &[u8; 32]) -> bool {
         hmac(&self.0, &[signed]).verify_slice(mac).is_ok()
+    }
+}
+
+/// Authenticates leases.
+pub struct LeaseKey(Secret<32>);
+
+impl LeaseKey {
+    /// The MAC over the bytes of a lease.
+    #[must_use]
+    pub fn mac(&self, signed: &[u8]) -> [u8; 32] {
+        stack::wiped(|| hmac(&self.0, &[signed]).finalize().into_bytes().into())
+    }
+
+    /// Whether `mac` is the MAC of `signed`.
+    #[must_use]
+    pub fn is_authentic(&self, signed: &[u8], mac: &[u8; 32]) -> bool {
+        stack::wiped(|| hmac(&self.0, &[signed]).verify_slice(mac).is_ok())
     }
 }
 

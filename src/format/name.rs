@@ -12,6 +12,10 @@ pub const DIRECTORY_ID: &str = ".kmsfs.dir";
 pub const VOLUME_DIR: &str = ".kmsfs";
 /// The directory of provisioned keys, in that one.
 pub const PROVISIONED_DIR: &str = "keys";
+/// The file in the volume's own directory that its users lock.
+pub const LOCK_FILE: &str = "lock";
+/// The file in it that says who writes the volume.
+pub const LEASE_FILE: &str = "lease";
 /// The longest plain name in bytes.
 pub const NAME_MAX: usize = 255;
 /// The longest entry a backing filesystem takes.

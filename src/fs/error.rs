@@ -6,6 +6,7 @@ use rustix::io::Errno;
 
 use crate::content::ContentError;
 use crate::keys::{KeyError, ProviderErrorKind};
+use crate::lease::{LeaseError, Lost};
 
 /// Why an operation of the filesystem failed.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +20,12 @@ pub enum Error {
     /// The file's key cannot be had.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// The volume is no longer this mount's to write.
+    #[error(transparent)]
+    Lease(#[from] Lost),
+    /// The volume may be another's to write.
+    #[error(transparent)]
+    InUse(#[from] LeaseError),
     /// There is no such entry.
     #[error("no such entry")]
     NoEntry,
@@ -95,12 +102,16 @@ impl Error {
             Self::UnknownInode => Errno::STALE.raw_os_error(),
             Self::UnknownHandle => Errno::BADF.raw_os_error(),
             Self::NameTooLong => Errno::NAMETOOLONG.raw_os_error(),
-            Self::ReadOnly => Errno::ROFS.raw_os_error(),
+            Self::ReadOnly | Self::Lease(Lost::ToAnother) => Errno::ROFS.raw_os_error(),
             Self::NotOwner => Errno::PERM.raw_os_error(),
             Self::WrongKind => Errno::INVAL.raw_os_error(),
-            Self::DirectoryId | Self::LinkTarget | Self::Attribute | Self::NoHeader | Self::Unfinished => {
-                Errno::IO.raw_os_error()
-            }
+            Self::DirectoryId
+            | Self::LinkTarget
+            | Self::Attribute
+            | Self::NoHeader
+            | Self::Unfinished
+            | Self::InUse(_)
+            | Self::Lease(Lost::NotRenewed) => Errno::IO.raw_os_error(),
             Self::KeysChange => Errno::BUSY.raw_os_error(),
             Self::LeftToKernel => Errno::NOSYS.raw_os_error(),
             Self::NoAttribute => Errno::NODATA.raw_os_error(),
@@ -116,6 +127,7 @@ impl Error {
         match self {
             Self::Content(error) => !matches!(error, ContentError::Io(_) | ContentError::TooLarge),
             Self::Key(_)
+            | Self::Lease(_)
             | Self::DirectoryId
             | Self::LinkTarget
             | Self::Attribute

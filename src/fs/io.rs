@@ -50,6 +50,7 @@ impl Filesystem {
     /// [`Error`].
     pub fn write(&self, id: InodeId, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         self.note_use();
+        self.check_tenure()?;
         let inode = self.inodes.get(id)?;
         self.keep_mtime(&inode)?;
         self.on_content(&inode, Access::ReadWrite, |open| {
@@ -100,6 +101,7 @@ impl Filesystem {
     /// # Errors
     /// [`Error`].
     pub fn sync(&self, id: InodeId, metadata: bool) -> Result<(), Error> {
+        self.check_tenure()?;
         let inode = self.inodes.get(id)?;
         if metadata {
             drop(inode.write_late_mtime()?);

@@ -55,6 +55,7 @@ pub use crate::storage::{Access, FileSystemStat, NodeKind, RenameMode, SetTime, 
 use crate::content::{ContentError, Events, Rules};
 use crate::format::geometry::PAGE_SIZE;
 use crate::keys::{ProviderErrorKind, ProvisionedUse, Volume};
+use crate::lease::Tenure;
 use crate::storage::{CipherDirectory, LongTargets, Node, RedoLogs};
 
 use inode::{Inode, InodeTable};
@@ -125,6 +126,8 @@ pub struct Filesystem {
     settler: Arc<Settler>,
     keeper: Arc<Keeper>,
     trimmer: Arc<Trimmer>,
+    /// What says that nobody else writes the volume; none where a lock says it.
+    tenure: OnceLock<Tenure>,
     /// Makes the kernel forget an entry of a directory.
     forget_entry: OnceLock<ForgetEntry>,
     drop_unused: OnceLock<DropUnused>,
@@ -187,6 +190,7 @@ impl Filesystem {
             settler: Arc::default(),
             keeper: Arc::default(),
             trimmer: Arc::new(Trimmer::new()),
+            tenure: OnceLock::new(),
             forget_entry: OnceLock::new(),
             drop_unused: OnceLock::new(),
             invalidate: OnceLock::new(),
@@ -247,6 +251,7 @@ impl Filesystem {
                 "what was written last may not be durable: the backing filesystem cannot be synced: {error}"
             );
         }
+        self.tenure.get().into_iter().for_each(Tenure::end);
     }
 
     /// From now on a write does not change a modification time: the kernel has a writeback cache, notes the time when a
@@ -255,10 +260,21 @@ impl Filesystem {
         self.kernel_sets_mtime.store(true, Ordering::Relaxed);
     }
 
+    /// Writes from now on only as long as this lease holds, and gives it back at [`Self::shutdown`].
+    pub fn hold(&self, tenure: Option<Tenure>) {
+        tenure.into_iter().for_each(|tenure| drop(self.tenure.set(tenure)));
+    }
+
+    /// Whether the volume is still this filesystem's to write.
+    fn check_tenure(&self) -> Result<(), Error> {
+        self.tenure.get().map_or(Ok(()), |tenure| Ok(tenure.check()?))
+    }
+
     fn check_writable(&self) -> Result<(), Error> {
         if self.read_only {
             return Err(Error::ReadOnly);
         }
+        self.check_tenure()?;
         self.changed.store(true, Ordering::Relaxed);
         Ok(())
     }

@@ -49,7 +49,7 @@ impl Filesystem {
         }
         // Held while the file is sealed, also when whoever asked for it has gone away.
         let _keys_stay = self.directory.lock_keys(LockMode::Shared).map_err(|error| match error {
-            LockError::Held { .. } => Error::KeysChange,
+            LockError::Held { .. } | LockError::Elsewhere { .. } => Error::KeysChange,
             LockError::Io(error) => error.into(),
         })?;
         self.begin_run(run);

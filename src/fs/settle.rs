@@ -93,6 +93,9 @@ fn run(settler: &Settler, weak: &Weak<Filesystem>) {
 impl Filesystem {
     /// Settles every watched file whose end has not moved since the last look, or with `all` every one.
     pub(super) fn settle_rested(&self, all: bool) {
+        if self.check_tenure().is_err() {
+            return;
+        }
         let _one_at_a_time = self.settler.round.lock().unwrap_or_else(PoisonError::into_inner);
         let watched = std::mem::take(&mut self.settler.state().watched);
         let (mut keep, mut batch, mut done) = (Vec::new(), Vec::new(), Vec::new());

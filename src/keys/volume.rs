@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::crypto::{AuditKey, DataKey, LinkKey, NameKey, Suite, VolumeKeys, XattrKey, random_array};
+use crate::crypto::{AuditKey, DataKey, LeaseKey, LinkKey, NameKey, Suite, VolumeKeys, XattrKey, random_array};
 use crate::format::config::{self, ConfigError, End, Holes, SealedConfig, VolumeConfig, WrappedVolumeKey, WrappingKey};
 use crate::format::{hex, name};
 
@@ -55,6 +55,8 @@ pub struct Volume {
     pub xattrs: XattrKey,
     /// Authenticates audit logs.
     pub audit: Arc<AuditKey>,
+    /// Authenticates leases.
+    pub lease: Arc<LeaseKey>,
     /// Opens and makes file headers.
     pub ring: Ring,
     /// Names the volume key; public.
@@ -155,6 +157,12 @@ impl Unlocked {
         self.keys().fingerprint()
     }
 
+    /// The volume's id, and what authenticates its leases.
+    #[must_use]
+    pub fn lease(&self) -> ([u8; 16], Arc<LeaseKey>) {
+        (self.id, Arc::new(self.keys().lease))
+    }
+
     /// The volume key under a wrapping key of `provider`; an empty `key` is the one that it uses for new data keys.
     ///
     /// # Errors
@@ -206,6 +214,7 @@ impl Unlocked {
             links: keys.link,
             xattrs: keys.xattr,
             audit: Arc::new(keys.audit),
+            lease: Arc::new(keys.lease),
             ring,
             fingerprint,
         }

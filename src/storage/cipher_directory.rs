@@ -1,5 +1,4 @@
-//! The cipher directory as a whole: making it, finding it, its config file, and the lock that makes one mount its only
-//! writer. `docs/FORMAT.md` section 8.
+//! The cipher directory as a whole: making it, finding it, and its config file. `docs/FORMAT.md` section 8.
 //!
 //! Invariants:
 //! * everything after [`CipherDirectory::open`] is relative to held descriptors; symlinks are not followed;
@@ -13,10 +12,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use super::volume_lock::{lock_directory, make_like};
 use super::{KeyStock, LongTargets, RedoLogs};
+use crate::format::name::LOCK_FILE;
+
+pub use super::volume_lock::{LockError, LockMode, VolumeLock};
 
 /// The volume's own directory in the root of the cipher directory.
 const VOLUME_DIRECTORY: &str = ".kmsfs";
@@ -35,33 +38,10 @@ pub struct CipherDirectory {
     pub(super) volume: OwnedFd,
 }
 
-/// How a volume is locked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LockMode {
-    /// By its only writer.
-    Exclusive,
-    /// By one of any number of readers.
-    Shared,
-}
-
-/// A locked volume; dropping it unlocks.
+/// The list of wrapping keys, locked; dropping it unlocks.
 #[derive(Debug)]
-pub struct VolumeLock {
-    _volume: OwnedFd,
-}
-
-/// Why a volume cannot be locked.
-#[derive(Debug, thiserror::Error)]
-pub enum LockError {
-    /// Another process holds it.
-    #[error("the volume is in use by {}", pid.map_or("another process".into(), |pid| format!("process {pid}")))]
-    Held {
-        /// The process, if the kernel tells.
-        pid: Option<i32>,
-    },
-    /// The filesystem does not lock.
-    #[error("the volume cannot be locked: {0}")]
-    Io(#[from] io::Error),
+pub struct KeysLock {
+    _root: OwnedFd,
 }
 
 /// Why a cipher directory cannot be opened or made.
@@ -175,6 +155,7 @@ impl CipherDirectory {
             let root = open_directory(rustix::fs::CWD, path)?;
             rustix::fs::mkdirat(&root, VOLUME_DIRECTORY, Mode::RWXU)?;
             let volume = open_directory(root.as_fd(), Path::new(VOLUME_DIRECTORY))?;
+            make_like(volume.as_fd(), LOCK_FILE)?;
             write_durably(volume.as_fd(), CONFIG, config_file.as_bytes())?;
             write_durably(volume.as_fd(), CONFIG_COPY, config_file.as_bytes())?;
             rustix::fs::symlinkat(root_id_link, &root, DIRECTORY_ID)?;
@@ -208,7 +189,7 @@ impl CipherDirectory {
     /// # Errors
     /// [`LockError`].
     pub fn lock(&self, mode: LockMode) -> Result<VolumeLock, LockError> {
-        lock(open_directory(self.root.as_fd(), Path::new(VOLUME_DIRECTORY))?, mode)
+        VolumeLock::take(open_directory(self.root.as_fd(), Path::new(VOLUME_DIRECTORY))?, mode)
     }
 
     /// Keeps others from changing the list of wrapping keys, without waiting: exclusive while it changes, shared while files get
@@ -216,8 +197,10 @@ impl CipherDirectory {
     ///
     /// # Errors
     /// [`LockError`].
-    pub fn lock_keys(&self, mode: LockMode) -> Result<VolumeLock, LockError> {
-        lock(open_directory(self.root.as_fd(), Path::new("."))?, mode)
+    pub fn lock_keys(&self, mode: LockMode) -> Result<KeysLock, LockError> {
+        let root = open_directory(self.root.as_fd(), Path::new("."))?;
+        lock_directory(&root, mode)?;
+        Ok(KeysLock { _root: root })
     }
 
     /// The stock of provisioned keys.
@@ -254,18 +237,6 @@ impl CipherDirectory {
     #[must_use]
     pub fn root_fd(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
-    }
-}
-
-fn lock(directory: OwnedFd, mode: LockMode) -> Result<VolumeLock, LockError> {
-    let operation = match mode {
-        LockMode::Exclusive => FlockOperation::NonBlockingLockExclusive,
-        LockMode::Shared => FlockOperation::NonBlockingLockShared,
-    };
-    match rustix::fs::flock(&directory, operation) {
-        Ok(()) => Ok(VolumeLock { _volume: directory }),
-        Err(Errno::WOULDBLOCK) => Err(LockError::Held { pid: lock_holder(&directory) }),
-        Err(error) => Err(LockError::Io(error.into())),
     }
 }
 
@@ -325,29 +296,13 @@ fn write_new(volume: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()>
 /// Undoes [`CipherDirectory::create`] as far as it came. The directory was empty before, so what has these names is ours.
 fn remove_what_was_made(path: &Path, made_root: bool) {
     let _ = fs::remove_file(path.join(DIRECTORY_ID));
-    let _ = fs::remove_file(path.join(VOLUME_DIRECTORY).join(CONFIG));
-    let _ = fs::remove_file(path.join(VOLUME_DIRECTORY).join(CONFIG_COPY));
+    for file in [CONFIG, CONFIG_COPY, LOCK_FILE] {
+        let _ = fs::remove_file(path.join(VOLUME_DIRECTORY).join(file));
+    }
     let _ = fs::remove_dir(path.join(VOLUME_DIRECTORY));
     if made_root {
         let _ = fs::remove_dir(path);
     }
-}
-
-/// The process that holds a lock on this inode, as `/proc/locks` tells. It does not on filesystems whose files show
-/// another device than their lock (btrfs, overlayfs), and not across process namespaces.
-fn lock_holder(volume: &OwnedFd) -> Option<i32> {
-    let stat = rustix::fs::fstat(volume).ok()?;
-    let device = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
-    let locks = fs::read_to_string("/proc/locks").ok()?;
-    locks.lines().find_map(|line| flock_holder(line, device, stat.st_ino))
-}
-
-/// The process of a line such as `1: FLOCK  ADVISORY  WRITE 4711 fd:01:393217 0 EOF`, if it is about this inode.
-fn flock_holder(line: &str, (major, minor): (u32, u32), inode: u64) -> Option<i32> {
-    let mut fields = line.split_whitespace();
-    fields.nth(1).filter(|kind| *kind == "FLOCK")?; // a waiter has "->" there
-    let (pid, file) = (fields.nth(2)?, fields.next()?);
-    (file == format!("{major:02x}:{minor:02x}:{inode}")).then(|| pid.parse().ok().filter(|pid| *pid > 0)).flatten()
 }
 
 #[cfg(test)]
@@ -369,7 +324,7 @@ mod tests {
         let mode = |name| fs::symlink_metadata(path.join(name)).unwrap().permissions().mode() & 0o777;
         let made = ["", ".kmsfs", ".kmsfs/volume.toml", ".kmsfs/volume.toml.1"];
         assert_eq!(made.map(mode), [0o700, 0o700, 0o600, 0o600]);
-        assert_eq!(entries(&path.join(".kmsfs")), 2);
+        assert_eq!(entries(&path.join(".kmsfs")), 3);
         assert_eq!(created.read_config_copy().unwrap(), b"config");
         let link = home.path().join("link");
         symlink(&path, &link).unwrap();
@@ -427,37 +382,12 @@ mod tests {
             assert_eq!(directory.read_config().unwrap(), config.as_bytes());
             assert_eq!(directory.read_config_copy().unwrap(), config.as_bytes());
         }
-        assert_eq!(entries(&home.path().join("c/.kmsfs")), 2);
+        assert_eq!(entries(&home.path().join("c/.kmsfs")), 3);
         fs::create_dir(home.path().join("c/.kmsfs/volume.toml.1.new")).unwrap();
         directory.replace_config("fourth").unwrap();
         assert_eq!(directory.read_config().unwrap(), b"fourth", "a copy that cannot be written stops no change");
         fs::remove_dir(home.path().join("c/.kmsfs/volume.toml.1.new")).unwrap();
         directory.replace_config(&"x".repeat(100_000)).unwrap();
         assert_eq!(directory.read_config().unwrap().len(), 65537, "an oversized one is not read whole");
-    }
-
-    #[test]
-    fn locks_exclude_each_other() {
-        let home = tempfile::tempdir().unwrap();
-        let directory = CipherDirectory::create(&home.path().join("c"), "config", "id").unwrap();
-        let again = CipherDirectory::open(directory.path()).unwrap();
-        let lock = directory.lock(LockMode::Exclusive).unwrap();
-        for mode in [LockMode::Exclusive, LockMode::Shared] {
-            let Err(LockError::Held { pid }) = again.lock(mode) else { panic!("two holders") };
-            assert!(pid.is_none_or(|pid| pid == rustix::process::getpid().as_raw_nonzero().get()));
-        }
-        drop(lock);
-        let _first = directory.lock(LockMode::Shared).unwrap();
-        let _second = again.lock(LockMode::Shared).unwrap();
-        again.lock(LockMode::Exclusive).unwrap_err();
-    }
-
-    #[test]
-    fn reads_the_holder_of_a_lock() {
-        let line = "12: FLOCK  ADVISORY  WRITE 4711 fd:01:393217 0 EOF";
-        assert_eq!(flock_holder(line, (0xfd, 1), 393_217), Some(4711));
-        assert_eq!((flock_holder(line, (0xfd, 1), 8), flock_holder(line, (0xfd, 2), 393_217)), (None, None));
-        assert_eq!(flock_holder("12: -> FLOCK  ADVISORY  WRITE 4711 fd:01:393217 0 EOF", (0xfd, 1), 393_217), None);
-        assert_eq!(flock_holder("3: POSIX  ADVISORY  WRITE 4711 fd:01:393217 0 EOF", (0xfd, 1), 393_217), None);
     }
 }

@@ -180,6 +180,20 @@ fn sync_file_range(fd: BorrowedFd<'_>, offset: i64, len: i64, flags: libc::c_uin
     }
 }
 
+/// Locks all of a file for its open file description, without waiting: a lock of ranges, which some filesystems carry that do
+/// not carry `flock(2)`.
+#[allow(unsafe_code)] // no safe wrapper of this system call exists in the crates we use
+#[allow(clippy::cast_possible_truncation)] // constants below four, in the fields that are made for them
+pub(super) fn lock_whole_range(fd: BorrowedFd<'_>, exclusive: bool) -> rustix::io::Result<()> {
+    let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
+    let whole = libc::flock { l_type: kind as _, l_whence: libc::SEEK_SET as _, l_start: 0, l_len: 0, l_pid: 0 };
+    // SAFETY: the structure is whole and outlives the call, which only reads it; the descriptor is borrowed for the call.
+    match unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const whole) } {
+        0 => Ok(()),
+        _ => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
+    }
+}
+
 impl RawFile for DiskFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut done = 0;

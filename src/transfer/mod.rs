@@ -65,6 +65,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
+use std::sync::Arc;
 
 pub use crate::storage::{NodeKind, Timestamp};
 pub use report::{Counts, Failure, Progress, Settings};
@@ -73,6 +74,7 @@ pub use side::{Meta, TransferError, kind_name};
 
 use crate::fs::{self, Filesystem};
 use crate::keys::Volume;
+use crate::lease::{self, Seal};
 use crate::storage::CipherDirectory;
 use crate::storage::cipher_directory::VolumeLock;
 
@@ -93,13 +95,17 @@ pub struct Tree {
 
 impl Tree {
     /// Opens a volume: for writing if its exclusive lock is given, which was taken before the config was read, else for
-    /// reading.
+    /// reading. To write it also takes the volume's lease, which may mean to wait for some time.
     ///
     /// # Errors
-    /// [`fs::Error`] if the root cannot be read.
+    /// [`fs::Error`] if the root cannot be read, or another writes the volume.
     pub fn open(directory: CipherDirectory, volume: Volume, lock: Option<VolumeLock>) -> Result<Self, fs::Error> {
         let options = fs::Options { read_only: lock.is_none(), ..fs::Options::default() };
+        let seal = Seal::new(volume.id, Arc::clone(&volume.lease));
+        let tenure = lock.as_ref().map(|lock| lease::claim(lock, seal, &mut |why| tracing::warn!("{why}")));
+        let tenure = tenure.transpose()?.flatten();
         let fs = Filesystem::open(directory, volume, options)?;
+        fs.hold(tenure);
         Ok(Self { side: VolumeSide::new(fs), _lock: lock })
     }
 

@@ -6,9 +6,11 @@ use crate::check::Finding;
 use crate::cli::error::{CliError, Exit};
 use crate::cli::pins::Pins;
 use crate::cli::unlock::{self, Expected};
+use crate::cli::writing;
 use crate::format::config::{self, CONFIG_COPY_FILE, SealedConfig};
 use crate::keys::providers::ProviderSettings;
 use crate::keys::{KeyLimits, Volume};
+use crate::lease::Tenure;
 use crate::storage::CipherDirectory;
 use crate::storage::cipher_directory::{CipherDirectoryError, LockMode, VolumeLock};
 
@@ -27,6 +29,8 @@ pub(super) struct Subject {
     pub(super) directory: CipherDirectory,
     pub(super) sealed: SealedConfig,
     pub(super) volume: Option<Volume>,
+    /// Given back before the lock is.
+    pub(super) _tenure: Option<Tenure>,
     pub(super) _lock: Option<VolumeLock>,
     /// The config was not as it should be, and was mended.
     pub(super) mended: Option<Finding>,
@@ -38,18 +42,22 @@ impl Opening<'_> {
         let directory = CipherDirectory::open_without_config(path)?;
         let lock = self.repair.then(|| directory.lock(LockMode::Exclusive)).transpose()?;
         match self.read(&directory) {
-            Ok((sealed, volume)) => Ok(Subject { directory, sealed, volume, _lock: lock, mended: None }),
+            Ok((sealed, volume)) => {
+                let tenure = tenure(lock.as_ref(), volume.as_ref())?;
+                Ok(Subject { directory, sealed, volume, _tenure: tenure, _lock: lock, mended: None })
+            }
             Err(error) if error.code() == Exit::Config as u8 => {
                 let what = error.to_string();
                 let (bytes, sealed, volume) = self.copy(&directory).map_err(|_| error)?;
                 if !self.repair {
                     return Err(CliError::new(Exit::Config, what).hint(unlock::config_hint(&directory)));
                 }
+                let tenure = tenure(lock.as_ref(), volume.as_ref())?;
                 let restored = directory.restore_config(&bytes);
                 restored.map_err(|error| CliError::io(directory.path().join(".kmsfs").display(), &error))?;
                 let what = format!("{what}; {CONFIG_COPY_FILE} was put back");
                 let mended = Finding { repaired: true, ..Finding::config(what, true) };
-                Ok(Subject { directory, sealed, volume, _lock: lock, mended: Some(mended) })
+                Ok(Subject { directory, sealed, volume, _tenure: tenure, _lock: lock, mended: Some(mended) })
             }
             Err(error) => Err(error),
         }
@@ -85,4 +93,10 @@ impl Opening<'_> {
         let volume = self.providers.map(unlock).transpose()?;
         Ok((sealed, volume))
     }
+}
+
+/// The lease of a volume that is to be repaired.
+fn tenure(lock: Option<&VolumeLock>, volume: Option<&Volume>) -> Result<Option<Tenure>, CliError> {
+    let both = lock.zip(volume);
+    both.map_or(Ok(None), |(lock, volume)| writing::hold(lock, LockMode::Exclusive, writing::seal(volume)))
 }

@@ -184,7 +184,7 @@ pub(super) fn check_lock(directory: &CipherDirectory, findings: &mut Findings) {
     const CHECK: &str = "lock";
     match directory.lock(LockMode::Shared).map(drop) {
         Ok(()) => findings.ok(CHECK, "not mounted for writing by anybody"),
-        Err(error @ LockError::Held { .. }) => {
+        Err(error @ (LockError::Held { .. } | LockError::Elsewhere { .. })) => {
             findings.warn(CHECK, format!("{error}: it cannot be mounted a second time"), "unmount it there first");
         }
         Err(error) => findings.fail(CHECK, CliError::from(error).code(), "the filesystem does not lock", None),

@@ -12,6 +12,7 @@ use crate::cli::passphrase;
 use crate::cli::pins::Pins;
 use crate::cli::settings::Settings;
 use crate::cli::unlock::{self, Expected};
+use crate::cli::writing;
 use crate::format::config::{VolumeConfig, WrappedVolumeKey, WrappingKey};
 use crate::format::geometry::PAGE_LEN;
 use crate::format::name::RedoLog;
@@ -42,12 +43,13 @@ impl KeyChange {
         pins: Option<&Pins>,
     ) -> Result<Self, CliError> {
         let directory = CipherDirectory::open(path).map_err(|error| explain(path, error))?;
-        let hold = Hold::take(&directory, LockMode::Exclusive)?;
+        let mut hold = Hold::take(&directory, LockMode::Exclusive)?;
         let sealed = unlock::read_config(&directory)?;
         let secret = settings.passphrase.as_ref().map(|source| source.read(environment, false)).transpose()?;
         let providers = settings.for_providers(secret.map(passphrase::for_provider));
         let expected = Expected::default();
         let (unlocked, _) = unlock::unlock_to_change(directory.path(), &sealed, &expected, pins, &providers)?;
+        hold.unlocked(writing::seal_of(&unlocked))?;
         let change = Self { directory, unlocked, providers, hold };
         change.check_no_redo_log()?;
         Ok(change)
@@ -177,6 +179,7 @@ impl KeyChange {
     }
 
     fn replace(&self, file: &str) -> Result<(), CliError> {
+        self.hold.check()?;
         let replaced = self.directory.replace_config(file);
         replaced.map_err(|error| CliError::io(self.directory.path().join(".kmsfs/volume.toml").display(), &error))
     }

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::cli::error::{CliError, Exit};
-use crate::cli::report;
+use crate::cli::{report, writing};
 use crate::daemon::control::{Ask, ClientError};
 use crate::fs::Stats;
-use crate::storage::cipher_directory::{CipherDirectory, LockError, LockMode, VolumeLock};
+use crate::lease::{Seal, Tenure};
+use crate::storage::cipher_directory::{CipherDirectory, KeysLock, LockError, LockMode, VolumeLock};
 
 use super::status;
 
@@ -24,7 +25,10 @@ const QUICK: Duration = Duration::from_secs(10);
 
 /// Held while keys change.
 pub(super) struct Hold {
-    _change: VolumeLock,
+    _change: KeysLock,
+    /// The volume's lease, once it is unlocked; given back before its lock is.
+    tenure: Option<Tenure>,
+    seal: Option<Seal>,
     /// None while the volume is mounted.
     volume: Option<VolumeLock>,
 }
@@ -39,7 +43,27 @@ impl Hold {
             Err(LockError::Held { .. }) if !served(directory.path()).is_empty() => None,
             Err(error) => return Err(error.into()),
         };
-        Ok(Self { _change: change, volume })
+        Ok(Self { _change: change, tenure: None, seal: None, volume })
+    }
+
+    /// Takes the lease too, now that the volume is unlocked, unless the mount that has it does.
+    pub(super) fn unlocked(&mut self, seal: Seal) -> Result<(), CliError> {
+        if let Some(lock) = &self.volume {
+            self.tenure = writing::hold(lock, LockMode::Exclusive, seal.clone())?;
+        }
+        self.seal = Some(seal);
+        Ok(())
+    }
+
+    /// The lease, for who writes the volume.
+    pub(super) fn hand_over(&mut self) -> Option<Tenure> {
+        self.tenure.take()
+    }
+
+    /// Whether the volume is still ours to write, or a mount's.
+    pub(super) fn check(&self) -> Result<(), CliError> {
+        let lost = self.tenure.as_ref().map_or(Ok(()), Tenure::check);
+        lost.map_err(|lost| CliError::new(Exit::CipherDirectory, lost))
     }
 
     /// Whether programs work on the volume meanwhile.
@@ -71,7 +95,10 @@ impl Hold {
         }
         if mounts.is_empty() {
             // Unmounted meanwhile.
-            self.volume = Some(directory.lock(LockMode::Exclusive)?);
+            let lock = directory.lock(LockMode::Exclusive)?;
+            let seal = self.seal.clone();
+            self.tenure = seal.map_or(Ok(None), |seal| writing::hold(&lock, LockMode::Exclusive, seal))?;
+            self.volume = Some(lock);
         }
         Ok(())
     }
@@ -90,7 +117,7 @@ impl Hold {
 }
 
 /// A mount goes on sealing the file that it was told to, although whoever told it has left: that is waited for.
-fn lock_keys(directory: &CipherDirectory, mode: LockMode) -> Result<VolumeLock, CliError> {
+fn lock_keys(directory: &CipherDirectory, mode: LockMode) -> Result<KeysLock, CliError> {
     let until = Instant::now() + SEALING;
     let mut told = false;
     loop {

@@ -17,6 +17,7 @@ use crate::cli::error::{CliError, Exit};
 use crate::cli::pins::Pins;
 use crate::cli::settings::{self, Settings, SettingsArgs};
 use crate::cli::unlock::{self, Expected};
+use crate::cli::writing;
 use crate::cli::{passphrase, progress, report};
 use crate::daemon::control::Ask;
 use crate::daemon::log::Level;
@@ -138,12 +139,13 @@ pub(crate) fn run(args: &RekeyArgs) -> Result<(), CliError> {
     let settings = Settings::load(&args.settings, &environment)?;
     settings::log_to_stderr(&settings, Level::WARN)?;
     let directory = CipherDirectory::open(&args.cipher_directory)?;
-    let hold = Hold::take(&directory, LockMode::Shared)?;
+    let mut hold = Hold::take(&directory, LockMode::Shared)?;
     let failed = |error| CliError::io(".kmsfs/rekey", &error);
     let _alone = directory.redo_logs().and_then(|logs| logs.lock_run()).map_err(failed)?.ok_or_else(|| {
         CliError::new(Exit::Locked, "another `kmsfs rekey` is at work on the volume: wait until it is done")
     })?;
     let volume = unlock(&directory, args, &settings, &environment)?;
+    hold.unlocked(writing::seal(&volume))?;
     let mut notes = Notes::load(&environment, &volume.config.volume_id)?;
     if args.dry_run {
         let (files, _) = find(&directory, &volume, args.path.as_deref())?;
@@ -180,6 +182,7 @@ pub(crate) fn run(args: &RekeyArgs) -> Result<(), CliError> {
         let options = Options { prefetch: false, ..Options::default() };
         let filesystem = Filesystem::open(CipherDirectory::open(directory.path())?, volume, options)
             .map_err(|error| CliError::new(Exit::Other, error))?;
+        filesystem.hold(hold.hand_over());
         pass(found, &|path: &str| Ok(Answer::of(&filesystem, path, run)));
         filesystem.shutdown();
     }

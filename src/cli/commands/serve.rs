@@ -25,6 +25,7 @@ use crate::cli::reach;
 use crate::cli::report;
 use crate::cli::settings::{PASSPHRASE_VARIABLE, Settings};
 use crate::cli::unlock::{self, Expected};
+use crate::cli::writing;
 use crate::daemon::control::{self, Client, ControlError, ControlSocket, Ended};
 use crate::daemon::detach::{self, Background, Started};
 use crate::daemon::inherited::{self, InheritedError};
@@ -37,6 +38,7 @@ use crate::format::config::VolumeConfig;
 use crate::fs::{self, Filesystem};
 use crate::keys::Volume;
 use crate::keys::providers::ProviderSettings;
+use crate::lease::Tenure;
 use crate::mount::{self, Attendant, MountError};
 use crate::storage::cipher_directory::{CipherDirectory, LockMode, VolumeLock};
 
@@ -128,6 +130,7 @@ struct Opened {
     directory: CipherDirectory,
     volume: Volume,
     lock: VolumeLock,
+    tenure: Option<Tenure>,
     place: Place,
     attendant: Attendant,
     confinement: Confinement,
@@ -237,7 +240,8 @@ impl Job<'_> {
             init::create_if_vacant(&place.cipher_directory, &args.volume, settings, providers, environment)?;
         }
         let directory = CipherDirectory::open(&place.cipher_directory)?;
-        let lock = directory.lock(if self.flags.read_only { LockMode::Shared } else { LockMode::Exclusive })?;
+        let mode = if self.flags.read_only { LockMode::Shared } else { LockMode::Exclusive };
+        let lock = directory.lock(mode)?;
         observers.take_places(&[&place.cipher_directory, &place.mountpoint])?;
         let sealed = unlock::read_config(&directory)?;
         let expected = Expected { volume_id: args.volume_id.as_deref(), keys: &args.expect_key };
@@ -247,7 +251,8 @@ impl Job<'_> {
         let confinement = self.confine(&place, &sealed.config, observers, logs_later)?;
         let volume =
             unlock::unlock(directory.path(), &sealed, &expected, pins.as_ref(), providers, args.keys.limits())?;
-        Ok(Opened { directory, volume, lock, place, attendant, confinement })
+        let tenure = writing::hold(&lock, mode, writing::seal(&volume))?;
+        Ok(Opened { directory, volume, lock, tenure, place, attendant, confinement })
     }
 
     /// Gives up what the mount will not need. From here on nothing can be mounted, and only known places can be reached.
@@ -302,9 +307,10 @@ impl Job<'_> {
         observers: &mut Observers,
         background: Option<Background>,
     ) -> Result<(), CliError> {
-        let Opened { directory, volume, lock, place, attendant, confinement } = opened;
+        let Opened { directory, volume, lock, tenure, place, attendant, confinement } = opened;
         let attendant = Arc::new(attendant);
         let filesystem = Filesystem::open(directory, volume, self.fs_options())?;
+        filesystem.hold(tenure);
         let told = Told {
             mountpoint: &place.mountpoint,
             log: &records.log.target,

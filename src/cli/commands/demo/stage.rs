@@ -15,6 +15,7 @@ use std::time::Duration;
 use crate::cli::error::{CliError, Exit};
 use crate::cli::settings::Settings;
 use crate::cli::unlock;
+use crate::cli::writing;
 use crate::crypto::random_array;
 use crate::daemon::signals;
 use crate::format::hex;
@@ -164,7 +165,9 @@ impl Stage {
         let recipient = Recipient { kind, key, wraps_new, provider: Arc::clone(&provider) as _ };
         let volume = unlocked.volume(vec![recipient], KeyLimits { max_age, ..KeyLimits::default() });
         let options = Options { prefetch: false, ..Options::default() };
+        let tenure = writing::hold(&lock, LockMode::Exclusive, writing::seal(&volume))?;
         let filesystem = Filesystem::open(directory, volume, options)?;
+        filesystem.hold(tenure);
         self.serve(filesystem, provider, lock)
     }
 
