@@ -528,3 +528,68 @@ fn an_entry_that_cannot_be_looked_at_hides_no_other() {
     assert!(support::text(&ours.stderr).contains("d/f20: "), "{}", support::text(&ours.stderr));
     assert_eq!(ours.status.code(), Some(14));
 }
+
+/// As Docker's and podman's storage uses it: what is removed or renamed of a lower layer leaves a whiteout.
+#[test]
+fn a_mount_is_the_upper_layer_of_an_overlay() {
+    let volume = for_everybody();
+    let long = "n".repeat(240);
+    let script = format!(
+        "mkdir l u w o l/d; echo lower > l/f; echo lower > l/{long}; echo deep > l/d/x
+         mount -t overlay overlay -o lowerdir=l,upperdir=u,workdir=w o
+         trap 'umount o' EXIT
+         rm o/f; mv o/{long} o/moved; rm -r o/d; mkdir o/d; echo new > o/d/y; echo upper > o/g; mv o/g o/h
+         (cd o; ls); cat o/moved o/d/* o/h; stat -c %F u/f u/{long}"
+    );
+    let whiteout = "character special file\n";
+    let expected = format!("d\nh\nmoved\nlower\nnew\nupper\n{whiteout}{whiteout}");
+    assert_eq!(run("sh", &[&"-e", &"-c", &script], &volume.plain), expected);
+    volume.remount();
+    assert_eq!(run("stat", &[&"-c", &"%F", &"u/f", &format!("u/{long}")], &volume.plain), whiteout.repeat(2));
+    assert_eq!(fs::read_to_string(volume.path("u/moved")).unwrap(), "lower\n");
+}
+
+/// A directory's id is in nobody's way, whatever the directory's mode.
+#[test]
+fn an_owner_removes_an_empty_directory_of_any_mode() {
+    let volume = Volume::in_home(Home::of_nobody(), &[], &[]);
+    let plain = volume.plain.display();
+    volume.home.shell(&format!(
+        "cd {plain}; for mode in 0000 0100 0200 0300 0400 0500 0555 0600; do mkdir -m $mode d; rmdir d; done
+         mkdir a b; chmod 555 b; mv -T a b; test ! -e a; rmdir b
+         mkdir -p t/leaf; chmod 555 t/leaf; rm -r t
+         mkdir full; echo x > full/f; chmod 100 full; ! rmdir full 2>/dev/null; stat -c %a full | grep -qx 100
+         chmod 700 full; cat full/f; rm -r full; ls"
+    ));
+    assert_eq!(cipher_names(&volume), 0);
+}
+
+/// What is removed while it is open gets another name on such filesystems: nobody but programs has it open, then.
+#[test]
+fn a_tree_is_removed_at_once_where_open_files_are_renamed() {
+    needs_root();
+    let home = Home::new();
+    let (below, above, plain) = (home.path("below"), home.path("above"), home.path("plain"));
+    [&below, &above, &plain].iter().for_each(|place| fs::create_dir(place).unwrap());
+    if Command::new("bindfs").arg(&below).arg(&above).status().is_err() {
+        println!("left out: there is no bindfs");
+        return;
+    }
+    let cipher = above.join("cipher");
+    home.ok(&[&"init", &cipher, &"--key", &format!("local:{}", home.path("keys").display())]);
+    home.ok(&[&"mount", &cipher, &plain]);
+    let script = "mkdir d; echo x > d/f; rm -r d
+        mkdir d; echo x > d/f; echo y > d/g; mv d/g d/f; rm -r d
+        mkdir d; exec 3> d/f; echo z >&3; rm d/f; exec 3>&-; rmdir d
+        echo old > kept; ln kept second; rm kept; cat second; ls";
+    let output = Command::new("sh").args(["-e", "-c", script]).current_dir(&plain).output().unwrap();
+    home.ok(&[&"umount", &plain]);
+    run("umount", &[&above], &home.path(""));
+    assert_eq!((support::text(&output.stdout), support::text(&output.stderr)), ("old\nsecond\n".into(), String::new()));
+}
+
+/// Entries of the root that are not the volume's own.
+fn cipher_names(volume: &Volume) -> usize {
+    let names = fs::read_dir(&volume.cipher).unwrap().map(|entry| entry.unwrap().file_name());
+    names.filter(|name| !name.to_string_lossy().starts_with('.')).count()
+}

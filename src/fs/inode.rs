@@ -46,6 +46,8 @@ pub(super) struct Inode {
     sealing: AtomicBool,
     /// Held by whoever gives the file another header.
     keys: Mutex<()>,
+    /// It has lost its last name, and the backing filesystem has given it another one while it is open.
+    pub(super) condemned: AtomicBool,
     /// The settler has it on its list.
     pub(super) watched: AtomicBool,
     lookups: AtomicU64,
@@ -104,6 +106,7 @@ impl Inode {
             late_mtime: Mutex::default(),
             sealing: AtomicBool::new(false),
             keys: Mutex::default(),
+            condemned: AtomicBool::new(false),
             watched: AtomicBool::new(false),
             lookups: AtomicU64::new(0),
             last_lookup: AtomicU64::new(0),

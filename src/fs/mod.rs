@@ -73,6 +73,8 @@ use unfinished::Unfinished;
 const KEY_THREADS: usize = 16;
 /// Threads that ask again for the keys of open files.
 const RENEWAL_THREADS: usize = 8;
+/// Threads for what may take long and asks no provider.
+const CHORE_THREADS: usize = 4;
 /// What a warning is about.
 type Cause = (&'static str, Option<ProviderErrorKind>);
 
@@ -140,7 +142,11 @@ pub struct Filesystem {
     lane: Lane,
     /// Apart from the lane: the keys of open files are renewed although many wait to be opened.
     renewals: Lane,
+    /// For what may take long and asks no provider.
+    chores: Lane,
     prefetch: Prefetch,
+    /// See [`Node::renames_what_is_open`].
+    renames_what_is_open: bool,
     rules: Rules,
     read_only: bool,
     /// Something was changed, or may have been.
@@ -169,6 +175,7 @@ impl Filesystem {
         let root = Node::of_directory(directory.root_fd())?;
         let stat = root.stat()?;
         let user = rustix::process::geteuid().as_raw();
+        let renames_what_is_open = root.renames_what_is_open()?;
         if !options.read_only {
             volume.ring.use_provisioned(Box::new(directory.key_stock()?), options.provisioned_keys);
         }
@@ -199,7 +206,9 @@ impl Filesystem {
             options,
             lane: Lane::new("kmsfs-keys", KEY_THREADS),
             renewals: Lane::new("kmsfs-renewals", RENEWAL_THREADS),
+            chores: Lane::new("kmsfs-chores", CHORE_THREADS),
             prefetch: Prefetch::new(),
+            renames_what_is_open,
             read_only: options.read_only,
             changed: AtomicBool::new(false),
             kernel_sets_mtime: AtomicBool::new(false),

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use crate::format::config::End;
 use crate::format::name::Stored;
@@ -18,6 +19,9 @@ const SETGID: u32 = 0o2000;
 const SET_IDS: u32 = 0o6000;
 /// What the owner needs to put a directory id into a new directory.
 const OWNER_ALL: u32 = 0o700;
+/// How often, and how long, a backing filesystem is asked again to remove a directory in which a removed file is still open.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+const UNTIL_CLOSED: Duration = Duration::from_secs(2);
 
 impl Filesystem {
     /// The inode of an entry; counts as a lookup.
@@ -151,6 +155,7 @@ impl Filesystem {
         let inode = self.inodes.get(id)?;
         let stored = self.stored_name(&directory, name)?;
         let _move = self.moves.begin();
+        inode.condemned.store(false, Ordering::Relaxed);
         self.with_long_name_link(&directory.node, &stored, |entry| inode.node.link_as(&directory.node, entry))?;
         let inode = self.inodes.count_lookup(&inode);
         self.attributes_of(&inode, &inode.node.stat()?)
@@ -164,6 +169,7 @@ impl Filesystem {
         let directory = self.writable_directory(directory)?;
         let stored = self.stored_name(&directory, name)?;
         let victim = self.long_target_victim(&directory.node, stored.entry());
+        self.let_go_of(&directory.node, stored.entry());
         directory.node.unlink(stored.entry())?;
         self.drop_long_target(victim.as_ref());
         remove_long_name_link(&directory.node, &stored);
@@ -181,6 +187,44 @@ impl Filesystem {
         self.with_emptied(&victim, || directory.node.rmdir(stored.entry()))?;
         remove_long_name_link(&directory.node, &stored);
         Ok(())
+    }
+
+    /// Removes an empty directory; the answer may come from another thread, after what was removed from it a moment ago and
+    /// was still open has gone from the backing filesystem too.
+    pub fn remove_directory(self: &Arc<Self>, directory: InodeId, name: &[u8], answer: Answer<()>) {
+        match self.rmdir(directory, name) {
+            // Nothing of ours is in it.
+            Err(Error::Io(error)) if self.renames_what_is_open && error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                let (fs, name, start) = (Arc::clone(self), name.to_vec(), Instant::now());
+                self.chores.run(Box::new(move |_| {
+                    let removed = loop {
+                        std::thread::sleep(LOOK_AGAIN);
+                        let removed = fs.rmdir(directory, &name);
+                        if !matches!(&removed, Err(Error::Io(_))) || start.elapsed() > UNTIL_CLOSED {
+                            break removed;
+                        }
+                    };
+                    answer(removed);
+                }));
+            }
+            result => answer(result),
+        }
+    }
+
+    /// An entry is about to lose its only name on a filesystem that gives it another one for as long as it is open: nobody but
+    /// programs is to have it open then.
+    fn let_go_of(&self, directory: &Node, entry: &str) {
+        if !self.renames_what_is_open {
+            return;
+        }
+        let stat = directory.lookup(entry).and_then(|node| node.stat());
+        let last = stat.ok().filter(|stat| stat.kind == NodeKind::File && stat.nlink == 1);
+        if let Some(inode) = last.and_then(|stat| self.inodes.known_as(&stat)) {
+            inode.condemned.store(true, Ordering::Relaxed);
+            if inode.slot().handles == 0 {
+                self.settle_no_more(&inode);
+            }
+        }
     }
 
     /// Renames an entry.
@@ -202,6 +246,9 @@ impl Filesystem {
         }
         let (old, new) = (self.stored_name(&from, name)?, self.stored_name(&to, new_name)?);
         let victim = self.long_target_victim(&to.node, new.entry());
+        if matches!(mode, RenameMode::Replace | RenameMode::WhiteOut) {
+            self.let_go_of(&to.node, new.entry());
+        }
         let _move = self.moves.begin();
         self.with_long_name_link(&to.node, &new, |entry| {
             self.rename_over_empty_directory(&from.node, &old, &to.node, entry, mode)
@@ -248,11 +295,24 @@ impl Filesystem {
     }
 
     /// A directory that looks empty still has its id, which keeps the backing filesystem from removing it: `remove` is run with
-    /// the id taken away, and the id put back if that fails.
-    fn with_emptied(&self, victim: &Node, remove: impl FnOnce() -> io::Result<()>) -> Result<(), Error> {
-        if victim.stat()?.kind != NodeKind::Directory {
+    /// the id taken away, and the id put back if that fails. Whoever owns a directory may remove it whatever its mode; taking
+    /// the id away needs all permissions, which it gets for that moment.
+    fn with_emptied(&self, victim: &Node, remove: impl Fn() -> io::Result<()>) -> Result<(), Error> {
+        let stat = victim.stat()?;
+        if stat.kind != NodeKind::Directory {
             return Ok(remove()?);
         }
+        let lacks_permission = stat.uid == self.user && stat.mode & OWNER_ALL != OWNER_ALL;
+        match self.empty_and(victim, &remove) {
+            Err(Error::Io(error)) if lacks_permission && error.kind() == io::ErrorKind::PermissionDenied => {
+                victim.set_mode(stat.mode | OWNER_ALL)?;
+                self.empty_and(victim, &remove).inspect_err(|_| drop(victim.set_mode(stat.mode)))
+            }
+            result => result,
+        }
+    }
+
+    fn empty_and(&self, victim: &Node, remove: impl Fn() -> io::Result<()>) -> Result<(), Error> {
         if !self.trimmer.with_patience(|| holds_nothing(victim))? {
             return Err(Error::NotEmpty);
         }
@@ -273,8 +333,9 @@ impl Filesystem {
         mode: RenameMode,
     ) -> io::Result<()> {
         let rename = || from.rename(old.entry(), to, entry, mode);
+        let may_replace = matches!(mode, RenameMode::Replace | RenameMode::WhiteOut);
         match rename() {
-            Err(error) if mode == RenameMode::Replace && error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+            Err(error) if may_replace && error.kind() == io::ErrorKind::DirectoryNotEmpty => {
                 let victim = self.trimmer.with_patience(|| to.lookup(entry))?;
                 self.with_emptied(&victim, rename).map_err(|failure| match failure {
                     Error::Io(error) => error,

@@ -123,12 +123,16 @@ impl Filesystem {
         if slot.lacks_end_mark() {
             self.alarm("end", || format!("{}: the end of the file is missing: it was cut off", inode.node.describe()));
         }
+        let is_condemned = inode.condemned.load(Ordering::Relaxed);
         let waits = |open: &OpenFile| inode.watched.load(Ordering::Relaxed) && open.content.unsettled().is_some();
         let last = slot.handles == 0;
         if last && !slot.open.as_ref().is_some_and(waits) {
             slot.close();
         }
         drop(slot);
+        if last && is_condemned {
+            self.settle_no_more(&inode);
+        }
         if last && let Err(error) = inode.write_late_mtime() {
             tracing::warn!("{}: the modification time cannot be set: {error}", inode.node.describe());
         }

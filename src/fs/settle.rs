@@ -157,10 +157,15 @@ impl Filesystem {
     /// A file without a name that the kernel has forgotten is gone: it must not keep its space until the next look.
     pub(super) fn drop_if_nameless(&self, inode: &Inode) {
         if inode.node.stat().is_ok_and(|stat| stat.nlink == 0) {
-            self.settler.state().watched.remove(&inode.id);
-            inode.slot().close();
-            self.inodes.unwatch(inode);
+            self.settle_no_more(inode);
         }
+    }
+
+    /// Nobody will ask for the file's size.
+    pub(super) fn settle_no_more(&self, inode: &Inode) {
+        self.settler.state().watched.remove(&inode.id);
+        inode.slot().close();
+        self.inodes.unwatch(inode);
     }
 
     /// How many files are known to be unsettled.

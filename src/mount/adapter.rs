@@ -187,8 +187,9 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let begun = self.begin(Operation::Rmdir, request);
-        reply_empty(reply, begun.end(self.fs.rmdir(convert::inode(parent), name.as_bytes())));
+        let begun = self.begin_to_end_anywhere(Operation::Rmdir, request);
+        let answer = Box::new(move |result| reply_empty(reply, begun.end(result)));
+        self.fs.remove_directory(convert::inode(parent), name.as_bytes(), answer);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {

@@ -63,6 +63,7 @@ pub(super) fn rename_mode(flags: RenameFlags) -> Option<RenameMode> {
         flags if flags.is_empty() => Some(RenameMode::Replace),
         RenameFlags::RENAME_NOREPLACE => Some(RenameMode::NoReplace),
         RenameFlags::RENAME_EXCHANGE => Some(RenameMode::Exchange),
+        RenameFlags::RENAME_WHITEOUT => Some(RenameMode::WhiteOut),
         _ => None,
     }
 }

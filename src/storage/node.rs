@@ -151,10 +151,14 @@ pub enum RenameMode {
     NoReplace,
     /// Swaps the two.
     Exchange,
+    /// Replaces it, and leaves a whiteout (character device 0, 0) in the place of what was renamed.
+    WhiteOut,
 }
 
 /// Filesystem types of ext2 to ext4, XFS, and tmpfs, which has nothing to lose. An ext4 without a journal promises nothing.
 const ONE_JOURNAL: [fs::FsWord; 3] = [0xEF53, 0x5846_5342, 0x0102_1994];
+/// Filesystem types of FUSE and NFS: what is removed while somebody has it open gets another name until it is closed.
+const RENAME_WHAT_IS_OPEN: [fs::FsWord; 2] = [0x6573_5546, 0x6969];
 /// Permission to read and write for the owner.
 const OWNER_READ_WRITE: u32 = 0o600;
 
@@ -368,6 +372,7 @@ impl Node {
             RenameMode::Replace => RenameFlags::empty(),
             RenameMode::NoReplace => RenameFlags::NOREPLACE,
             RenameMode::Exchange => RenameFlags::EXCHANGE,
+            RenameMode::WhiteOut => RenameFlags::WHITEOUT,
         };
         Ok(fs::renameat_with(&self.fd, from, &directory.fd, to, flags)?)
     }
@@ -434,6 +439,14 @@ impl Node {
     /// Those of `fstatfs(2)`.
     pub fn keeps_name_order(&self) -> io::Result<bool> {
         Ok(ONE_JOURNAL.contains(&fs::fstatfs(&self.fd)?.f_type))
+    }
+
+    /// Whether the backing filesystem may give a file that is removed while it is open another name in the same directory.
+    ///
+    /// # Errors
+    /// Those of `fstatfs(2)`.
+    pub fn renames_what_is_open(&self) -> io::Result<bool> {
+        Ok(RENAME_WHAT_IS_OPEN.contains(&fs::fstatfs(&self.fd)?.f_type))
     }
 
     /// Whether both hold the same descriptor.
