@@ -635,11 +635,21 @@ fn a_revoked_key_stops_open_files_and_a_granted_one_heals_them() {
 
 #[test]
 fn an_unreachable_provider_stops_open_files_after_the_grace_only() {
-    let (mounted, id, _) = short_lived(Duration::from_secs(3600));
-    mounted.provider.always(Answer::Fail(ProviderErrorKind::Unavailable));
-    let before = mounted.provider.calls().unwrap;
-    until("asked in vain", || mounted.provider.calls().unwrap >= before + 4);
-    assert_eq!(mounted.fs.read(id, 0, &mut [0; 10]).unwrap(), 6);
+    // The file's key was made for it, or asked for.
+    for is_new in [true, false] {
+        let (mounted, id, invalidated) = short_lived(Duration::from_secs(3600));
+        if !is_new {
+            mounted.fs.lock();
+            mounted.fs.unlock();
+            mounted.fs.read(id, 0, &mut [0; 10]).unwrap();
+            invalidated.lock().unwrap().clear();
+        }
+        mounted.provider.always(Answer::Fail(ProviderErrorKind::Unavailable));
+        let before = mounted.provider.calls().unwrap;
+        until("asked in vain", || mounted.provider.calls().unwrap >= before + 4);
+        assert!(invalidated.lock().unwrap().is_empty(), "it is not given up and opened again");
+        assert_eq!(mounted.fs.read(id, 0, &mut [0; 10]).unwrap(), 6);
+    }
     let (mounted, id, _) = short_lived(Duration::ZERO);
     mounted.provider.always(Answer::Fail(ProviderErrorKind::Unavailable));
     until("stopped", || mounted.fs.read(id, 0, &mut [0; 10]).is_err_and(|error| error.errno() == libc::ETIMEDOUT));
@@ -677,6 +687,51 @@ fn a_locked_mount_has_names_and_no_content() {
     assert_eq!((mounted.list("").unwrap(), mounted.walk("a").unwrap().size), (vec!["a".to_owned()], 6));
     mounted.fs.unlock();
     assert_eq!(mounted.fs.read(id, 0, &mut [0; 10]).unwrap(), 6);
+}
+
+/// The answer of a provider comes when everything was locked, and even let go again.
+#[test]
+fn what_began_before_a_lock_opens_nothing_after_it() {
+    for remote in [false, true] {
+        let mounted = Mounted::new(remote, Holes::Allow, End::Lenient);
+        let id = mounted.create("a", 0o600).unwrap().id;
+        mounted.write("a", 0, b"secret").unwrap();
+        mounted.fs.release(id);
+        mounted.fs.lock();
+        mounted.fs.unlock();
+        mounted.provider.hold();
+        std::thread::scope(|scope| {
+            let opened = scope.spawn(|| mounted.open(id, Access::Read));
+            mounted.provider.until_waiting(1);
+            mounted.fs.lock();
+            mounted.fs.unlock();
+            mounted.provider.release();
+            assert_eq!(opened.join().unwrap().unwrap_err().errno(), libc::ENOKEY);
+        });
+        mounted.provider.always(Answer::Fail(ProviderErrorKind::KeyUnusable));
+        mounted.fs.lock();
+        mounted.fs.unlock();
+        assert_eq!(mounted.fs.read(id, 0, &mut [0; 10]).unwrap_err().errno(), libc::EKEYREVOKED);
+    }
+}
+
+#[test]
+fn a_lock_ends_the_wait_for_new_keys_and_no_others_are_asked_for() {
+    let mounted = Mounted::new(true, Holes::Allow, End::Lenient);
+    mounted.provider.hold();
+    let before = std::thread::scope(|scope| {
+        let made = scope.spawn(|| mounted.create("a", 0o600));
+        mounted.provider.until_waiting(5);
+        mounted.fs.lock();
+        assert_eq!(made.join().unwrap().unwrap_err().errno(), libc::ENOKEY, "although nobody has answered");
+        mounted.provider.calls().generate
+    });
+    mounted.provider.release();
+    until("answered", || mounted.fs.measures().keys.pool.calls == 0);
+    assert_eq!(mounted.create("b", 0o600).unwrap_err().errno(), libc::ENOKEY);
+    assert_eq!((mounted.provider.calls().generate, mounted.fs.measures().keys.pool.ready), (before, 0));
+    mounted.fs.unlock();
+    assert!(mounted.create("c", 0o600).is_ok());
 }
 
 #[test]

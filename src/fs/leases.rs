@@ -8,9 +8,9 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::keys::{Behalf, Reason};
+use crate::keys::{Behalf, Moment, Reason};
 
 use super::inode::{Inode, OpenFile};
 use super::open::Found;
@@ -26,7 +26,7 @@ pub(super) struct Lease(Mutex<Term>);
 #[derive(Clone, Copy)]
 struct Term {
     /// When the provider last agreed.
-    since: Instant,
+    since: Moment,
     /// The provider is being asked.
     renewing: bool,
     /// The provider could not be reached when it was last asked.
@@ -34,12 +34,12 @@ struct Term {
 }
 
 impl Lease {
-    pub(super) fn new(since: Instant) -> Arc<Self> {
+    pub(super) fn new(since: Moment) -> Arc<Self> {
         Arc::new(Self(Mutex::new(Term { since, renewing: false, unreachable: false })))
     }
 
     /// The provider has agreed at `since`.
-    pub(super) fn extend(&self, since: Instant) {
+    pub(super) fn extend(&self, since: Moment) {
         *self.term() = Term { since, renewing: false, unreachable: false };
     }
 
@@ -103,13 +103,13 @@ impl Keeper {
                 return;
             }
             let Some(fs) = weak.upgrade() else { return };
-            fs.look_after_leases(Instant::now());
+            fs.look_after_leases(Moment::now());
         }
     }
 }
 
 impl Filesystem {
-    fn look_after_leases(self: &Arc<Self>, now: Instant) {
+    fn look_after_leases(self: &Arc<Self>, now: Moment) {
         self.lock_if_idle(now);
         self.volume.ring.sweep();
         let limits = self.volume.ring.limits();
@@ -191,7 +191,7 @@ impl Filesystem {
         }
     }
 
-    fn lock_if_idle(&self, now: Instant) {
+    fn lock_if_idle(&self, now: Moment) {
         let Some(idle_lock) = self.options.idle_lock else { return };
         let last_use = self.start + Duration::from_secs(self.last_use.load(Ordering::Relaxed));
         if now.saturating_duration_since(last_use) >= idle_lock && !self.volume.ring.is_locked() {

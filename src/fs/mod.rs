@@ -54,7 +54,7 @@ pub use crate::storage::{Access, FileSystemStat, NodeKind, RenameMode, SetTime, 
 
 use crate::content::{ContentError, Events, Rules};
 use crate::format::geometry::PAGE_SIZE;
-use crate::keys::{ProviderErrorKind, ProvisionedUse, Volume};
+use crate::keys::{Moment, ProviderErrorKind, ProvisionedUse, Volume};
 use crate::lease::Tenure;
 use crate::storage::{CipherDirectory, LongTargets, Node, RedoLogs};
 
@@ -135,7 +135,7 @@ pub struct Filesystem {
     drop_unused: OnceLock<DropUnused>,
     /// Makes the kernel drop what it has of a file's content.
     invalidate: OnceLock<Box<dyn Fn(InodeId) + Send + Sync>>,
-    start: Instant,
+    start: Moment,
     /// When content was last used, in seconds since the start.
     last_use: AtomicU64,
     options: Options,
@@ -201,7 +201,7 @@ impl Filesystem {
             forget_entry: OnceLock::new(),
             drop_unused: OnceLock::new(),
             invalidate: OnceLock::new(),
-            start: Instant::now(),
+            start: Moment::now(),
             last_use: AtomicU64::new(0),
             options,
             lane: Lane::new("kmsfs-keys", KEY_THREADS),

@@ -7,14 +7,13 @@
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::Instant;
 
 use crate::content::Content;
 use crate::format::config::{End, VolumeConfig};
 use crate::format::geometry::{ImpossibleSize, PAGE_LEN};
 use crate::format::header::HeaderPage;
 use crate::keys::volume;
-use crate::keys::{AuthenticHeader, OpenedKeys, ProvisionedUse, Recipient};
+use crate::keys::{AuthenticHeader, Moment, OpenedKeys, Pass, ProvisionedUse, Recipient};
 use crate::storage::{Access, DiskFile, NodeKind, RawFile};
 
 use super::inode::{Inode, OpenFile};
@@ -226,7 +225,7 @@ impl Filesystem {
         if !self.volume.ring.is_remote() {
             return self.open_now(inode, access).map(Some);
         }
-        self.volume.ring.check_unlocked()?;
+        let pass = self.volume.ring.pass()?;
         let file = self.open_backing(inode, access)?;
         let report = |error: &Error| self.report(inode, error);
         let keys = match self.find_header(inode, &file).inspect_err(report)? {
@@ -234,20 +233,20 @@ impl Filesystem {
                 Some(keys) => Some(keys.map_err(Error::from).inspect_err(report)?),
                 None => return Ok(None),
             },
-            Found::None if access == Access::ReadWrite => return self.open_new_at_once(inode, file),
+            Found::None if access == Access::ReadWrite => return self.open_new_at_once(inode, file, pass),
             Found::None => None,
         };
-        self.install(inode, file, keys).map(Some)
+        self.install(inode, file, keys, pass).map(Some)
     }
 
     /// A file without a header that is to be written, if a data key is ready for it.
-    fn open_new_at_once(&self, inode: &Arc<Inode>, file: Arc<DiskFile>) -> Result<Option<OpenFile>, Error> {
+    fn open_new_at_once(&self, inode: &Arc<Inode>, file: Arc<DiskFile>, pass: Pass) -> Result<Option<OpenFile>, Error> {
         if self.rules.end == End::Strict {
             return Ok(None);
         }
         let version = self.volume.ring.key_version();
         let Some(new) = self.volume.ring.new_file_at_once() else { return Ok(None) };
-        let (new, open) = (new?, self.install(inode, file, None)?);
+        let (new, open) = (new?, self.install(inode, file, None, pass)?);
         if open.content.needs_keys() {
             adopt(inode, &open, new);
         }
@@ -275,10 +274,10 @@ impl Filesystem {
         let open = match opened(inode, access) {
             Some(open) => open,
             None => {
-                self.volume.ring.check_unlocked()?;
+                let pass = self.volume.ring.pass()?;
                 let file = self.open_backing(inode, access)?;
                 let keys = self.keys_of(inode, &file).inspect_err(|error| self.report(inode, error))?;
-                self.install(inode, file, keys)?
+                self.install(inode, file, keys, pass)?
             }
         };
         let strict = self.rules.end == End::Strict;
@@ -417,11 +416,19 @@ impl Filesystem {
         }
     }
 
-    /// Makes the content the inode's, unless another thread was first: then that one's is it.
-    fn install(&self, inode: &Arc<Inode>, file: Arc<DiskFile>, keys: Option<OpenedKeys>) -> Result<OpenFile, Error> {
+    /// Makes the content the inode's, unless another thread was first: then that one's is it. What was begun before a lock is
+    /// not installed after it: the lock walks the inodes once, and may have been here.
+    fn install(
+        &self,
+        inode: &Arc<Inode>,
+        file: Arc<DiskFile>,
+        keys: Option<OpenedKeys>,
+        pass: Pass,
+    ) -> Result<OpenFile, Error> {
         let raw: Arc<dyn RawFile> = file.clone();
         let (keys, since) = keys.map(|opened| (opened.keys, opened.since)).unzip();
         let mut slot = inode.slot();
+        self.volume.ring.check(pass)?;
         if let Some(open) = slot.current() {
             open.file.make_writable_like(&file);
             return Ok(open);
@@ -430,7 +437,7 @@ impl Filesystem {
         let content = Content::open(raw, keys, self.rules, Arc::clone(&self.events))
             .map_err(Error::from)
             .inspect_err(|error| self.report(inode, error))?;
-        let lease = Lease::new(since.unwrap_or_else(Instant::now));
+        let lease = Lease::new(since.unwrap_or_else(Moment::now));
         let held = (!inode.node.is_new()).then(|| self.trimmer.hold());
         let open = OpenFile { content: Arc::new(content), file, lease, _held: held };
         slot.open = Some(open.clone());

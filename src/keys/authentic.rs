@@ -52,9 +52,14 @@ impl Ring {
             .header_key
             .verify(slot.signed, &slot.mac, suite, header.file_id, header.commitment)
             .map_err(|_| KeyError::UnauthenticHeader)?;
-        let cache_key = CacheKey { data_key_id: header.data_key_id, records: digest(&header.records) };
+        let cache_key = cache_key(&header);
         Ok(AuthenticHeader { header, verified, slot: at, cache_key })
     }
+}
+
+/// What the data key of a header is remembered by.
+pub(super) fn cache_key(header: &Header) -> CacheKey {
+    CacheKey { data_key_id: header.data_key_id, records: digest(&header.records) }
 }
 
 fn digest(records: &[Record]) -> [u8; 32] {

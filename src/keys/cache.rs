@@ -9,11 +9,13 @@
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lru::LruCache;
 
 use crate::crypto::DataKey;
+
+use super::Moment;
 
 /// How many unwrapped keys are kept, for how long, and how often a provider may be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +53,7 @@ pub(super) struct CacheKey {
 #[derive(Clone)]
 pub(super) struct Unwrapped {
     pub(super) key: Arc<DataKey>,
-    pub(super) since: Instant,
+    pub(super) since: Moment,
 }
 
 /// Shards at most.
@@ -78,22 +80,22 @@ impl Cache {
     }
 
     /// The key, if it is there and young enough at `now`.
-    pub(super) fn get(&self, key: &CacheKey, now: Instant) -> Option<Unwrapped> {
+    pub(super) fn get(&self, key: &CacheKey, now: Moment) -> Option<Unwrapped> {
         self.younger_than(self.limits.max_age, key, now)
     }
 
     /// The key, if it may be used at `now` although its provider cannot be reached.
-    pub(super) fn get_stale(&self, key: &CacheKey, now: Instant) -> Option<Unwrapped> {
+    pub(super) fn get_stale(&self, key: &CacheKey, now: Moment) -> Option<Unwrapped> {
         self.younger_than(self.limits.max_age + self.limits.stale_grace, key, now)
     }
 
     /// The key, if its provider gave it within the first half of its life.
-    pub(super) fn get_fresh(&self, key: &CacheKey, now: Instant) -> Option<Unwrapped> {
+    pub(super) fn get_fresh(&self, key: &CacheKey, now: Moment) -> Option<Unwrapped> {
         self.younger_than(self.limits.max_age / 2, key, now)
     }
 
     /// A key that is too old for any use is wiped on the way.
-    fn younger_than(&self, age: Duration, key: &CacheKey, now: Instant) -> Option<Unwrapped> {
+    fn younger_than(&self, age: Duration, key: &CacheKey, now: Moment) -> Option<Unwrapped> {
         let mut entries = self.shard_of(key);
         let entry = entries.get(key)?;
         let found = now.saturating_duration_since(entry.since);
@@ -118,7 +120,7 @@ impl Cache {
     }
 
     /// Wipes what is too old for any use.
-    pub(super) fn sweep(&self, now: Instant) {
+    pub(super) fn sweep(&self, now: Moment) {
         let oldest = self.limits.max_age + self.limits.stale_grace;
         for shard in &self.shards {
             let mut entries = locked(shard);
@@ -159,7 +161,7 @@ mod tests {
         CacheKey { data_key_id: [n; 16], records: [0; 32] }
     }
 
-    fn unwrapped(since: Instant) -> Unwrapped {
+    fn unwrapped(since: Moment) -> Unwrapped {
         Unwrapped { key: Arc::new(Secret::random()), since }
     }
 
@@ -174,7 +176,7 @@ mod tests {
 
     #[test]
     fn count_and_age_limit_it() {
-        let (cache, start) = (Cache::new(limits(2)), Instant::now());
+        let (cache, start) = (Cache::new(limits(2)), Moment::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         for n in 0..3 {
             cache.put(name(n), unwrapped(start));
@@ -208,7 +210,7 @@ mod tests {
     #[test]
     fn a_cache_of_one_key_keeps_the_last_one() {
         let cache = Cache::new(limits(1));
-        let start = Instant::now();
+        let start = Moment::now();
         for _ in 0..100 {
             let key = random_name();
             cache.put(key.clone(), unwrapped(start));
@@ -220,7 +222,7 @@ mod tests {
     #[test]
     fn a_sharded_cache_is_never_too_full_and_nearly_full() {
         let entries = 4096;
-        let (cache, start) = (Cache::new(limits(entries)), Instant::now());
+        let (cache, start) = (Cache::new(limits(entries)), Moment::now());
         for _ in 0..entries * 9 / 10 {
             cache.put(random_name(), unwrapped(start));
         }
@@ -243,11 +245,11 @@ mod tests {
     #[test]
     fn an_evicted_key_is_dropped_by_the_cache() {
         let cache = Cache::new(limits(1));
-        let first = unwrapped(Instant::now());
+        let first = unwrapped(Moment::now());
         cache.put(name(1), first.clone());
-        cache.put(name(2), unwrapped(Instant::now()));
+        cache.put(name(2), unwrapped(Moment::now()));
         assert_eq!(Arc::strong_count(&first.key), 1);
-        let third = unwrapped(Instant::now());
+        let third = unwrapped(Moment::now());
         cache.put(name(3), third.clone());
         cache.clear();
         assert_eq!(Arc::strong_count(&third.key), 1);

@@ -107,7 +107,7 @@ mod tests {
                         while Arc::strong_count(&flight.calls()[&key]) < 9 {
                             std::thread::yield_now();
                         }
-                        Ok(Unwrapped { key: Arc::new(Secret::random()), since: std::time::Instant::now() })
+                        Ok(Unwrapped { key: Arc::new(Secret::random()), since: crate::keys::Moment::now() })
                     });
                     assert!(answer.is_ok());
                 });

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::crypto::DataKey;
 
 use super::calls::CallCounts;
+use super::gate::Gate;
 use super::{
     EncryptionContext, Generated, Operation, Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey,
 };
@@ -133,16 +134,44 @@ pub(super) struct Metered {
     provider: Arc<dyn Provider>,
     counts: Arc<CallCounts>,
     budget: Arc<Budget>,
+    gate: Arc<Gate>,
 }
 
 impl Metered {
-    pub(super) fn new(provider: Arc<dyn Provider>, counts: Arc<CallCounts>, budget: Arc<Budget>) -> Self {
+    pub(super) fn new(
+        provider: Arc<dyn Provider>,
+        counts: Arc<CallCounts>,
+        budget: Arc<Budget>,
+        gate: Arc<Gate>,
+    ) -> Self {
         provider.leave_pace_to_caller();
-        Self { provider, counts, budget }
+        Self { provider, counts, budget, gate }
+    }
+
+    /// As [`Self::call`], for one that is answered with a key in clear: none is asked for while the gate is shut, unless it is
+    /// that of the volume.
+    fn call_for_key<T>(
+        &self,
+        operation: Operation,
+        context: &EncryptionContext,
+        call: impl Fn() -> Result<T, ProviderError>,
+    ) -> Result<T, ProviderError> {
+        let is_of_data = context.data_key_id().is_some();
+        self.call_if(|| !is_of_data || !self.gate.is_shut(), operation, call)
     }
 
     /// Waits for a turn and makes the call; a call that is throttled waits for another turn, as long as it may wait at all.
     fn call<T>(&self, operation: Operation, call: impl Fn() -> Result<T, ProviderError>) -> Result<T, ProviderError> {
+        self.call_if(|| true, operation, call)
+    }
+
+    /// The same, as long as it `may` be made.
+    fn call_if<T>(
+        &self,
+        may: impl Fn() -> bool,
+        operation: Operation,
+        call: impl Fn() -> Result<T, ProviderError>,
+    ) -> Result<T, ProviderError> {
         if !self.provider.is_remote() {
             return self.counted(operation, call);
         }
@@ -150,6 +179,9 @@ impl Metered {
         while start.elapsed() < MAX_WAIT {
             let Some(wait) = self.budget.reserve(Instant::now()) else { break };
             std::thread::sleep(wait);
+            if !may() {
+                return Err(locked());
+            }
             match self.counted(operation, &call) {
                 Err(error) if error.kind == ProviderErrorKind::Throttled => refusal = Some(error),
                 answer => return answer,
@@ -184,6 +216,11 @@ impl Metered {
     }
 }
 
+/// No word of the provider: it was not asked.
+fn locked() -> ProviderError {
+    ProviderError::new(ProviderErrorKind::Throttled, "the mount was locked meanwhile")
+}
+
 impl Provider for Metered {
     fn kind(&self) -> ProviderKind {
         self.provider.kind()
@@ -198,7 +235,7 @@ impl Provider for Metered {
     }
 
     fn generate_data_key(&self, context: &EncryptionContext) -> Generated {
-        self.call(Operation::Generate, || self.provider.generate_data_key(context))
+        self.call_for_key(Operation::Generate, context, || self.provider.generate_data_key(context))
     }
 
     /// Under a rate each call has its turn.
@@ -220,7 +257,7 @@ impl Provider for Metered {
     }
 
     fn unwrap(&self, key_id: &str, wrapped: &[u8], context: &EncryptionContext) -> Result<DataKey, ProviderError> {
-        self.call(Operation::Unwrap, || self.provider.unwrap(key_id, wrapped, context))
+        self.call_for_key(Operation::Unwrap, context, || self.provider.unwrap(key_id, wrapped, context))
     }
 
     fn generate_wrapped_key(&self, context: &EncryptionContext) -> Result<WrappedKey, ProviderError> {
@@ -275,7 +312,7 @@ mod tests {
         use crate::keys::providers::scripted::{Answer, ScriptedProvider};
         let provider = Arc::new(ScriptedProvider::new("k", true));
         let (counts, budget) = (Arc::<CallCounts>::default(), Arc::new(Budget::new(NonZeroU32::new(1))));
-        let metered = Metered::new(provider.clone(), Arc::clone(&counts), Arc::clone(&budget));
+        let metered = Metered::new(provider.clone(), Arc::clone(&counts), Arc::clone(&budget), Arc::default());
         let context = EncryptionContext::volume_key(&[1; 16]);
         let data_key = DataKey::random();
         let wrapped = provider.wrap_here(&data_key, &context).bytes;
@@ -310,7 +347,7 @@ mod tests {
         provider.make_many_at_once();
         let metered = |limit| {
             let counts: Arc<CallCounts> = Arc::default();
-            (Metered::new(provider.clone(), Arc::clone(&counts), Arc::new(Budget::new(limit))), counts)
+            (Metered::new(provider.clone(), Arc::clone(&counts), Arc::new(Budget::new(limit)), Arc::default()), counts)
         };
         let contexts = [2, 3, 4].map(|id| EncryptionContext::data_key(&[1; 16], &[id; 16]));
         let kinds = |metered: &Metered| {
@@ -339,7 +376,12 @@ mod tests {
     fn a_throttled_call_waits_for_another_turn_and_other_failures_do_not() {
         let provider = Arc::new(ScriptedProvider::new("k", true));
         let counts: Arc<CallCounts> = Arc::default();
-        let metered = Metered::new(provider.clone(), Arc::clone(&counts), Arc::new(Budget::new(NonZeroU32::new(1000))));
+        let metered = Metered::new(
+            provider.clone(),
+            Arc::clone(&counts),
+            Arc::new(Budget::new(NonZeroU32::new(1000))),
+            Arc::default(),
+        );
         let context = EncryptionContext::data_key(&[1; 16], &[2; 16]);
         let call = || metered.generate_data_key(&context).err().map(|error| error.kind);
         let made = || counts.calls().total();

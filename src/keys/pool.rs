@@ -2,22 +2,27 @@
 //! hour, and then the next one is taken.
 //!
 //! Where the provider is far away, data keys are made ahead of use, in parallel, so that creating a file does not wait for
-//! the network while they last. How many are kept ready follows the demand: twice as many when somebody had to wait, half
-//! as many when nobody took one for a while. Invariants:
+//! the network while they last. How many are kept ready follows the demand: twice as many when somebody had to wait, as few
+//! as at first after a rest, and never more than were taken lately. Invariants:
 //! * no lock is held across a provider's call, and there are at most [`MAX_CALLS`] of them at a time;
-//! * [`Pool::clear`] wipes every key that is ready; one that was asked for before it is wiped when it arrives.
+//! * a key ages from when its provider gave it, in use or not: one that is too old is wiped and serves no file;
+//! * when the provider refuses the wrapping key, what it made is wiped;
+//! * [`Pool::clear`] wipes every key that is ready; one that was asked for before it is wiped when it arrives;
+//! * while the gate is shut no call begins, and nobody waits.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::crypto::DataKey;
 use crate::format::header::Record;
 
+use super::demand::Demand;
+use super::gate::Gate;
 use super::provisioned::{Mint, MintError, Origin};
-use super::{Behalf, ProviderError, ProviderErrorKind, Reason};
+use super::{Behalf, KeyError, KeyLimits, Moment, ProviderError, ProviderErrorKind, Reason};
 
 /// The longest time in which new files share a data key.
 const MAX_SHARING: Duration = Duration::from_secs(3600);
@@ -32,8 +37,6 @@ const MAX_CALLS: usize = 48;
 const LINGER: Duration = Duration::from_secs(1);
 /// For so long after a failed call no call starts others.
 const LULL: Duration = Duration::from_millis(100);
-/// After so long without a taker, half of what is kept ready is enough.
-const IDLE: Duration = Duration::from_secs(60);
 /// The longest wait for a key that is being made; a provider's own deadline is shorter.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 
@@ -44,7 +47,7 @@ pub(super) struct Minted {
     pub(super) data_key_id: [u8; 16],
     pub(super) records: Vec<Record>,
     /// When the provider gave it.
-    pub(super) since: Instant,
+    pub(super) since: Moment,
     /// The entry that it was taken from, if it was provisioned.
     pub(super) origin: Option<Origin>,
 }
@@ -52,7 +55,7 @@ pub(super) struct Minted {
 impl Minted {
     /// One that the provider has just given.
     pub(super) fn new(data_key_id: [u8; 16], data_key: DataKey, records: Vec<Record>) -> Self {
-        Self { data_key: Arc::new(data_key), data_key_id, records, since: Instant::now(), origin: None }
+        Self { data_key: Arc::new(data_key), data_key_id, records, since: Moment::now(), origin: None }
     }
 }
 
@@ -76,6 +79,7 @@ pub(super) struct Pool {
 struct Shared {
     mint: Arc<Mint>,
     files_per_data_key: u32,
+    gate: Arc<Gate>,
     state: Mutex<State>,
     changed: Condvar,
     /// Threads are wanted again.
@@ -86,43 +90,49 @@ struct State {
     /// The data key in use, and how many more files it may serve.
     current: Option<(Minted, u32)>,
     ready: VecDeque<Minted>,
-    /// How many to keep ready; 0 until somebody asks.
+    /// Those that were ready for too long, for as long as they may be used while the provider cannot be reached.
+    stale: VecDeque<Minted>,
+    limits: KeyLimits,
+    /// How many to keep ready, if so many are taken; 0 until somebody asks.
     depth: usize,
+    demand: Demand,
     calls: usize,
     waiting: usize,
     /// Threads that wait for work, and the epochs of calls that were given to them.
     idle: usize,
     given: Vec<u64>,
-    last_taken: Instant,
     /// The last failed call.
-    failure: Option<(ProviderError, Instant)>,
+    failure: Option<(ProviderError, Moment)>,
     /// Counts [`Pool::clear`]: a key that was asked for in another epoch is not kept.
     epoch: u64,
 }
 
 impl Pool {
-    pub(super) fn new(mint: Arc<Mint>, files_per_data_key: u32) -> Self {
+    pub(super) fn new(mint: Arc<Mint>, files_per_data_key: u32, limits: KeyLimits, gate: Arc<Gate>) -> Self {
+        let now = Moment::now();
         let state = State {
             current: None,
             ready: VecDeque::new(),
+            stale: VecDeque::new(),
+            limits,
             depth: 0,
+            demand: Demand::new(now),
             calls: 0,
             waiting: 0,
             idle: 0,
             given: Vec::new(),
-            last_taken: Instant::now(),
             failure: None,
             epoch: 0,
         };
         let (state, changed, work) = (Mutex::new(state), Condvar::new(), Condvar::new());
-        Self { shared: Arc::new(Shared { mint, files_per_data_key, state, changed, work }) }
+        Self { shared: Arc::new(Shared { mint, files_per_data_key, gate, state, changed, work }) }
     }
 
     /// A data key for one new file. Waits for the provider if none is ready.
     ///
     /// # Errors
-    /// [`ProviderError`] of a call that failed while this waited.
-    pub(super) fn take(&self) -> Result<Minted, ProviderError> {
+    /// That of a call that failed while this waited, or [`KeyError::Locked`].
+    pub(super) fn take(&self) -> Result<Minted, KeyError> {
         if let Some(minted) = self.take_ready() {
             return Ok(minted);
         }
@@ -138,26 +148,37 @@ impl Pool {
     /// A data key for one new file, if one is ready.
     pub(super) fn take_ready(&self) -> Option<Minted> {
         let mut state = self.shared.state();
-        let minted = state.take(self.shared.files_per_data_key)?;
+        let unused = state.expire(Moment::now());
+        let minted = state.take(self.shared.files_per_data_key);
         drop(state);
+        self.shared.put_back(unused);
+        let minted = minted?;
         self.fill();
         Some(minted)
     }
 
-    fn wait(&self) -> Result<Minted, ProviderError> {
-        let start = Instant::now();
+    /// Wipes what is too old for any use.
+    pub(super) fn sweep(&self) {
+        let unused = self.shared.state().expire(Moment::now());
+        self.shared.put_back(unused);
+    }
+
+    fn wait(&self) -> Result<Minted, KeyError> {
+        let start = Moment::now();
         let mut state = self.shared.state();
+        state.ask(start);
         state.depth = (state.depth * 2).clamp(FIRST_DEPTH, MAX_DEPTH);
         state.waiting += 1;
+        let locked = || self.shared.gate.is_shut().then_some(Err(KeyError::Locked));
         let files_per_data_key = self.shared.files_per_data_key;
         let answer = loop {
-            if let Some(answer) = state.answer(files_per_data_key, start) {
+            if let Some(answer) = locked().or_else(|| state.answer(files_per_data_key, start)) {
                 break answer;
             }
             drop(state);
             self.fill();
             state = self.shared.state();
-            if let Some(answer) = state.answer(files_per_data_key, start) {
+            if let Some(answer) = locked().or_else(|| state.answer(files_per_data_key, start)) {
                 break answer;
             }
             let waited = self.shared.changed.wait_timeout(state, MAX_WAIT);
@@ -182,7 +203,7 @@ impl Pool {
     pub(super) fn read(&self) -> PoolMeasure {
         let state = self.shared.state();
         let [ready, wanted, calls, waiting] =
-            [state.ready.len(), state.depth, state.calls, state.waiting].map(|n| n as u64);
+            [state.ready.len(), state.wanted(MAX_DEPTH), state.calls, state.waiting].map(|n| n as u64);
         PoolMeasure { ready, wanted, calls, waiting }
     }
 
@@ -190,11 +211,26 @@ impl Pool {
     pub(super) fn clear(&self) {
         let mut state = self.shared.state();
         (state.current, state.depth) = (None, 0);
-        let ready = std::mem::take(&mut state.ready);
+        let unused = state.drop_ready();
         state.epoch += 1;
         drop(state);
-        let origins: Vec<Origin> = ready.into_iter().filter_map(|minted| minted.origin).collect();
-        origins.iter().for_each(|origin| self.shared.mint.put_back(origin));
+        // Whoever waits while the gate is shut has waited for nothing.
+        self.shared.changed.notify_all();
+        self.shared.put_back(unused);
+    }
+
+    /// Wipes what a wrapping key has made, which its provider refuses.
+    pub(super) fn forget_made_by(&self, refused: &Record) {
+        let is_its = |minted: &Minted| {
+            minted.records.iter().any(|made| (made.provider, &made.key_id) == (refused.provider, &refused.key_id))
+        };
+        let mut state = self.shared.state();
+        if state.current.as_ref().is_some_and(|(minted, _)| is_its(minted)) {
+            state.current = None;
+        }
+        let unused = if state.ready.iter().any(is_its) { state.drop_ready() } else { Vec::new() };
+        drop(state);
+        self.shared.put_back(unused);
     }
 }
 
@@ -207,45 +243,92 @@ impl Drop for Pool {
 
 impl State {
     fn take(&mut self, files_per_data_key: u32) -> Option<Minted> {
-        self.last_taken = Instant::now();
-        match &mut self.current {
-            Some((minted, left)) if *left > 0 && minted.since.elapsed() < MAX_SHARING => {
-                *left -= 1;
-                return Some(minted.clone());
-            }
-            _ => self.current = None,
+        self.take_current(self.limits.max_age.min(MAX_SHARING)).or_else(|| {
+            let minted = self.ready.pop_front()?;
+            Some(self.put_in_use(minted, files_per_data_key))
+        })
+    }
+
+    /// The same if the provider cannot be reached.
+    fn take_stale(&mut self, files_per_data_key: u32) -> Option<Minted> {
+        self.take_current(self.oldest()).or_else(|| {
+            let minted = self.stale.pop_front()?;
+            Some(self.put_in_use(minted, files_per_data_key))
+        })
+    }
+
+    fn take_current(&mut self, oldest: Duration) -> Option<Minted> {
+        let (minted, left) = self.current.as_mut()?;
+        if *left == 0 || minted.since.elapsed() >= oldest {
+            return None;
         }
-        let minted = self.ready.pop_front()?;
-        Some(self.put_in_use(minted, files_per_data_key))
+        *left -= 1;
+        Some(minted.clone())
+    }
+
+    fn oldest(&self) -> Duration {
+        self.limits.max_age + self.limits.stale_grace
+    }
+
+    /// Wipes what is too old at `now`; returns what is to be put back. Keys are about as old as their places say.
+    fn expire(&mut self, now: Moment) -> Vec<Minted> {
+        let (max_age, oldest) = (self.limits.max_age, self.oldest());
+        let is_older = |minted: &Minted, age| now.saturating_duration_since(minted.since) >= age;
+        if self.current.as_ref().is_some_and(|(minted, left)| *left == 0 || is_older(minted, oldest)) {
+            self.current = None;
+        }
+        while let Some(minted) = self.ready.pop_front_if(|minted| is_older(minted, max_age)) {
+            self.stale.push_back(minted);
+        }
+        std::iter::from_fn(|| self.stale.pop_front_if(|minted| is_older(minted, oldest))).collect()
+    }
+
+    /// Empties what is ready, to be put back.
+    fn drop_ready(&mut self) -> Vec<Minted> {
+        self.stale.drain(..).chain(self.ready.drain(..)).collect()
+    }
+
+    /// Notes that somebody wants a key.
+    fn ask(&mut self, now: Moment) {
+        if self.demand.ask(now) {
+            self.depth = self.depth.min(FIRST_DEPTH);
+        }
+    }
+
+    /// How many to keep ready: no more than are used, so that a few files cost a few calls.
+    fn wanted(&self, most: usize) -> usize {
+        self.depth.min(most).min(self.demand.taken().max(FIRST_DEPTH))
     }
 
     /// What one who has waited since `start` gets, if it is settled.
-    fn answer(&mut self, files_per_data_key: u32, start: Instant) -> Option<Result<Minted, ProviderError>> {
+    fn answer(&mut self, files_per_data_key: u32, start: Moment) -> Option<Result<Minted, KeyError>> {
         if let Some(minted) = self.take(files_per_data_key) {
             return Some(Ok(minted));
         }
-        if let Some((error, at)) = &self.failure
-            && *at >= start
-        {
-            return Some(Err(error.clone()));
+        if let Some((error, _)) = self.failure.as_ref().filter(|(_, at)| *at >= start) {
+            let error = KeyError::from(error.clone());
+            let stale = if error.is_passing() { self.take_stale(files_per_data_key) } else { None };
+            return Some(stale.ok_or(error));
         }
         let late = || ProviderError::new(ProviderErrorKind::Unavailable, "no data key was to be had in time");
-        (start.elapsed() >= MAX_WAIT).then(|| Err(late()))
+        (start.elapsed() >= MAX_WAIT).then(|| Err(late().into()))
     }
 
     /// Takes the first use of a data key, and keeps it for the others.
     fn put_in_use(&mut self, minted: Minted, files_per_data_key: u32) -> Minted {
+        self.ask(Moment::now());
+        self.demand.take();
         self.current = (files_per_data_key > 1).then(|| (minted.clone(), files_per_data_key - 1));
         minted
     }
 
     /// Whether keys should be made: they are made many at a time, which wakes threads less often.
     fn is_low(&self, most: usize) -> bool {
-        self.waiting > 0 || self.ready.len() + self.calls <= self.depth.min(most) / 4
+        self.waiting > 0 || self.ready.len() + self.calls <= self.wanted(most) / 4
     }
 
     fn wants_another(&self, most: usize) -> bool {
-        self.calls < MAX_CALLS && self.ready.len() + self.calls < self.depth.min(most) + self.waiting
+        self.calls < MAX_CALLS && self.ready.len() + self.calls < self.wanted(most) + self.waiting
     }
 }
 
@@ -254,7 +337,7 @@ impl Shared {
     fn start_call(self: &Arc<Self>) {
         let most = self.most_ready();
         let mut state = self.state();
-        if !state.wants_another(most) {
+        if self.gate.is_shut() || !state.wants_another(most) {
             return;
         }
         state.calls += 1;
@@ -272,7 +355,7 @@ impl Shared {
             let error = ProviderError::new(ProviderErrorKind::Unavailable, format!("no thread for a call: {error}"));
             let mut state = self.state();
             state.calls -= 1;
-            state.failure = Some((error, Instant::now()));
+            state.failure = Some((error, Moment::now()));
             drop(state);
             self.changed.notify_all();
         }
@@ -283,6 +366,14 @@ impl Shared {
         let _ahead = Behalf::ahead(Reason::Pool).enter();
         let mut alone = false;
         loop {
+            if self.gate.is_shut() {
+                self.state().calls -= 1;
+                match self.linger() {
+                    Some(given) => epoch = given,
+                    None => return,
+                }
+                continue;
+            }
             let calls = if alone { 1 } else { self.add_calls(epoch) };
             if !self.has_failed_lately() {
                 self.start_call();
@@ -324,21 +415,25 @@ impl Shared {
     /// Takes what a call of `epoch` has come to.
     fn deliver(&self, made: Result<Minted, MintError>, epoch: u64) {
         let mut state = self.state();
-        let (mut unused, mut quiet) = (None, false);
+        let (mut unused, mut quiet) = (Vec::new(), false);
         match made {
             Ok(minted) if state.epoch == epoch => state.ready.push_back(minted),
-            Ok(minted) => unused = minted.origin,
+            Ok(minted) => unused.push(minted),
             Err(MintError { alone: true, .. }) => quiet = true,
             // What was taken a moment ago may be enough for all who wait; the last of them tells if not.
             Err(MintError { used_up: true, .. }) if state.calls > 1 => quiet = true,
-            Err(MintError { error, .. }) => state.failure = Some((error, Instant::now())),
+            Err(MintError { error, used_up, .. }) => {
+                if error.kind.is_end_of_key() && !used_up {
+                    state.current = None;
+                    unused = state.drop_ready();
+                }
+                state.failure = Some((error, Moment::now()));
+            }
         }
         state.calls -= 1;
         let is_awaited = state.waiting > 0;
         drop(state);
-        if let Some(origin) = unused {
-            self.mint.put_back(&origin);
-        }
+        self.put_back(unused);
         if is_awaited && !quiet {
             self.changed.notify_all();
         }
@@ -349,10 +444,7 @@ impl Shared {
     fn next_call(&self, failed: bool) -> Option<u64> {
         let most = self.most_ready();
         let mut state = self.state();
-        if state.last_taken.elapsed() > IDLE {
-            state.depth /= 2;
-        }
-        if !failed && state.wants_another(most) {
+        if !failed && !self.gate.is_shut() && state.wants_another(most) {
             state.calls += 1;
             return Some(state.epoch);
         }
@@ -368,6 +460,12 @@ impl Shared {
         state = waited.unwrap_or_else(PoisonError::into_inner).0;
         state.idle -= 1;
         state.given.pop()
+    }
+
+    /// Wipes keys that no file used. Provisioned ones among them go back to where they lay.
+    fn put_back(&self, unused: Vec<Minted>) {
+        let origins: Vec<Origin> = unused.into_iter().filter_map(|minted| minted.origin).collect();
+        origins.iter().for_each(|origin| self.mint.put_back(origin));
     }
 
     /// How many keys may be ready. Provisioned ones are lost if this process dies.

@@ -227,6 +227,11 @@ impl ProviderErrorKind {
         Self::Misconfigured,
     ];
 
+    /// Whether nobody gets anything of the key any more.
+    pub(super) fn is_end_of_key(self) -> bool {
+        matches!(self, Self::KeyUnusable | Self::KeyNotFound)
+    }
+
     /// Its name in metrics and audit logs.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -8,7 +8,7 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::crypto::{ProvisionKey, random_array};
 use crate::format::header::Record;
@@ -18,7 +18,7 @@ use crate::format::provisioned::{self, ProvisionedKey};
 use super::key_list::CurrentKeys;
 use super::pool::Minted;
 use super::recipients::Watched;
-use super::{EncryptionContext, KeyError, ProviderError, ProviderErrorKind, ProviderKind};
+use super::{EncryptionContext, KeyError, Moment, ProviderError, ProviderErrorKind, ProviderKind};
 
 /// After a refusal to make data keys the provider is not asked to make one for so long, while provisioned ones last.
 const REFUSAL: Duration = Duration::from_secs(60);
@@ -94,7 +94,7 @@ pub(super) struct Source {
     place: Box<dyn ProvisionedKeys>,
     only: bool,
     /// When the provider last refused to make a data key.
-    refused: Mutex<Option<Instant>>,
+    refused: Mutex<Option<Moment>>,
     told_low: AtomicBool,
     told_empty: AtomicBool,
     rejections: AtomicU64,
@@ -121,7 +121,7 @@ impl Source {
     fn set_refused(&self, refused: bool) {
         let before = {
             let mut last = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *last, refused.then(Instant::now))
+            std::mem::replace(&mut *last, refused.then(Moment::now))
         };
         if refused && before.is_none() {
             tracing::info!("the provider makes no data keys for this host: new files use provisioned ones");
@@ -307,7 +307,7 @@ impl Mint {
         match answer {
             Ok(data_key) => {
                 let records = list.recipients.with_others(record, &data_key, &context);
-                let (data_key, since) = (Arc::new(data_key), Instant::now());
+                let (data_key, since) = (Arc::new(data_key), Moment::now());
                 Ok(Minted { data_key, data_key_id, records, since, origin: Some(origin) })
             }
             Err(error) => {

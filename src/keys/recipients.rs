@@ -152,6 +152,11 @@ impl Watched {
         self.health().silent = silent.then(Instant::now);
     }
 
+    /// Forgets that it did not answer.
+    pub(super) fn forget_silence(&self) {
+        self.health().silent = None;
+    }
+
     /// A record of a new data key; none if it cannot be made, which is told once until one is made again.
     fn wrap_new(&self, data_key: &DataKey, context: &EncryptionContext) -> Option<Record> {
         let Recipient { kind, key, provider, .. } = &self.recipient;

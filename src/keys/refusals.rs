@@ -2,12 +2,12 @@
 
 use std::num::NonZeroUsize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lru::LruCache;
 
 use super::cache::CacheKey;
-use super::{KeyError, KeyLimits};
+use super::{KeyError, KeyLimits, Moment};
 
 /// Refusals remembered at most.
 const ENTRIES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
@@ -15,7 +15,7 @@ const ENTRIES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
 const LONGEST: Duration = Duration::from_secs(2);
 
 pub(super) struct Refusals {
-    refused: Mutex<LruCache<CacheKey, (KeyError, Instant)>>,
+    refused: Mutex<LruCache<CacheKey, (KeyError, Moment)>>,
     memory: Duration,
 }
 
@@ -24,7 +24,7 @@ impl Refusals {
         Self { refused: Mutex::new(LruCache::new(ENTRIES)), memory: LONGEST.min(limits.max_age / 4) }
     }
 
-    pub(super) fn get(&self, key: &CacheKey, now: Instant) -> Option<KeyError> {
+    pub(super) fn get(&self, key: &CacheKey, now: Moment) -> Option<KeyError> {
         let mut refused = self.refused();
         let (error, since) = refused.get(key)?;
         if now.saturating_duration_since(*since) < self.memory {
@@ -34,7 +34,7 @@ impl Refusals {
         None
     }
 
-    pub(super) fn remember(&self, key: &CacheKey, error: &KeyError, now: Instant) {
+    pub(super) fn remember(&self, key: &CacheKey, error: &KeyError, now: Moment) {
         self.refused().put(key.clone(), (error.clone(), now));
     }
 
@@ -42,7 +42,7 @@ impl Refusals {
         self.refused().clear();
     }
 
-    fn refused(&self) -> MutexGuard<'_, LruCache<CacheKey, (KeyError, Instant)>> {
+    fn refused(&self) -> MutexGuard<'_, LruCache<CacheKey, (KeyError, Moment)>> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

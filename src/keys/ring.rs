@@ -2,24 +2,24 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
 
 use crate::crypto::{DataKey, FileKeys, HeaderKey, KeyMemory, ProvisionKey, Suite, commitment, random_array};
 use crate::format::geometry::PAGE_LEN;
 use crate::format::header::{self, Header, HeaderPage, Record};
 use crate::format::hex;
 
-use super::authentic::AuthenticHeader;
-use super::cache::{Cache, Unwrapped};
+use super::authentic::{AuthenticHeader, cache_key};
+use super::cache::{Cache, CacheKey, Unwrapped};
 use super::calls::CallCounts;
 use super::flight::Flight;
+use super::gate::{Gate, Pass};
 use super::key_list::{CurrentKeys, KeyList};
 use super::metered::{Budget, Metered};
 use super::pool::{Minted, Pool};
 use super::provisioned::{Mint, ProvisionedKeys, ProvisionedUse, Source};
 use super::recipients::{Recipient, Recipients, Watched};
 use super::refusals::Refusals;
-use super::{Behalf, EncryptionContext, KeyError, KeyLimits, ProviderError, ProviderKind};
+use super::{Behalf, EncryptionContext, KeyError, KeyLimits, Moment, ProviderError, ProviderKind};
 
 /// Opens headers and makes new ones, for one volume.
 pub struct Ring {
@@ -33,7 +33,7 @@ pub struct Ring {
     pub(super) pool: Pool,
     pub(super) mint: Arc<Mint>,
     pub(super) limits: KeyLimits,
-    locked: AtomicBool,
+    gate: Arc<Gate>,
     /// That keys may be swapped out was said.
     warned: AtomicBool,
     pub(super) counts: Counts,
@@ -52,7 +52,7 @@ pub struct OpenedKeys {
     /// The file's keys.
     pub keys: FileKeys,
     /// When the provider last agreed.
-    pub since: Instant,
+    pub since: Moment,
 }
 
 /// What a ring is made of.
@@ -71,7 +71,8 @@ impl Ring {
     pub(super) fn new(parts: RingParts) -> Self {
         let calls: Arc<CallCounts> = Arc::default();
         let budget = Arc::new(Budget::new(parts.limits.calls_per_second));
-        let recipients = parts.recipients.into_iter().map(|recipient| metered(recipient, &calls, &budget));
+        let gate: Arc<Gate> = Arc::default();
+        let recipients = parts.recipients.into_iter().map(|recipient| metered(recipient, &calls, &budget, &gate));
         let recipients = Recipients::new(recipients.collect());
         let keys = Arc::new(CurrentKeys::new(KeyList { allowed: parts.allowed, recipients }));
         let mint = Arc::new(Mint {
@@ -85,13 +86,13 @@ impl Ring {
             suite: parts.suite,
             header_key: parts.header_key,
             keys,
-            pool: Pool::new(Arc::clone(&mint), parts.files_per_data_key),
+            pool: Pool::new(Arc::clone(&mint), parts.files_per_data_key, parts.limits, Arc::clone(&gate)),
             mint,
             cache: Cache::new(parts.limits),
             flight: Flight::default(),
             refusals: Refusals::new(parts.limits),
             limits: parts.limits,
-            locked: AtomicBool::new(false),
+            gate,
             warned: AtomicBool::new(false),
             counts: Counts::default(),
             calls,
@@ -107,7 +108,7 @@ impl Ring {
         self.keys.get().keep_in(&mut allowed, &mut recipients);
         let meter = |recipient: Recipient| {
             let is_metered = known.iter().any(|known| Arc::ptr_eq(&known.provider, &recipient.provider));
-            if is_metered { recipient } else { metered(recipient, &self.calls, &self.budget) }
+            if is_metered { recipient } else { metered(recipient, &self.calls, &self.budget, &self.gate) }
         };
         let recipients = Recipients::new(recipients.into_iter().map(meter).collect());
         self.keys.replace(KeyList { allowed, recipients });
@@ -135,7 +136,7 @@ impl Ring {
         if let Err(locked) = self.check_unlocked() {
             return Some(Err(locked));
         }
-        let unwrapped = self.cache.get(&header.cache_key, Instant::now())?;
+        let unwrapped = self.cache.get(&header.cache_key, Moment::now())?;
         self.counts.hits.fetch_add(1, Ordering::Relaxed);
         Some(opened(header, &unwrapped))
     }
@@ -155,39 +156,47 @@ impl Ring {
     /// Asks the provider again for a key that is in use, unless it has agreed a short while ago. Returns when it last did.
     ///
     /// # Errors
-    /// [`KeyError`]; the key is then gone from memory, unless the provider merely could not be reached.
-    pub fn renew(&self, header: &AuthenticHeader) -> Result<Instant, KeyError> {
+    /// [`KeyError`]; the key is then gone from memory, unless the provider merely could not be reached: then it is for the
+    /// caller to know how long an old key may do.
+    pub fn renew(&self, header: &AuthenticHeader) -> Result<Moment, KeyError> {
         self.check_unlocked()?;
-        if let Some(fresh) = self.cache.get_fresh(&header.cache_key, Instant::now()) {
+        if let Some(fresh) = self.cache.get_fresh(&header.cache_key, Moment::now()) {
             return Ok(fresh.since);
         }
-        Ok(self.ask(header)?.since)
+        Ok(self.ask_now(header)?.since)
     }
 
-    /// One provider call, however many ask. If the provider cannot be reached, an old key may do for a while.
+    /// If the provider cannot be reached, an old key may do for a while.
     fn ask(&self, header: &AuthenticHeader) -> Result<Unwrapped, KeyError> {
-        let answer = match self.refusals.get(&header.cache_key, Instant::now()) {
+        self.ask_now(header).or_else(|error| {
+            let stale = || self.cache.get_stale(&header.cache_key, Moment::now());
+            error.is_passing().then(stale).flatten().ok_or(error)
+        })
+    }
+
+    /// One provider call, however many ask.
+    fn ask_now(&self, header: &AuthenticHeader) -> Result<Unwrapped, KeyError> {
+        let answer = match self.refusals.get(&header.cache_key, Moment::now()) {
             Some(refusal) => Err(refusal),
             None => self.flight.run(&header.cache_key, || self.unwrap(header)).inspect_err(|error| {
                 if error.provider_kind().is_some() {
-                    self.refusals.remember(&header.cache_key, error, Instant::now());
+                    self.refusals.remember(&header.cache_key, error, Moment::now());
                 }
             }),
         };
-        answer.or_else(|error| {
-            if error.is_passing() {
-                return self.cache.get_stale(&header.cache_key, Instant::now()).ok_or(error);
+        answer.inspect_err(|error| {
+            if !error.is_passing() {
+                self.cache.remove(&header.cache_key);
             }
-            self.cache.remove(&header.cache_key);
-            Err(error)
         })
     }
 
     /// Tries the records that it can; keeps the key only if it matches the header's commitment.
     fn unwrap(&self, header: &AuthenticHeader) -> Result<Unwrapped, KeyError> {
-        let (data_key, _) = self.unwrap_records(header)?;
-        let unwrapped = Unwrapped { key: Arc::new(data_key), since: Instant::now() };
-        self.keep(header, &unwrapped)?;
+        let pass = self.pass()?;
+        let (data_key, _) = self.unwrap_records(header).map_err(|error| self.check(pass).err().unwrap_or(error))?;
+        let unwrapped = Unwrapped { key: Arc::new(data_key), since: Moment::now() };
+        self.keep(header.cache_key.clone(), &unwrapped)?;
         Ok(unwrapped)
     }
 
@@ -201,6 +210,9 @@ impl Ring {
             watched.begin();
             let answer = watched.provider().unwrap(&key_id, &record.wrapped, &context);
             watched.note(&answer);
+            if answer.as_ref().is_err_and(|error| error.kind.is_end_of_key()) {
+                self.pool.forget_made_by(record);
+            }
             match answer.map_err(KeyError::from) {
                 Ok(data_key) => match FileKeys::open(&header.verified, &data_key) {
                     Ok(_) => return Ok((data_key, record)),
@@ -229,8 +241,8 @@ impl Ring {
     }
 
     /// A key that arrives after everything was locked is not kept.
-    fn keep(&self, header: &AuthenticHeader, unwrapped: &Unwrapped) -> Result<(), KeyError> {
-        self.cache.put(header.cache_key.clone(), unwrapped.clone());
+    fn keep(&self, key: CacheKey, unwrapped: &Unwrapped) -> Result<(), KeyError> {
+        self.cache.put(key, unwrapped.clone());
         self.check_unlocked().inspect_err(|_| self.cache.clear())
     }
 
@@ -244,12 +256,28 @@ impl Ring {
     /// # Errors
     /// [`KeyError::Locked`].
     pub fn check_unlocked(&self) -> Result<(), KeyError> {
-        if self.locked.load(Ordering::SeqCst) { Err(KeyError::Locked) } else { Ok(()) }
+        self.pass().map(drop)
+    }
+
+    /// What is to begin now and may take some time.
+    ///
+    /// # Errors
+    /// [`KeyError::Locked`].
+    pub fn pass(&self) -> Result<Pass, KeyError> {
+        self.gate.pass()
+    }
+
+    /// Whether nothing was locked since `pass` was given.
+    ///
+    /// # Errors
+    /// [`KeyError::Locked`].
+    pub fn check(&self, pass: Pass) -> Result<(), KeyError> {
+        self.gate.check(pass)
     }
 
     /// Wipes every unwrapped key and what connections hold of them, and gives out none until [`Self::unlock`].
     pub fn lock(&self) {
-        self.locked.store(true, Ordering::SeqCst);
+        self.gate.shut();
         self.clear();
         self.keys.get().recipients.all().for_each(|watched| watched.provider().hang_up());
     }
@@ -257,18 +285,20 @@ impl Ring {
     /// Lets keys be had again.
     pub fn unlock(&self) {
         self.refusals.clear();
-        self.locked.store(false, Ordering::SeqCst);
+        self.keys.get().recipients.all().for_each(Watched::forget_silence);
+        self.gate.open();
     }
 
     /// Whether all keys are withheld.
     #[must_use]
     pub fn is_locked(&self) -> bool {
-        self.locked.load(Ordering::SeqCst)
+        self.gate.is_shut()
     }
 
     /// Wipes keys that are too old for any use. Says so in the log, once, if the kernel does not protect keys.
     pub fn sweep(&self) {
-        self.cache.sweep(Instant::now());
+        self.cache.sweep(Moment::now());
+        self.pool.sweep();
         // Before there is a log nobody would hear it.
         if KeyMemory::in_use() == KeyMemory::Ordinary
             && tracing::enabled!(tracing::Level::WARN)
@@ -308,8 +338,10 @@ impl Ring {
 
     /// A data key for one file.
     pub(super) fn new_data_key(&self) -> Result<Minted, KeyError> {
-        self.check_unlocked()?;
-        Ok(self.pool.take()?)
+        let pass = self.pass()?;
+        let minted = self.pool.take();
+        self.check(pass)?;
+        minted
     }
 
     fn seal_header(&self, minted: Minted) -> Result<(OpenedKeys, Box<HeaderPage>), KeyError> {
@@ -327,6 +359,10 @@ impl Ring {
         let mut page = Box::new([0; PAGE_LEN]);
         header::put_slot(&mut page, 0, &signed, &self.header_key.mac(&signed));
         let keys = FileKeys::create(&minted.data_key, self.suite, &file_id);
+        // Who reads what he has just written pays no call for it.
+        if self.is_remote() {
+            self.keep(cache_key(&header), &Unwrapped { key: minted.data_key, since: minted.since })?;
+        }
         Ok((OpenedKeys { keys, since: minted.since }, page))
     }
 
@@ -382,8 +418,9 @@ impl Ring {
     }
 }
 
-fn metered(recipient: Recipient, calls: &Arc<CallCounts>, budget: &Arc<Budget>) -> Recipient {
-    let provider = Arc::new(Metered::new(recipient.provider, Arc::clone(calls), Arc::clone(budget)));
+fn metered(recipient: Recipient, calls: &Arc<CallCounts>, budget: &Arc<Budget>, gate: &Arc<Gate>) -> Recipient {
+    let provider = Metered::new(recipient.provider, Arc::clone(calls), Arc::clone(budget), Arc::clone(gate));
+    let provider = Arc::new(provider);
     Recipient { provider, ..recipient }
 }
 

@@ -58,6 +58,21 @@ fn a_new_header_opens_again_and_the_second_time_without_a_call() {
     assert_eq!(provider.calls().unwrap - before.unwrap, 2);
 }
 
+/// A tree that is made and then read costs no call for what was made, until its keys are too old.
+#[test]
+fn the_key_of_a_new_file_is_kept_if_its_provider_is_far_away() {
+    for max_age in [KeyLimits::default().max_age, Duration::ZERO] {
+        let provider = Arc::new(ScriptedProvider::new("k", true));
+        let volume = volume_of(&provider, KeyLimits { max_age, ..KeyLimits::default() });
+        let (_, page) = volume.ring.new_file().unwrap();
+        let before = provider.calls().unwrap;
+        open(&volume, &page).unwrap();
+        assert_eq!(provider.calls().unwrap - before, u64::from(max_age.is_zero()));
+        volume.ring.lock();
+        assert_eq!(volume.ring.stats().entries, 0);
+    }
+}
+
 #[test]
 fn an_old_key_is_asked_for_again_and_a_refusal_counts() {
     let provider = Arc::new(ScriptedProvider::new("k", false));
