@@ -219,3 +219,52 @@ fn a_rewrap_that_is_killed_under_a_mount_leaves_a_mount_that_works() {
         assert_eq!(keys_in_use(volume), [to.as_str()], "round {round}");
     }
 }
+
+/// Records are made for a data key, and a path may have another file by the time that they are there.
+#[test]
+fn files_that_are_replaced_and_written_meanwhile_keep_their_keys_and_times() {
+    const FILES: usize = 600;
+    let volume = Volume::new(&["--files-per-data-key", "1000"]);
+    let path = |n: usize| volume.path(format!("f{n}"));
+    for n in 0..FILES {
+        fs::write(path(n), content(n, 60)).unwrap();
+    }
+    // Another data key than that of those which take their places.
+    volume.remount();
+    let seen = std::sync::Mutex::new(vec![None; FILES]);
+    let program = |round: usize| {
+        for n in (0..150).map(|step| (round + 7 * step) % FILES) {
+            let bytes = content(FILES * (round + 1) + n, 60);
+            if n.is_multiple_of(2) {
+                fs::write(volume.path("new"), &bytes).unwrap();
+                fs::rename(volume.path("new"), path(n)).unwrap();
+            } else {
+                File::options().write(true).open(path(n)).unwrap().write_all_at(&bytes, 0).unwrap();
+            }
+            seen.lock().unwrap()[n] = Some((bytes, fs::metadata(path(n)).unwrap().modified().unwrap()));
+        }
+    };
+    for round in 0..4 {
+        let to = format!("local:{}", volume.home.path(format!("data/kmsfs/{round}.toml")).display());
+        let command = rewrap(&volume, &to);
+        std::thread::scope(|scope| {
+            scope.spawn(|| program(round));
+            // It may have to give up because of the moves: that is told.
+            volume.home.kmsfs(&words(&command));
+        });
+        volume.home.ok(&words(&command));
+        assert_eq!(recipients(&volume).len(), 1, "round {round}");
+    }
+    for _ in 0..2 {
+        for (n, seen) in seen.lock().unwrap().iter().enumerate() {
+            let expected = seen.clone().map_or_else(|| content(n, 60), |(bytes, _)| bytes);
+            assert!(fs::read(path(n)).unwrap() == expected, "f{n}");
+            if let Some((_, modified)) = seen {
+                assert_eq!(fs::metadata(path(n)).unwrap().modified().unwrap(), *modified, "f{n}");
+            }
+        }
+        volume.remount();
+    }
+    volume.unmount();
+    volume.home.ok(&[&"check", &volume.cipher]);
+}

@@ -1,11 +1,12 @@
 //! The files of a cipher directory and their header pages, for commands that change wrapped keys and nothing else. The volume may be mounted.
 //!
 //! Invariants: everything is found from the directory's own descriptor and no symlink is followed; each inode comes once,
-//! whatever its links; a page is replaced in one write, and the times that a file shows are put back.
+//! whatever its links; a page is replaced in one write, if it is still the one that was looked at, and the times that a file shows stay.
 
 use std::collections::HashSet;
 use std::io;
 
+use super::header_writer::{HeaderWriter, Written};
 use crate::cli::error::{CliError, Exit};
 use crate::crypto::NameKey;
 use crate::format::geometry::PAGE_LEN;
@@ -14,6 +15,8 @@ use crate::format::name::{self, DIRECTORY_ID, Entry, Stored};
 use crate::keys::Volume;
 use crate::storage::{Access, CipherDirectory, DiskFile, Node, NodeKind, RawFile, SetTime};
 
+/// So often a file is looked at again that was replaced meanwhile.
+const TRIES: u32 = 64;
 /// The longest path that one system call is given.
 const MAX_PATH: usize = 3000;
 
@@ -103,23 +106,34 @@ impl HeaderFiles {
         Ok(())
     }
 
-    /// Replaces the header page of a file by what `change` makes of it; nothing if it makes nothing. Not durable before
-    /// [`Self::sync`].
+    /// Has `writer` replace the header page of a file by what `change` makes of it; nothing if it makes nothing. If the file got
+    /// another header or is another file meanwhile, that one's is looked at. Not durable before [`Self::sync`].
     pub(super) fn update(
         &self,
         path: &str,
-        change: impl FnOnce(&HeaderPage) -> Result<Option<Box<HeaderPage>>, CliError>,
+        writer: &HeaderWriter<'_>,
+        mut change: impl FnMut(&HeaderPage) -> Result<Option<Box<HeaderPage>>, CliError>,
     ) -> Result<(), CliError> {
         let failed = |error: io::Error| CliError::io(path, &error);
-        let node = match self.node(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            node => node.map_err(failed)?,
-        };
-        let stat = node.stat().map_err(failed)?;
-        let file = open(&node, Access::ReadWrite).map_err(failed)?;
-        let Some(page) = change(&*read_page(&file).map_err(failed)?)? else { return Ok(()) };
-        file.write_at(page.as_slice(), 0).map_err(failed)?;
-        node.set_times(SetTime::At(stat.atime), SetTime::At(stat.mtime)).map_err(failed)
+        for _ in 0..TRIES {
+            let node = match self.node(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                node => node.map_err(failed)?,
+            };
+            let judged = match open(&node, Access::Read).and_then(|file| read_page(&file)) {
+                // What has no header now needs none.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                page => page.map_err(failed)?,
+            };
+            let Some(new) = change(&judged)? else { return Ok(()) };
+            let directly = || replace(&node, &judged, &new).map_err(failed);
+            match writer.write(path, &judged, &new, directly)? {
+                Written::Done | Written::Gone => return Ok(()),
+                Written::Changed => {}
+                Written::Failed(why) => return Err(CliError::new(Exit::Other, why)),
+            }
+        }
+        Err(CliError::new(Exit::Other, "it was replaced again and again"))
     }
 
     /// Makes everything durable that was written.
@@ -149,6 +163,18 @@ fn open(node: &Node, access: Access) -> io::Result<DiskFile> {
         Access::Read => DiskFile::readable(opened?),
         Access::ReadWrite => DiskFile::writable(opened?),
     })
+}
+
+/// Where no mount writes. The times stay.
+fn replace(node: &Node, judged: &HeaderPage, new: &HeaderPage) -> io::Result<Written> {
+    let stat = node.stat()?;
+    let file = open(node, Access::ReadWrite)?;
+    if *read_page(&file)? != *judged {
+        return Ok(Written::Changed);
+    }
+    file.write_at(new, 0)?;
+    node.set_times(SetTime::At(stat.atime), SetTime::At(stat.mtime))?;
+    Ok(Written::Done)
 }
 
 fn read_page(file: &DiskFile) -> io::Result<Box<HeaderPage>> {

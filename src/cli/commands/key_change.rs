@@ -184,6 +184,11 @@ impl KeyChange {
         replaced.map_err(|error| CliError::io(self.directory.path().join(".kmsfs/volume.toml").display(), &error))
     }
 
+    /// Whether no mount writes to the volume, nor will.
+    pub(super) fn writes_alone(&self) -> bool {
+        self.hold.writes_alone()
+    }
+
     /// Whether programs work on the volume meanwhile.
     pub(super) fn is_mounted(&self) -> bool {
         self.hold.is_mounted()

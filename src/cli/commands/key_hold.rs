@@ -31,6 +31,8 @@ pub(super) struct Hold {
     seal: Option<Seal>,
     /// None while the volume is mounted.
     volume: Option<VolumeLock>,
+    /// Held while only mounts have it that do not write: nor does one come that does.
+    readers: Option<VolumeLock>,
 }
 
 impl Hold {
@@ -43,7 +45,8 @@ impl Hold {
             Err(LockError::Held { .. }) if !served(directory.path()).is_empty() => None,
             Err(error) => return Err(error.into()),
         };
-        Ok(Self { _change: change, tenure: None, seal: None, volume })
+        let readers = if volume.is_none() { directory.lock(LockMode::Shared).ok() } else { None };
+        Ok(Self { _change: change, tenure: None, seal: None, volume, readers })
     }
 
     /// Takes the lease too, now that the volume is unlocked, unless the mount that has it does.
@@ -71,6 +74,11 @@ impl Hold {
         self.volume.is_none()
     }
 
+    /// Whether no mount writes to the volume, nor will.
+    pub(super) fn writes_alone(&self) -> bool {
+        self.volume.is_some() || self.readers.is_some()
+    }
+
     /// Has every mount read the list of keys, and prove that it can use what is new on it.
     pub(super) fn tell(&mut self, directory: &CipherDirectory) -> Result<(), CliError> {
         if self.volume.is_some() {
@@ -95,6 +103,7 @@ impl Hold {
         }
         if mounts.is_empty() {
             // Unmounted meanwhile.
+            self.readers = None;
             let lock = directory.lock(LockMode::Exclusive)?;
             let seal = self.seal.clone();
             self.tenure = seal.map_or(Ok(None), |seal| writing::hold(&lock, LockMode::Exclusive, seal))?;

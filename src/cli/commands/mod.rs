@@ -19,6 +19,7 @@ pub(super) mod estimate;
 mod estimate_walk;
 pub(super) mod forget;
 mod header_files;
+mod header_writer;
 pub(super) mod init;
 pub(super) mod inspect;
 mod inspect_file;

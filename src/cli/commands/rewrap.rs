@@ -20,9 +20,11 @@ use crate::cli::settings::{self, Settings, SettingsArgs};
 use crate::daemon::log::Level;
 use crate::format::config::WrappingKey;
 use crate::keys::KeyLimits;
+use crate::storage::CipherDirectory;
 
 use super::estimate::Cost;
 use super::header_files::HeaderFiles;
+use super::header_writer::HeaderWriter;
 use super::key_change::{self, KeyChange};
 use super::recipients;
 use super::rewrap_work::{Done, Failures, Todo, Work};
@@ -111,8 +113,11 @@ pub(crate) fn run(args: &RewrapArgs) -> Result<(), CliError> {
     let volume = change.volume(limits);
     let files = HeaderFiles::of(&change.directory)?;
     let stock = change.directory.key_stock().map_err(|error| CliError::io(".kmsfs/keys", &error))?;
-    let work =
-        Work { ring: &volume.ring, files: &files, stock: &stock, wanted: &wanted, failures: Failures::default() };
+    // Another descriptor than that of what is changed below.
+    let directory = CipherDirectory::open(&args.cipher_directory)?;
+    let writer = HeaderWriter::new(&directory, change.writes_alone());
+    let (ring, failures) = (&volume.ring, Failures::default());
+    let work = Work { ring, files: &files, writer: &writer, stock: &stock, wanted: &wanted, failures };
     let start = match &args.path {
         Some(path) => files.cipher_path(&volume, path)?,
         None => String::new(),

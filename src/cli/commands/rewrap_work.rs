@@ -17,6 +17,7 @@ use crate::keys::{AuthenticHeader, KeyError, Missing, Ring, Wanted};
 use crate::storage::KeyStock;
 
 use super::header_files::HeaderFiles;
+use super::header_writer::HeaderWriter;
 
 /// While a provider throttles or cannot be reached: the wait before the next try, and how long without any success.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -41,8 +42,9 @@ pub(super) struct Todo {
 }
 
 enum Item {
-    /// Files with one data key, and its records, if a file has them already.
+    /// Files that had this data key when they were looked at, and its records, if a file has them already.
     Files {
+        data_key: [u8; 16],
         paths: Vec<String>,
         made: Option<Vec<Record>>,
     },
@@ -70,6 +72,7 @@ impl Done {
 pub(super) struct Work<'a> {
     pub(super) ring: &'a Ring,
     pub(super) files: &'a HeaderFiles,
+    pub(super) writer: &'a HeaderWriter<'a>,
     pub(super) stock: &'a KeyStock,
     pub(super) wanted: &'a [Wanted],
     pub(super) failures: Failures,
@@ -148,7 +151,7 @@ impl Work<'_> {
             if made.is_none() {
                 todo.missing = add(todo.missing, missing);
             }
-            todo.items.push_back(Item::Files { paths, made });
+            todo.items.push_back(Item::Files { data_key: id, paths, made });
         }
         if all {
             self.find_provisioned(&mut todo)?;
@@ -228,21 +231,25 @@ impl Running<'_> {
         loop {
             let next = locked(&self.items).pop_front();
             match next {
-                Some(Item::Files { paths, made }) => self.change_files(&paths, made),
+                Some(Item::Files { data_key, paths, made }) => self.change_files(&data_key, &paths, made),
                 Some(Item::Provisioned(name)) => self.change_provisioned(&name),
                 None => return,
             }
         }
     }
 
-    /// All files of one data key. If its records cannot be had, that is so for all of them.
-    fn change_files(&self, paths: &[String], made: Option<Vec<Record>>) {
+    /// All files of one data key. If its records cannot be had, that is so for all of them. One that has another data key by now
+    /// gets records of that.
+    fn change_files(&self, data_key: &[u8; 16], paths: &[String], made: Option<Vec<Record>>) {
         let mut made = made.map(Ok);
         for path in paths {
-            let changed = self.work.files.update(path, |page| {
+            let changed = self.work.files.update(path, self.work.writer, |page| {
                 let Some(header) = self.work.ring.authenticate(page)? else { return Ok(None) };
                 if Wanted::are_all(self.work.wanted, &header.header().records) {
                     return Ok(None);
+                }
+                if header.header().data_key_id != *data_key {
+                    return Ok(Some(self.work.ring.next_page(page, &header, &self.records(&header)?)?));
                 }
                 match made.get_or_insert_with(|| self.records(&header)) {
                     Ok(records) => Ok(Some(self.work.ring.next_page(page, &header, records)?)),

@@ -14,6 +14,7 @@ use crate::daemon::log::Target;
 use crate::daemon::sandbox::Confinement;
 use crate::fs::Filesystem;
 
+use super::header_writer::Written;
 use super::key_reload::KeyReload;
 use super::observe::Observers;
 use super::rekey;
@@ -70,6 +71,9 @@ impl Teller {
                 Ask::Rekey { path, run } => {
                     let run = run.and_then(|run| crate::format::hex::decode(&run));
                     return json(&rekey::Answer::of(&teller.filesystem, &path, run));
+                }
+                Ask::Header { path, judged, new } => {
+                    return json(&Written::by(&teller.filesystem, &path, &judged, &new));
                 }
                 Ask::Keys => {
                     if let Err(error) = teller.keys.run(&teller.filesystem) {

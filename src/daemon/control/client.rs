@@ -63,6 +63,7 @@ impl Client {
             Ask::Unlock => Request::Unlock,
             Ask::Keys => Request::Keys,
             Ask::Rekey { path, run } => Request::Rekey { path, run },
+            Ask::Header { path, judged, new } => Request::Header { path, judged, new },
         };
         self.ask(request, deadline)
     }

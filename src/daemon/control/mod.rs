@@ -1,6 +1,6 @@
 //! The control socket: one per mount, on which the process behind it answers.
 //!
-//! A request is one line of JSON, `{"command":"status"}`, `measures`, `lock`, `unlock`, `keys`, `rekey` (with a `path`, and a `run`) or `wait`, and so is every answer. `wait` is
+//! A request is one line of JSON, `{"command":"status"}`, `measures`, `lock`, `unlock`, `keys`, `rekey` (with a `path`, and a `run`), `header` (with a `path`, `judged` and `new`) or `wait`, and so is every answer. `wait` is
 //! answered with one line at once and with a second one, [`Ended`], when the mount has ended; the connection then closes
 //! with the process.
 //!
@@ -41,10 +41,15 @@ enum Request {
         #[serde(default)]
         run: Option<String>,
     },
+    Header {
+        path: String,
+        judged: String,
+        new: String,
+    },
     Wait,
 }
 
-/// What a mount is asked to do. It answers with its status after that, but for [`Self::Measures`] and [`Self::Rekey`].
+/// What a mount is asked to do. It answers with its status after that, but for [`Self::Measures`], [`Self::Rekey`] and [`Self::Header`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ask {
     /// Nothing but to tell its status.
@@ -63,6 +68,15 @@ pub enum Ask {
         path: String,
         /// What it is a part of, in hexadecimal.
         run: Option<String>,
+    },
+    /// To put a header page in the place of another. The answer is whether it did.
+    Header {
+        /// The file's path in the cipher directory.
+        path: String,
+        /// The page that it must have, in Base64.
+        judged: String,
+        /// The one that it is to have.
+        new: String,
     },
 }
 

@@ -138,6 +138,7 @@ fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
         Ok(Request::Unlock) => say(&mut stream, shared, Ask::Unlock),
         Ok(Request::Keys) => say(&mut stream, shared, Ask::Keys),
         Ok(Request::Rekey { path, run }) => say(&mut stream, shared, Ask::Rekey { path, run }),
+        Ok(Request::Header { path, judged, new }) => say(&mut stream, shared, Ask::Header { path, judged, new }),
         Ok(Request::Wait) => {
             // Told that it waits only once it is on the list, so that it cannot miss the last word.
             let mut waiting = shared.waiting.lock().unwrap_or_else(PoisonError::into_inner);
