@@ -188,6 +188,9 @@ class Rig:
         salvage = self.work / "salvage"
         shutil.rmtree(salvage, ignore_errors=True)
         try:
+            if self.options.change_keys:  # a mount finishes what was half way to a new data key
+                stack.mount()
+                stack.leave()
             refused, faults = self.check_volume(name, kinds, salvage) if self.peer == "kmsfs" else ({}, [])
             self.mixed = self.next_key is not None and sum(count > 0 for count in stack.files_by_key().values()) > 1
             stack.mount()
