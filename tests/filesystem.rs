@@ -55,7 +55,7 @@ impl Mounted {
     }
 
     fn remount(&mut self) {
-        self.fs.shutdown();
+        self.fs.shutdown().unwrap();
         self.fs = open(&self.path, &self.provider, self.limits, self.options);
     }
 
@@ -166,7 +166,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        self.fs.shutdown();
+        let _ = self.fs.shutdown();
     }
 }
 

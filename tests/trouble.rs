@@ -5,6 +5,8 @@
 #![cfg(feature = "mount")]
 #![allow(clippy::unwrap_used)] // it is how a test fails
 
+#[path = "support/refusal.rs"]
+mod refusal;
 #[path = "support/mount.rs"]
 mod support;
 
@@ -13,6 +15,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 
+use refusal::Refusal;
 use support::{Argument, Home, Volume, bytes, errno, eventually, flip, needs_root, python, run, walk};
 
 /// Bytes of plaintext in a page.
@@ -325,4 +328,134 @@ fn damaged_entries_can_be_removed_while_no_key_is_to_be_had() {
 
 fn cut(path: &Path, size: u64) {
     OpenOptions::new().write(true).open(path).unwrap().set_len(size).unwrap();
+}
+
+/// Appends and hands it over to the mount, which the last `close` of a writer does.
+fn appended(path: &Path, content: &[u8]) {
+    OpenOptions::new().append(true).open(path).unwrap().write_all(content).unwrap();
+}
+
+fn is_logged(volume: &Volume, what: &str) -> bool {
+    volume.home.logs().contains(what)
+}
+
+/// The settler syncs by the one descriptor that all handles share, and the disk tells each error once.
+#[test]
+fn an_error_that_the_settler_has_met_is_told_to_each_handle_that_was_open() {
+    needs_root();
+    let volume = Volume::new(&[]);
+    let names: Vec<_> = (0..10).map(|number| format!("file-{number}")).collect();
+    // One file is synced by itself; of more than eight the filesystem is synced as a whole, and then each by itself.
+    for names in [&names[..1], &names[1..]] {
+        for name in names {
+            synced(&volume.path(name), &bytes(1, 1000));
+        }
+        let open = || -> Vec<File> { names.iter().map(|name| File::open(volume.path(name)).unwrap()).collect() };
+        let (first, second) = (open(), open());
+        for name in names {
+            appended(&volume.path(name), b"more");
+        }
+        let refused = Refusal::of(volume.pid(), &["fdatasync:error=EIO", "syncfs:error=EIO"]);
+        let met = |name| is_logged(&volume, &format!("{} cannot be made durable", volume.behind(name).display()));
+        eventually("the settler meets it", || names.iter().all(met));
+        drop(refused);
+        for (name, (first, second)) in names.iter().zip(first.iter().zip(&second)) {
+            assert_eq!(errno(first.sync_all()), Some(libc::EIO), "{name}");
+            let later = File::open(volume.path(name)).unwrap();
+            assert_eq!(errno(second.sync_all()), Some(libc::EIO), "{name}");
+            assert_eq!([first, second, &later].map(|file| errno(file.sync_data())), [None; 3], "{name}");
+        }
+    }
+}
+
+/// Where no file is to blame, it may have been any.
+#[test]
+fn what_the_whole_filesystem_refuses_is_told_to_everybody() {
+    needs_root();
+    let volume = Volume::new(&[]);
+    for number in 0..10 {
+        synced(&volume.path(number.to_string()), &bytes(1, 1000));
+    }
+    synced(&volume.path("other"), b"");
+    let other = File::open(volume.path("other")).unwrap();
+    let refused = Refusal::of(volume.pid(), &["syncfs:error=EIO:when=1"]);
+    for number in 0..10 {
+        appended(&volume.path(number.to_string()), b"more");
+    }
+    eventually("it is told", || errno(other.sync_all()) == Some(libc::EIO));
+    other.sync_all().unwrap();
+    drop(refused);
+}
+
+#[test]
+fn an_unmount_that_makes_nothing_durable_says_so() {
+    needs_root();
+    let volume = Volume::new(&[]);
+    fs::write(volume.path("file"), "content").unwrap();
+    let refused = Refusal::of(volume.pid(), &["syncfs:error=EIO"]);
+    let said = volume.home.refused(14, &[&"umount", &volume.plain]);
+    assert!(said.contains("may not be durable"), "{said}");
+    drop(refused);
+    volume.mount();
+    volume.unmount();
+}
+
+/// The size of a settled file is told by the disk, and the next write has to know.
+#[test]
+fn a_file_whose_times_cannot_be_put_back_is_settled_all_the_same() {
+    needs_root();
+    let volume = Volume::new(&[]);
+    let content = bytes(1, 1500);
+    let file = OpenOptions::new().create_new(true).write(true).open(volume.path("file")).unwrap();
+    file.write_all_at(&content[..1000], 0).unwrap();
+    file.sync_all().unwrap();
+    let refused = Refusal::of(volume.pid(), &["utimensat:error=ENOSPC"]);
+    eventually("it is settled", || is_logged(&volume, "cannot be settled"));
+    drop(refused);
+    file.write_all_at(&content[1000..], 1000).unwrap();
+    file.sync_data().unwrap();
+    volume.kill();
+    drop(file);
+    volume.mount();
+    assert!(fs::read(volume.path("file")).unwrap() == content);
+}
+
+/// What is made in a directory without an id is lost with the memory of the mount.
+#[test]
+fn a_directory_that_cannot_be_removed_keeps_its_id_or_takes_nothing() {
+    needs_root();
+    let volume = Volume::new(&[]);
+    let long = "l".repeat(200);
+    for (refusals, over) in [
+        (&["unlinkat:error=EIO:when=1"][..], false),
+        (&["unlinkat:error=EIO:when=2", "symlinkat:error=ENOSPC"], false),
+        (&["unlinkat:error=EIO:when=3", "symlinkat:error=ENOSPC"], false),
+        (&["renameat2:error=EIO:when=2", "symlinkat:error=ENOSPC"], true),
+    ] {
+        let directory = volume.path("directory");
+        fs::create_dir(&directory).unwrap();
+        fs::create_dir(volume.path("another")).unwrap();
+        // Leaves the symlink of a long name.
+        fs::write(directory.join(&long), "").unwrap();
+        let link = walk(&volume.behind("directory"))
+            .into_iter()
+            .find(|path| path.is_symlink() && !path.ends_with(".kmsfs.dir"));
+        let (link, target) = link.map(|link| (link.clone(), fs::read_link(link).unwrap())).unwrap();
+        fs::remove_file(directory.join(&long)).unwrap();
+        symlink(target, link).unwrap();
+        let refused = Refusal::of(volume.pid(), refusals);
+        let change = || match over {
+            true => fs::rename(volume.path("another"), &directory),
+            false => fs::remove_dir(&directory),
+        };
+        assert_eq!(errno(change()), Some(libc::EIO), "{refusals:?}");
+        let made = fs::write(directory.join("early"), "early");
+        drop(refused);
+        synced(&directory.join("late"), b"late");
+        assert!(refusals.len() == 1 || errno(made) == Some(libc::ENOSPC) || directory.join("early").exists());
+        volume.remount();
+        assert_eq!(fs::read(directory.join("late")).unwrap(), b"late", "{refusals:?}");
+        fs::remove_dir_all(&directory).unwrap();
+        let _ = fs::remove_dir_all(volume.path("another"));
+    }
 }

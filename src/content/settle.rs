@@ -18,7 +18,8 @@ impl Content {
     }
 
     /// Settles the file, unless its end has moved since `found`. Everything written before `found` must be durable by
-    /// now: the other order would leave a file of zeros after a power cut. Returns whether it did.
+    /// now: the other order would leave a file of zeros after a power cut. Returns whether it did. If the disk refuses a step, the
+    /// file is what it has become there.
     ///
     /// # Errors
     /// [`ContentError::Io`].
@@ -27,8 +28,11 @@ impl Content {
         if shape.version != found.0 {
             return Ok(false);
         }
-        self.file.set_size_quietly(settled_size(shape.size).0)?;
-        self.set_shape(shape.size, DiskShape::Settled, shape.tail);
-        Ok(true)
+        let settled = settled_size(shape.size);
+        let result = self.file.set_size_quietly(settled.0);
+        if result.is_ok() || self.file.size()? == settled.0 {
+            self.set_shape(shape.size, DiskShape::Settled, shape.tail);
+        }
+        Ok(result.map(|()| true)?)
     }
 }

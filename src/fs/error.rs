@@ -166,7 +166,12 @@ pub(super) fn lacks_descriptors(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
-fn io_errno(error: &io::Error) -> i32 {
+/// Whether the disk has refused something, of which the kernel tells nobody again.
+pub(super) fn is_of_disk(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::IO | Errno::NOSPC | Errno::DQUOT))
+}
+
+pub(super) fn io_errno(error: &io::Error) -> i32 {
     let of_kind = || match error.kind() {
         io::ErrorKind::StorageFull => Errno::NOSPC,
         io::ErrorKind::FileTooLarge => Errno::FBIG,

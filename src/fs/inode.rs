@@ -13,6 +13,7 @@ use crate::storage::{DiskFile, Node, NodeKind, SetTime, Stat, Timestamp};
 
 use super::Error;
 use super::leases::Lease;
+use super::sync_errors::SyncErrors;
 use super::trim::Held;
 use super::xattrs::DefaultAcl;
 
@@ -61,6 +62,7 @@ pub(super) struct Slot {
     pub(super) open: Option<OpenFile>,
     /// Opened and not yet released by the kernel.
     pub(super) handles: u64,
+    errors: SyncErrors,
 }
 
 #[derive(Clone)]
@@ -77,13 +79,31 @@ impl Slot {
     pub(super) fn close(&mut self) {
         if let Some(open) = self.open.take() {
             open.content.retire();
+            self.note_told(&open.file);
         }
     }
 
     /// The content; one that ended by itself is none.
     pub(super) fn current(&mut self) -> Option<OpenFile> {
-        self.open.take_if(|open| open.content.is_retired());
+        if let Some(open) = self.open.take_if(|open| open.content.is_retired()) {
+            self.note_told(&open.file);
+        }
         self.open.clone()
+    }
+
+    /// Keeps what the disk has told of the file, by this descriptor of it.
+    pub(super) fn note_told(&mut self, file: &DiskFile) {
+        if let Some(errno) = file.take_told() {
+            self.errors.note(errno);
+        }
+    }
+
+    /// The errors of the disk that its handles have to hear of.
+    pub(super) fn errors(&mut self) -> &mut SyncErrors {
+        if let Some(open) = self.open.clone() {
+            self.note_told(&open.file);
+        }
+        &mut self.errors
     }
 
     /// Whether the content turned out to be cut off.
@@ -142,6 +162,13 @@ impl Inode {
             }
         }
         Ok(late)
+    }
+
+    /// Does the same as far as that is possible, and says if it is not.
+    pub(super) fn try_late_mtime(&self) {
+        if let Err(error) = self.write_late_mtime() {
+            tracing::warn!("{}: the modification time cannot be set: {error}", self.node.describe());
+        }
     }
 
     /// Makes the caller the only one who gives the file another header.

@@ -1,13 +1,15 @@
 //! Reading, writing and syncing through an inode: content is kept per inode, so no handle is needed.
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::storage::{Access, RawFile};
 
+use super::error::{io_errno, lacks_descriptors};
 use super::inode::Inode;
-use super::{Answer, ContentError, Error, Filesystem, InodeId, ROOT};
+use super::{Answer, ContentError, Error, Filesystem, Handle, InodeId};
 
 /// Takes what was read, now or later.
 pub type ReadAnswer = Box<dyn FnOnce(Result<&[u8], Error>) + Send>;
@@ -37,11 +39,10 @@ impl Filesystem {
     /// # Errors
     /// [`Error::Io`].
     pub fn sync_everything(&self) -> Result<(), Error> {
-        self.inodes.get(ROOT)?.node.sync_filesystem()?;
+        self.sync_filesystem()?;
         // A first look settles, a second one closes.
-        self.settle_rested(true);
-        self.settle_rested(false);
-        Ok(())
+        self.settle_rested(true)?;
+        self.settle_rested(false)
     }
 
     /// Writes at `offset`.
@@ -101,8 +102,25 @@ impl Filesystem {
     /// # Errors
     /// [`Error`].
     pub fn sync(&self, id: InodeId, metadata: bool) -> Result<(), Error> {
+        self.sync_for(id, self.new_handle(), metadata)
+    }
+
+    /// Like [`Self::sync`] on behalf of `handle`, which hears every error of the disk that any sync has met since it was opened.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn sync_for(&self, id: InodeId, handle: Handle, metadata: bool) -> Result<(), Error> {
         self.check_tenure()?;
         let inode = self.inodes.get(id)?;
+        let synced = self.sync_inode(&inode, metadata);
+        let unheard = inode.slot().errors().hear(handle, self.new_handle());
+        match unheard {
+            Some(error) if synced.is_ok() => Err(error.into()),
+            _ => synced,
+        }
+    }
+
+    fn sync_inode(&self, inode: &Inode, metadata: bool) -> Result<(), Error> {
         if metadata {
             drop(inode.write_late_mtime()?);
         }
@@ -111,12 +129,38 @@ impl Filesystem {
             let open = inode.slot().current();
             let synced = match open {
                 Some(open) => open.content.sync(metadata).map_err(Error::from),
-                None => Ok(self.open_backing(&inode, Access::Read)?.sync(metadata)?),
+                None => {
+                    let file = self.open_backing(inode, Access::Read)?;
+                    let synced = file.sync(metadata);
+                    inode.slot().note_told(&file);
+                    synced.map_err(Error::from)
+                }
             };
             if !matches!(synced, Err(Error::Content(ContentError::Retired))) {
                 return synced;
             }
         }
+    }
+
+    /// A number for a handle that is opened now.
+    pub fn new_handle(&self) -> Handle {
+        Handle(self.last_handle.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// The disk has refused something that may belong to any file: everybody who has one open hears of it.
+    pub(super) fn note_for_all(&self, error: &io::Error) {
+        if lacks_descriptors(error) {
+            // The disk has not been asked.
+            return;
+        }
+        let errno = io_errno(error);
+        for inode in self.inodes.all() {
+            let mut slot = inode.slot();
+            if slot.handles > 0 {
+                slot.errors().note(errno);
+            }
+        }
+        self.directories.note(errno);
     }
 
     /// A kernel that writes back later has set the modification time when the program wrote; this write must not set

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::storage::{DirEntry, DirStream, NodeKind};
@@ -47,6 +47,8 @@ struct OpenDirectory {
     stream: Mutex<Option<OpenStream>>,
     /// What was delivered since the beginning of the directory.
     listed: Mutex<Listing>,
+    /// An error of the disk that the next sync has to tell; 0 if none.
+    told: AtomicI32,
 }
 
 struct OpenStream {
@@ -59,6 +61,12 @@ impl OpenDirectories {
         let handle = DirectoryHandle(self.next.fetch_add(1, Ordering::Relaxed));
         self.open.write().unwrap_or_else(PoisonError::into_inner).insert(handle, Arc::new(directory));
         handle
+    }
+
+    /// Every directory that is open has to hear of an error of the disk.
+    pub(super) fn note(&self, errno: i32) {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        open.values().for_each(|directory| directory.told.store(errno, Ordering::Relaxed));
     }
 
     pub(super) fn inodes(&self) -> HashSet<InodeId> {
@@ -84,7 +92,8 @@ impl Filesystem {
     pub fn open_directory(&self, id: InodeId) -> Result<DirectoryHandle, Error> {
         let inode = self.inodes.get(id)?;
         self.directory_id(&inode).inspect_err(|error| self.report(&inode, error))?;
-        let directory = OpenDirectory { inode, stream: Mutex::default(), listed: Mutex::default() };
+        let (stream, listed, told) = (Mutex::default(), Mutex::default(), AtomicI32::new(0));
+        let directory = OpenDirectory { inode, stream, listed, told };
         Ok(self.directories.insert(directory))
     }
 
@@ -221,7 +230,11 @@ impl Filesystem {
     /// [`Error::Io`].
     pub fn sync_directory(&self, handle: DirectoryHandle) -> Result<(), Error> {
         let directory = self.directories.get(handle)?;
-        self.enforce_order()?;
+        let ordered = self.enforce_order();
+        match directory.told.swap(0, Ordering::Relaxed) {
+            0 => ordered?,
+            errno => return Err(io::Error::from_raw_os_error(errno).into()),
+        }
         let mut stream = directory.stream.lock().unwrap_or_else(PoisonError::into_inner);
         match self.stream_of(&directory.inode, &mut stream)?.sync() {
             // A filesystem that cannot sync directories keeps their order without.

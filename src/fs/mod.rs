@@ -30,6 +30,7 @@ mod set_ids;
 mod settle;
 mod shred;
 mod stats;
+mod sync_errors;
 mod trim;
 mod unfinished;
 mod xattrs;
@@ -50,6 +51,7 @@ pub use measures::{Begun, Measures, Operation, OperationCounts, OperationMeasure
 pub use open::Answer;
 pub use rekey::{Rekeyed, Run};
 pub use stats::Stats;
+pub use sync_errors::Handle;
 
 pub use crate::storage::{Access, FileSystemStat, NodeKind, RenameMode, SetTime, Timestamp, XattrMode};
 
@@ -64,6 +66,7 @@ use lane::Lane;
 use leases::Keeper;
 use listing::OpenDirectories;
 use moves::Moves;
+use names::OwedIds;
 use order::NameOrder;
 use prefetch::Prefetch;
 use settle::Settler;
@@ -113,6 +116,8 @@ impl Default for Options {
 /// A mounted volume.
 pub struct Filesystem {
     volume: Volume,
+    /// The last handle that was given a number.
+    last_handle: AtomicU64,
     directory: CipherDirectory,
     long_targets: LongTargets,
     redo_logs: RedoLogs,
@@ -126,6 +131,7 @@ pub struct Filesystem {
     inodes: InodeTable,
     directories: OpenDirectories,
     order: NameOrder,
+    owed_ids: OwedIds,
     settler: Arc<Settler>,
     keeper: Arc<Keeper>,
     trimmer: Arc<Trimmer>,
@@ -185,6 +191,7 @@ impl Filesystem {
             moves: Moves::default(),
             rules: Rules { holes: volume.config.holes, end: volume.config.end },
             volume,
+            last_handle: AtomicU64::new(0),
             long_targets: directory.long_targets()?,
             redo_logs: directory.redo_logs()?,
             unfinished: Mutex::default(),
@@ -193,6 +200,7 @@ impl Filesystem {
             rekey_run: Mutex::default(),
             directory,
             order: NameOrder::new(&root)?,
+            owed_ids: OwedIds::default(),
             inodes: InodeTable::new(root, &stat),
             directories: OpenDirectories::default(),
             settler: Arc::default(),
@@ -245,23 +253,26 @@ impl Filesystem {
     }
 
     /// Settles every file, wipes every key, and makes everything durable. For after the unmount: nothing may be asked of it any more.
-    pub fn shutdown(&self) {
+    ///
+    /// # Errors
+    /// Why what was written may not be durable.
+    pub fn shutdown(&self) -> Result<(), Error> {
         self.keeper.stop();
         self.trimmer.stop();
         self.settler.stop();
+        let settled = if self.read_only { Ok(()) } else { self.settle_rested(true) };
         if !self.read_only {
-            self.settle_rested(true);
             self.finish_what_is_left();
         }
         self.volume.ring.clear();
-        if self.changed.load(Ordering::Relaxed)
-            && let Err(error) = self.inodes.get(ROOT).and_then(|root| Ok(root.node.sync_filesystem()?))
-        {
-            tracing::warn!(
+        let synced = if self.changed.load(Ordering::Relaxed) { self.sync_filesystem() } else { Ok(()) };
+        let durable = settled.and(synced.map_err(Error::from)).inspect_err(|error| {
+            tracing::error!(
                 "what was written last may not be durable: the backing filesystem cannot be synced: {error}"
             );
-        }
+        });
         self.tenure.get().into_iter().for_each(Tenure::end);
+        durable
     }
 
     /// From now on a write does not change a modification time: the kernel has a writeback cache, notes the time when a

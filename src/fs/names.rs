@@ -4,15 +4,17 @@
 //! Order of steps: the symlink of a long name is made before its entry and removed after it, so that an entry's name can
 //! always be read. A symlink without its entry is harmless. Where the disk may not keep that order, `order` does.
 
+use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::crypto::NameKey;
 use crate::format::name::{self, DIRECTORY_ID, Entry, NAME_MAX, Stored};
 use crate::storage::Node;
 
 use super::inode::Inode;
-use super::{Error, Filesystem, ROOT};
+use super::{Error, Filesystem, InodeId, ROOT};
 
 impl Filesystem {
     /// How `name` is stored in `directory`.
@@ -50,6 +52,9 @@ impl Filesystem {
 
     /// The id of a directory, read once.
     pub(super) fn directory_id(&self, directory: &Inode) -> Result<[u8; 16], Error> {
+        if self.owed_ids.settle(directory)? {
+            self.order.note(&directory.node);
+        }
         if let Some(id) = directory.directory_id.get() {
             return Ok(*id);
         }
@@ -70,6 +75,17 @@ impl Filesystem {
             return Err(Error::DirectoryId);
         }
         self.give_directory_id(&directory.node)
+    }
+
+    /// Puts back the id of a directory that could not be removed after all, now or when it is next used. One that is not known is
+    /// empty, and gets another id.
+    pub(super) fn restore_directory_id(&self, directory: &Node, id: Option<Vec<u8>>) {
+        let Some(text) = id.and_then(|id| String::from_utf8(id).ok()) else { return };
+        let Err(error) = put_back(directory, &text) else { return self.order.note(directory) };
+        tracing::warn!("{}: its id cannot be put back now: {error}", directory.describe());
+        if let Some(known) = directory.stat().ok().and_then(|stat| self.inodes.known_as(&stat)) {
+            self.owed_ids.owe(known.id, text);
+        }
     }
 
     /// Puts a new id on a directory.
@@ -105,7 +121,8 @@ impl Filesystem {
     /// Makes durable what no sync may overtake.
     pub(super) fn enforce_order(&self) -> io::Result<()> {
         let root = self.inodes.get(ROOT);
-        root.map_or(Ok(()), |root| self.trimmer.with_patience(|| self.order.enforce(&root.node)))
+        let enforced = root.map_or(Ok(()), |root| self.trimmer.with_patience(|| self.order.enforce(&root.node)));
+        enforced.inspect_err(|error| self.note_for_all(error))
     }
 }
 
@@ -132,27 +149,67 @@ pub(super) fn holds_nothing(directory: &Node) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Removes everything that [`holds_nothing`] overlooks, so that the directory can be removed. Returns the directory id's
-/// text, for putting it back.
+/// Removes everything that [`holds_nothing`] overlooks, so that the directory can be removed. Its id goes last: if this fails, the
+/// directory still has it. Returns the id's text, for putting it back.
 pub(super) fn strip_directory(directory: &Node) -> io::Result<Option<Vec<u8>>> {
-    let id = directory.readlink(DIRECTORY_ID).ok();
+    let id = match directory.readlink(DIRECTORY_ID) {
+        // There is none, or something that is no symlink.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => None,
+        id => Some(id?),
+    };
     let mut leftovers = Vec::new();
     let mut stream = directory.open_directory()?;
     let mut position = 0;
     while let Some(entry) = stream.entry_at(position)? {
-        if name::classify(&entry.name) == Entry::LongNameLink || entry.name == DIRECTORY_ID {
+        if name::classify(&entry.name) == Entry::LongNameLink {
             leftovers.push(entry.name.clone());
         }
         position = entry.next_position;
         stream.advance();
     }
-    leftovers.iter().try_for_each(|entry| directory.unlink(entry))?;
+    leftovers.push(DIRECTORY_ID.to_owned());
+    leftovers.iter().try_for_each(|entry| match directory.unlink(entry) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    })?;
     Ok(id)
 }
 
-/// Puts back the id of a directory that could not be removed after all.
-pub(super) fn restore_directory_id(directory: &Node, id: Option<&[u8]>) {
-    if let Some(text) = id.and_then(|id| std::str::from_utf8(id).ok()) {
-        let _ = directory.symlink(text, DIRECTORY_ID);
+/// Directories that stay although their id was taken away for removing them, and that could not get it back. Nothing is looked
+/// up or made in one until it has its id again: names under an id that only memory knows are lost.
+#[derive(Default)]
+pub(super) struct OwedIds {
+    is_any: AtomicBool,
+    /// The ids' texts.
+    texts: Mutex<HashMap<InodeId, String>>,
+}
+
+impl OwedIds {
+    fn texts(&self) -> MutexGuard<'_, HashMap<InodeId, String>> {
+        self.texts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn owe(&self, directory: InodeId, text: String) {
+        self.texts().insert(directory, text);
+        self.is_any.store(true, Ordering::SeqCst);
+    }
+
+    /// Gives a directory what it is owed; false if that is nothing.
+    fn settle(&self, directory: &Inode) -> io::Result<bool> {
+        if !self.is_any.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let mut texts = self.texts();
+        let Some(text) = texts.get(&directory.id) else { return Ok(false) };
+        put_back(&directory.node, text)?;
+        texts.remove(&directory.id);
+        Ok(true)
+    }
+}
+
+fn put_back(directory: &Node, text: &str) -> io::Result<()> {
+    match directory.symlink(text, DIRECTORY_ID) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result,
     }
 }

@@ -10,7 +10,7 @@ use crate::format::name::Stored;
 use crate::storage::{Node, NodeKind, RenameMode};
 
 use super::inode::Inode;
-use super::names::{holds_nothing, remove_long_name_link, restore_directory_id, strip_directory};
+use super::names::{holds_nothing, remove_long_name_link, strip_directory};
 use super::{Answer, Attributes, Caller, Error, Filesystem, InodeId};
 
 /// Set-group-id: on a directory, new entries inherit its group.
@@ -68,6 +68,7 @@ impl Filesystem {
                 Ok(attributes)
             }
             Err(error) => {
+                // What stays is an empty directory, with an id or without.
                 let _ = strip_directory(&node).and_then(|_| directory.node.rmdir(stored.entry()));
                 remove_long_name_link(&directory.node, &stored);
                 Err(error)
@@ -317,11 +318,7 @@ impl Filesystem {
             return Err(Error::NotEmpty);
         }
         let id = self.trimmer.with_patience(|| strip_directory(victim))?;
-        remove().inspect_err(|_| {
-            restore_directory_id(victim, id.as_deref());
-            self.order.note(victim);
-        })?;
-        Ok(())
+        Ok(remove().inspect_err(|_| self.restore_directory_id(victim, id))?)
     }
 
     fn rename_over_empty_directory(

@@ -88,7 +88,9 @@ impl Filesystem {
         let undo = Box::new(move |result: Result<Attributes, Error>| {
             // Without a key the file can hold nothing: the caller is told so, and finds no empty file left behind.
             if result.is_err() {
-                let _ = fs.unlink(directory, &name);
+                if let Err(error) = fs.unlink(directory, &name) {
+                    tracing::warn!("an empty file that got no key cannot be removed: {error}");
+                }
                 fs.forget(attributes.id, 1);
             }
             answer(result);
@@ -132,8 +134,8 @@ impl Filesystem {
         if last && is_condemned {
             self.settle_no_more(&inode);
         }
-        if last && let Err(error) = inode.write_late_mtime() {
-            tracing::warn!("{}: the modification time cannot be set: {error}", inode.node.describe());
+        if last {
+            inode.try_late_mtime();
         }
     }
 

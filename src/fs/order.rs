@@ -9,6 +9,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::storage::Node;
 
+use super::error::is_of_disk;
+
 /// Directories are remembered one by one up to this many (each holds a descriptor); beyond, the whole filesystem is synced.
 const MOST: usize = 128;
 
@@ -61,12 +63,20 @@ impl NameOrder {
         }
         let _one_at_a_time = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         let noted = std::mem::take(&mut *self.waiting());
-        let singly = !noted.too_many && noted.directories.iter().all(|directory| directory.sync_directory().is_ok());
+        let mut refused = Ok(());
+        let singly = !noted.too_many
+            && noted.directories.iter().all(|directory| match directory.sync_directory() {
+                Err(error) if is_of_disk(&error) => {
+                    refused = Err(error);
+                    false
+                }
+                synced => synced.is_ok(),
+            });
         if singly {
             return Ok(());
         }
         // A directory may be gone, or not be ours to open.
-        root.sync_filesystem().inspect_err(|_| self.waiting().too_many = true)
+        root.sync_filesystem().and(refused).inspect_err(|_| self.waiting().too_many = true)
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {

@@ -2,6 +2,7 @@
 //! written is durable. `docs/FORMAT.md` section 6.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use crate::content::Unsettled;
 
 use super::inode::{Inode, InodeTable, OpenFile};
 use super::trim::is_in_background;
-use super::{ContentError, Filesystem, InodeId, ROOT};
+use super::{ContentError, Error, Filesystem, InodeId, ROOT};
 
 /// How long the end of a file must have rested: at least one and at most two of these.
 const REST: Duration = Duration::from_secs(5);
@@ -85,23 +86,26 @@ fn run(settler: &Settler, weak: &Weak<Filesystem>) {
     is_in_background();
     while settler.rest() {
         let Some(fs) = weak.upgrade() else { return };
-        fs.settle_rested(false);
+        // What fails is logged, and kept for those who sync.
+        let _ = fs.settle_rested(false);
         fs.finish_what_is_left();
     }
 }
 
 impl Filesystem {
-    /// Settles every watched file whose end has not moved since the last look, or with `all` every one.
-    pub(super) fn settle_rested(&self, all: bool) {
-        if self.check_tenure().is_err() {
-            return;
-        }
+    /// Settles every watched file whose end has not moved since the last look, or with `all` every one. A file that is not
+    /// settled keeps its content, and says why in the log.
+    ///
+    /// # Errors
+    /// Why a file could not be made durable.
+    pub(super) fn settle_rested(&self, all: bool) -> Result<(), Error> {
+        self.check_tenure()?;
         let _one_at_a_time = self.settler.round.lock().unwrap_or_else(PoisonError::into_inner);
         let watched = std::mem::take(&mut self.settler.state().watched);
         let (mut keep, mut batch, mut done) = (Vec::new(), Vec::new(), Vec::new());
         for mut watched in watched.into_values() {
             if all {
-                drop(watched.inode.write_late_mtime());
+                watched.inode.try_late_mtime();
             }
             match watched.judge(all) {
                 Verdict::Wait => keep.push(watched),
@@ -109,17 +113,16 @@ impl Filesystem {
                 Verdict::Done => done.push(watched.inode),
             }
         }
-        if !batch.is_empty() && self.make_durable(&batch) {
-            for (watched, open, found) in &batch {
-                let settled = watched.inode.write_late_mtime().map_err(ContentError::from).and_then(|times_stay| {
-                    let settled = open.content.settle(*found);
-                    drop(times_stay);
-                    settled
-                });
-                if let Err(error) = settled
-                    && !matches!(error, ContentError::Retired)
-                {
-                    tracing::warn!("{} cannot be settled: {error}", watched.inode.node.describe());
+        let mut result = Ok(());
+        for ((watched, open, found), durable) in batch.iter().zip(self.make_durable(&batch)) {
+            let place = || watched.inode.node.describe();
+            match durable.map(|()| watched.settle(open, *found)) {
+                // Somebody else has taken it over, and settles it.
+                Ok(Ok(_) | Err(ContentError::Retired)) | Err(ContentError::Retired) => {}
+                Ok(Err(error)) => tracing::warn!("{} cannot be settled: {error}", place()),
+                Err(error) => {
+                    tracing::warn!("{} cannot be made durable: {error}", place());
+                    result = Err(error.into());
                 }
             }
         }
@@ -127,6 +130,7 @@ impl Filesystem {
         let again = keep.into_iter().map(|watched| (watched.inode.id, watched));
         self.settler.state().watched.extend(again);
         done.iter().for_each(|inode| self.stop_watching(inode));
+        result
     }
 
     /// A file that was opened again a moment ago stays on the list.
@@ -137,21 +141,35 @@ impl Filesystem {
         }
     }
 
-    fn make_durable(&self, batch: &[(Watched, OpenFile, Unsettled)]) -> bool {
-        let synced = if batch.len() > SYNC_SINGLY {
-            self.inodes.get(ROOT).is_ok_and(|root| root.node.sync_filesystem().is_ok())
-        } else {
-            let durable = |open: &OpenFile| match open.content.make_durable() {
-                // Somebody else has taken it over, and settles it.
-                Err(ContentError::Retired) => true,
-                result => result.is_ok(),
-            };
-            self.enforce_order().is_ok() && batch.iter().all(|(_, open, _)| durable(open))
-        };
-        if !synced {
-            tracing::warn!("the backing filesystem cannot be synced; {} files stay unsettled", batch.len());
+    /// Makes every file of a batch durable, and says which are. If the whole filesystem cannot be synced at once, the files are
+    /// asked one by one: where none of them is to blame, everybody hears of it.
+    fn make_durable(&self, batch: &[(Watched, OpenFile, Unsettled)]) -> Vec<Result<(), ContentError>> {
+        if batch.is_empty() {
+            return Vec::new();
         }
-        synced
+        let mut refused = None;
+        if batch.len() > SYNC_SINGLY {
+            match self.sync_filesystem() {
+                Ok(()) => return batch.iter().map(|_| Ok(())).collect(),
+                Err(error) => refused = Some(error),
+            }
+        }
+        let ordered = self.enforce_order();
+        let sync = |(_, open, _): &(Watched, OpenFile, Unsettled)| match &ordered {
+            Ok(()) => open.content.make_durable(),
+            Err(error) => Err(io::Error::new(error.kind(), error.to_string()).into()),
+        };
+        let durable: Vec<_> = batch.iter().map(sync).collect();
+        if let Some(error) = refused.filter(|_| durable.iter().all(Result::is_ok)) {
+            self.note_for_all(&error);
+        }
+        durable
+    }
+
+    /// Makes everything on the backing filesystem durable.
+    pub(super) fn sync_filesystem(&self) -> io::Result<()> {
+        let root = self.inodes.get(ROOT).map_err(io::Error::other)?;
+        self.trimmer.with_patience(|| root.node.sync_filesystem())
     }
 
     /// A file without a name that the kernel has forgotten is gone: it must not keep its space until the next look.
@@ -179,6 +197,13 @@ impl Filesystem {
 }
 
 impl Watched {
+    fn settle(&self, open: &OpenFile, found: Unsettled) -> Result<bool, ContentError> {
+        let times_stay = self.inode.write_late_mtime()?;
+        let settled = open.content.settle(found);
+        drop(times_stay);
+        settled
+    }
+
     fn judge(&mut self, all: bool) -> Verdict {
         let mut slot = self.inode.slot();
         let Some(open) = slot.open.clone() else {
@@ -187,7 +212,9 @@ impl Watched {
         let found = open.content.unsettled();
         // A file without a name is gone with its last handle: nobody will ask for its size.
         let nameless = slot.handles == 0 && self.inode.node.stat().is_ok_and(|stat| stat.nlink == 0);
-        let Some(found) = found.filter(|_| !nameless) else {
+        // What the disk has refused is not on it: the size is told by pages, which are there or not.
+        let refused = slot.errors().is_any();
+        let Some(found) = found.filter(|_| !nameless && !refused) else {
             if slot.handles > 0 {
                 self.seen = None;
                 return Verdict::Wait;

@@ -41,8 +41,6 @@ const WANTED: [InitFlags; 9] = [
     InitFlags::FUSE_DONT_MASK,
 ];
 const NAME_MAX: u32 = 255;
-/// Files need no handle: content is kept per inode.
-const NO_HANDLE: FileHandle = FileHandle(0);
 
 thread_local! {
     /// Plaintext on its way to the kernel, reused.
@@ -222,8 +220,9 @@ impl fuser::Filesystem for Adapter {
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let begun = self.begin_to_end_anywhere(Operation::Open, request);
+        let handle = FileHandle(self.fs.new_handle().0);
         let answer = move |result| match begun.end(result) {
-            Ok(()) => reply.opened(NO_HANDLE, FopenFlags::FOPEN_KEEP_CACHE),
+            Ok(()) => reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE),
             Err(error) => reply.error(convert::errno(&error)),
         };
         self.fs.open_file(convert::inode(ino), convert::access(flags), Box::new(answer));
@@ -240,11 +239,9 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let begun = self.begin_to_end_anywhere(Operation::Create, request);
+        let handle = FileHandle(self.fs.new_handle().0);
         let answer = move |result: Result<Attributes, Error>| match begun.end(result) {
-            Ok(made) => {
-                let made = convert::attributes(&made);
-                reply.created(&KEEP, &made, FIRST, NO_HANDLE, FopenFlags::FOPEN_KEEP_CACHE);
-            }
+            Ok(made) => reply.created(&KEEP, &convert::attributes(&made), FIRST, handle, FopenFlags::FOPEN_KEEP_CACHE),
             Err(error) => reply.error(convert::errno(&error)),
         };
         let (parent, caller) = (convert::inode(parent), convert::creator(request, umask));
@@ -326,9 +323,9 @@ impl fuser::Filesystem for Adapter {
         reply_empty(reply, begun.end(Ok(())));
     }
 
-    fn fsync(&self, request: &Request, ino: INodeNo, _handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
+    fn fsync(&self, request: &Request, ino: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
         let begun = self.begin(Operation::Fsync, request);
-        reply_empty(reply, begun.end(self.fs.sync(convert::inode(ino), !data_only)));
+        reply_empty(reply, begun.end(self.fs.sync_for(convert::inode(ino), crate::fs::Handle(handle.0), !data_only)));
     }
 
     fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

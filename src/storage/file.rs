@@ -3,6 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 
 use rustix::fs::{FallocateFlags, SeekFrom, Timestamps, fallocate, fdatasync, fstat, fsync, ftruncate, futimens, seek};
@@ -68,10 +69,11 @@ pub trait RawFile: Send + Sync {
     /// Those of `fsync(2)`.
     fn sync(&self, metadata: bool) -> io::Result<()>;
 
-    /// Waits until no page of the range is on its way to the disk. Costs nothing for pages that are not, and sends none.
+    /// Waits until no page of the range is on its way to the disk. Costs nothing for pages that are not, and sends none. That one
+    /// has not arrived is an error of an earlier write, and kept for the next sync.
     ///
     /// # Errors
-    /// Those of `sync_file_range(2)`.
+    /// None of a disk.
     fn await_writeback(&self, offset: u64, len: u64) -> io::Result<()>;
 
     /// Begins to send the pages of the range to the disk, and does not wait. A hint: failing is not an error.
@@ -98,19 +100,21 @@ pub struct DiskFile {
     first: Arc<OwnedFd>,
     writable: OnceLock<Arc<OwnedFd>>,
     privileges: Privileges,
+    /// The last error that the disk has told, 0 if none: the kernel tells each only once.
+    told: AtomicI32,
 }
 
 impl DiskFile {
     /// Takes a descriptor open for reading only.
     #[must_use]
     pub fn readable(fd: Arc<OwnedFd>) -> Self {
-        Self { first: fd, writable: OnceLock::new(), privileges: Privileges::default() }
+        Self { first: fd, writable: OnceLock::new(), privileges: Privileges::default(), told: AtomicI32::new(0) }
     }
 
     /// Takes a descriptor open for reading and writing.
     #[must_use]
     pub fn writable(fd: Arc<OwnedFd>) -> Self {
-        Self { first: Arc::clone(&fd), writable: OnceLock::from(fd), privileges: Privileges::default() }
+        Self { writable: OnceLock::from(Arc::clone(&fd)), ..Self::readable(fd) }
     }
 
     /// Whether it can be written.
@@ -157,6 +161,16 @@ impl DiskFile {
         Ok(u64::try_from(fstat(self.fd())?.st_blocks).unwrap_or(0).saturating_mul(512))
     }
 
+    /// The last error that a sync or a wait has met since this was last asked, whoever has heard of it.
+    pub fn take_told(&self) -> Option<i32> {
+        Some(self.told.swap(0, Ordering::Relaxed)).filter(|errno| *errno != 0)
+    }
+
+    /// Keeps an error that the kernel will not tell again.
+    fn keep_told<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        result.inspect_err(|error| self.told.store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Relaxed))
+    }
+
     fn fd(&self) -> &OwnedFd {
         self.writable.get().unwrap_or(&self.first)
     }
@@ -166,7 +180,7 @@ impl DiskFile {
         match sync_file_range(self.fd().as_fd(), range(offset)?, range(len)?, flags) {
             // A filesystem without page cache of its own has nothing in flight that we could wait for.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::ESPIPE)) => Ok(()),
-            result => result,
+            result => self.keep_told(result),
         }
     }
 }
@@ -255,11 +269,13 @@ impl RawFile for DiskFile {
     }
 
     fn sync(&self, metadata: bool) -> io::Result<()> {
-        Ok(if metadata { fsync(self.fd()) } else { fdatasync(self.fd()) }?)
+        let synced = if metadata { fsync(self.fd()) } else { fdatasync(self.fd()) };
+        self.keep_told(synced.map_err(io::Error::from))
     }
 
     fn await_writeback(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.sync_range(offset, len, libc::SYNC_FILE_RANGE_WAIT_BEFORE)
+        let _ = self.sync_range(offset, len, libc::SYNC_FILE_RANGE_WAIT_BEFORE);
+        Ok(())
     }
 
     fn start_writeback(&self, offset: u64, len: u64) {

@@ -63,7 +63,7 @@ impl Library {
     /// Settles every file and closes the volume.
     pub(crate) fn close(&mut self) {
         if let Some(fs) = self.fs.take() {
-            fs.shutdown();
+            fs.shutdown().unwrap();
         }
     }
 

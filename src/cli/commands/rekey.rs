@@ -184,7 +184,7 @@ pub(crate) fn run(args: &RekeyArgs) -> Result<(), CliError> {
             .map_err(|error| CliError::new(Exit::Other, error))?;
         filesystem.hold(hold.hand_over());
         pass(found, &|path: &str| Ok(Answer::of(&filesystem, path, run)));
-        filesystem.shutdown();
+        filesystem.shutdown().map_err(|error| CliError::new(Exit::Io, error))?;
     }
     work.verdict(files_done_before.unwrap_or(0), whole, args.json)
 }

@@ -340,14 +340,17 @@ impl Job<'_> {
         drop(watched);
         notifier.stopping("making everything durable");
         drop(page);
-        filesystem.shutdown();
+        let durable = filesystem.shutdown().map_err(|error| {
+            CliError::new(Exit::Io, format_args!("what was written last may not be durable: {error}"))
+        });
         observers.end();
         drop(lock);
-        let ended = Ended { error: served.as_ref().err().map(MountError::to_string) };
+        let lost = durable.as_ref().err().map(ToString::to_string);
+        let ended = Ended { error: served.as_ref().err().map(MountError::to_string).or(lost) };
         tracing::info!(error = ended.error, "unmounted");
         // Those who wait see the end of the process, not of this function.
         std::mem::forget(socket.finish(&ended));
-        served.map_err(CliError::from).and(usable.map(drop))
+        served.map_err(CliError::from).and(usable.map(drop)).and(durable)
     }
 
     fn key_reload(&self, place: &Place) -> Result<KeyReload, CliError> {

@@ -218,9 +218,9 @@ impl Live {
 
     fn end(self) -> Result<(), CliError> {
         let served = self.session.join().map_err(|_| CliError::new(Exit::Other, "the mount ended badly"))?;
-        self.filesystem.shutdown();
+        let durable = self.filesystem.shutdown().map_err(|error| CliError::new(Exit::Io, error));
         *self.props.mounted() = None;
-        served.map_err(CliError::from)
+        served.map_err(CliError::from).and(durable)
     }
 }
 
