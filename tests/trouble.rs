@@ -459,3 +459,32 @@ fn a_directory_that_cannot_be_removed_keeps_its_id_or_takes_nothing() {
         let _ = fs::remove_dir_all(volume.path("another"));
     }
 }
+
+/// Without keys nothing can be sealed: what programs have written comes first.
+#[test]
+fn what_is_written_is_sealed_before_an_idle_mount_locks_itself() {
+    let volume = Volume::in_home(Home::new(), &[], &["--idle-lock", "1"]);
+    synced(&volume.path("written"), &bytes(1, 8192));
+    synced(&volume.path("mapped"), &bytes(1, 8192));
+    let script = "import mmap, os, sys\n\
+                  f = os.open(sys.argv[1] + '/written', os.O_RDWR)\n\
+                  g = os.open(sys.argv[1] + '/mapped', os.O_RDWR)\n\
+                  m = mmap.mmap(g, 8192)\n\
+                  os.close(g)\n\
+                  os.pwrite(f, b'B' * 8192, 0)\n\
+                  m[:] = b'B' * 8192\n\
+                  print(flush=True)\n\
+                  sys.stdin.read()\n\
+                  os.fsync(f)";
+    let mut program = std::process::Command::new("python3");
+    program.args(["-c", script]).arg(&volume.plain).stdin(std::process::Stdio::piped());
+    let mut program = program.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    std::io::Read::read_exact(program.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+    eventually("it locks itself", || volume.status()["locked"] == true);
+    drop(program.stdin.take());
+    assert!(program.wait().unwrap().success(), "a sync needs no key");
+    volume.home.ok(&[&"unlock", &volume.plain]);
+    for name in ["written", "mapped"] {
+        assert!(fs::read(volume.path(name)).unwrap() == [b'B'; 8192], "{name}");
+    }
+}

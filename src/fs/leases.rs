@@ -19,6 +19,8 @@ use super::{Error, Filesystem, InodeId};
 
 /// How often leases are looked at, at most.
 const LONGEST_ROUND: Duration = Duration::from_secs(1);
+/// How long the kernel may take to write back what programs have written, before keys go.
+const HAND_OVER: Duration = Duration::from_secs(10);
 
 /// Until when a file's keys may be used.
 pub(super) struct Lease(Mutex<Term>);
@@ -166,9 +168,34 @@ impl Filesystem {
         let _ = self.invalidate.set(Box::new(invalidate));
     }
 
-    /// Drops every data key and every page of content that the kernel has, at once. Until [`Self::unlock`], files cannot
-    /// be opened, read or written; names and attributes stay.
-    pub fn lock(&self) {
+    /// Drops every data key and every page of content that the kernel has. Until [`Self::unlock`], files cannot be opened, read
+    /// or written; names and attributes stay. What programs have written is sealed first, as far as [`HAND_OVER`] is enough.
+    /// Must not be called from an operation.
+    pub fn lock(self: &Arc<Self>) {
+        if !self.write_back() {
+            tracing::error!("locked before all that was written could be sealed: what is left of it is lost");
+        }
+        self.lock_now();
+    }
+
+    /// Makes the kernel write back what programs have written to files that are open, while there are keys to seal it with. False
+    /// if that takes too long.
+    fn write_back(self: &Arc<Self>) -> bool {
+        if self.read_only || self.volume.ring.is_locked() {
+            return true;
+        }
+        let (done, wait) = std::sync::mpsc::channel();
+        let fs = Arc::clone(self);
+        self.renewals.run(Box::new(move |_| {
+            let open = fs.inodes.all().into_iter().filter(|inode| inode.slot().handles > 0);
+            open.for_each(|inode| fs.invalidate(inode.id));
+            // Who does not wait any more has gone on.
+            let _ = done.send(());
+        }));
+        wait.recv_timeout(HAND_OVER).is_ok()
+    }
+
+    fn lock_now(&self) {
         self.volume.ring.lock();
         for inode in self.inodes.all() {
             self.give_up(&inode);
@@ -191,11 +218,15 @@ impl Filesystem {
         }
     }
 
-    fn lock_if_idle(&self, now: Moment) {
+    fn lock_if_idle(self: &Arc<Self>, now: Moment) {
         let Some(idle_lock) = self.options.idle_lock else { return };
         let last_use = self.start + Duration::from_secs(self.last_use.load(Ordering::Relaxed));
         if now.saturating_duration_since(last_use) >= idle_lock && !self.volume.ring.is_locked() {
-            self.lock();
+            if self.write_back() {
+                return self.lock_now();
+            }
+            tracing::warn!("not locked yet: what programs have written is still being sealed");
+            self.note_use();
         }
     }
 }
