@@ -27,7 +27,7 @@ pub const LINK_TARGET_MAX: usize = 4095 * 3 / 4 - 40;
 pub const LONG_TARGETS_DIR: &str = "links";
 /// The directory of redo logs, in the volume's own.
 pub const REDO_LOGS_DIR: &str = "rekey";
-/// The list of files that a run of `kmsfs rekey` has dealt with, in that directory.
+/// What release 0.1.0 noted in that directory: a list of files, which nothing believes.
 pub const REKEYED: &str = "done";
 /// A path, and so a symlink target, is shorter than this.
 pub const PATH_MAX: usize = 4096;
