@@ -181,8 +181,10 @@ impl Filesystem {
         let log = self.unfinished().closed.get(&inode.id).map(|(log, _)| *log);
         let Some(log) = log else { return Ok(()) };
         self.finish(inode, &log)?;
-        self.unfinished().closed.remove(&inode.id);
-        self.forget(inode.id, 1);
+        let closed = self.unfinished().closed.remove(&inode.id);
+        if closed.is_some_and(|(_, held)| held.is_some()) {
+            self.forget(inode.id, 1);
+        }
         Ok(())
     }
 
