@@ -40,7 +40,7 @@ type May = Vec<Vec<Vec<u8>>>;
 fn work(volume: &Volume, program: usize, random: &mut Random, may: &mut May, over: &AtomicBool, steps: &AtomicU64) {
     let path = |n: usize| volume.path(format!("{program}-{n}"));
     while !over.load(Ordering::Relaxed) {
-        let (n, other) = (random.below(FILES as u64) as usize, random.below(FILES as u64) as usize);
+        let [n, other] = [(); 2].map(|()| usize::try_from(random.below(FILES as u64)).unwrap());
         let new = bytes(random.below(1 << 40), LEN);
         let overwrites = random.below(3);
         let touched = if overwrites == 2 { vec![n, other] } else { vec![n] };
