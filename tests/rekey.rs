@@ -250,6 +250,24 @@ fn a_log_that_was_applied_does_not_bring_old_content_back() {
     volume.home.ok(&[&"check", &volume.cipher]);
 }
 
+/// As release 0.1.0 could leave it: with the header of the log, and pages from before.
+#[test]
+fn a_file_that_has_the_header_of_its_log_gets_the_pages_that_it_lacks() {
+    let volume = Volume::new(&[]);
+    fs::write(volume.path("a"), bytes(1, 6_000_000)).unwrap();
+    let behind = volume.behind("a");
+    volume.remount();
+    let before = fs::read(&behind).unwrap();
+    let (kept, log) = keep_log(&volume);
+    volume.unmount();
+    let file = File::options().write(true).open(&behind).unwrap();
+    file.write_all_at(&before[40 * 4096..900 * 4096], 40 * 4096).unwrap();
+    fs::rename(&kept, &log).unwrap();
+    volume.mount();
+    assert!(fs::read(volume.path("a")).unwrap() == bytes(1, 6_000_000));
+    assert_eq!(logs(&volume), Vec::<PathBuf>::new());
+}
+
 #[test]
 fn a_log_of_a_file_that_never_reached_the_disk_closes_nothing() {
     let volume = Volume::new(&[]);

@@ -28,5 +28,5 @@ mod write;
 
 pub use file::{Content, ContentError, Events, Rules};
 pub use pages::{Opened, open as open_page};
-pub use rekey::{KeepsLog, apply_log};
+pub use rekey::{KeepsLog, apply_log, complete};
 pub use settle::Unsettled;

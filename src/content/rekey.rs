@@ -112,6 +112,28 @@ pub fn apply_log(log: &dyn RawFile, file: &dyn RawFile) -> io::Result<()> {
     file.sync(true)
 }
 
+/// Takes from `log` what `file`, which has its header and so these `keys`, has not got of it: an earlier release wrote the header
+/// first. A page that opens may have been written since, and stays.
+///
+/// # Errors
+/// [`ContentError::Io`].
+pub fn complete(log: &dyn RawFile, file: &dyn RawFile, keys: &FileKeys) -> Result<(), ContentError> {
+    let pages = (file.size()?.min(log.size()?) / PAGE_SIZE).saturating_sub(1);
+    let (mut there, mut wanted) = ([0; PAGE_LEN], [0; PAGE_LEN]);
+    let (mut session, mut plain) = (keys.session(), Plain::zeros());
+    for index in (0..pages).map(PageIndex) {
+        let offset = index.disk().0;
+        if file.read_at(&mut there, offset)? < PAGE_LEN || log.read_at(&mut wanted, offset)? < PAGE_LEN {
+            break;
+        }
+        let opened = pages::open(&mut session, index, &there, &mut plain[..]);
+        if matches!(opened, Err(ContentError::Unauthentic { .. })) {
+            file.write_at(&wanted, offset)?;
+        }
+    }
+    Ok(file.sync(true)?)
+}
+
 /// Writes pages that are not holes; where they are, the file has holes.
 fn write_pages(file: &dyn RawFile, disk: &[u8], offset: u64) -> io::Result<()> {
     let is_hole = |at: usize| disk[at..].first_chunk().is_some_and(page::is_hole);

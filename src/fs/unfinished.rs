@@ -9,13 +9,15 @@ use std::io::ErrorKind;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use crate::content::apply_log;
+use crate::content::{apply_log, complete};
+use crate::crypto::FileKeys;
 use crate::format::geometry::PAGE_LEN;
 use crate::format::header::{Header, HeaderPage};
 use crate::format::name::RedoLog;
-use crate::storage::{Access, Node, OpenLog, RawFile, SetTime, find_inodes};
+use crate::storage::{Access, DiskFile, Node, OpenLog, RawFile, SetTime, find_inodes};
 
 use super::inode::Inode;
+use super::open::Found;
 use super::{Error, Filesystem, InodeId, ROOT};
 
 /// Logs that are still there.
@@ -119,11 +121,13 @@ impl Filesystem {
             Meaning::None => self.drop_log(log),
             Meaning::Applied if self.read_only => {}
             Meaning::ToApply if self.read_only => return Err(Error::ReadOnly),
-            Meaning::Applied => open.remove()?,
-            Meaning::ToApply => {
+            meaning => {
                 let stat = inode.node.stat()?;
                 open.make_durable()?;
-                apply_log(open.file(), file.as_ref())?;
+                match meaning {
+                    Meaning::Applied => complete(open.file(), file.as_ref(), &self.keys_at(inode, &file)?)?,
+                    _ => apply_log(open.file(), file.as_ref())?,
+                }
                 inode.node.set_times(SetTime::At(stat.atime), SetTime::At(stat.mtime))?;
                 tracing::info!("{}: has got its new data key", inode.node.describe());
                 if open.remove().is_err() {
@@ -132,6 +136,14 @@ impl Filesystem {
             }
         }
         Ok(())
+    }
+
+    /// The keys of a file that has a header.
+    fn keys_at(&self, inode: &Inode, file: &DiskFile) -> Result<FileKeys, Error> {
+        match self.find_header(inode, file)? {
+            Found::Header(header) => Ok(self.volume.ring.open(&header)?.keys),
+            Found::None => Err(Error::NoHeader),
+        }
     }
 
     fn meaning(&self, log: &OpenLog, file: &dyn RawFile) -> Result<Meaning, Error> {
