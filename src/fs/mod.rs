@@ -16,6 +16,7 @@ mod lane;
 mod leases;
 mod link_targets;
 mod listing;
+mod losses;
 mod measures;
 mod moves;
 mod names;
@@ -65,6 +66,7 @@ use inode::{Inode, InodeTable};
 use lane::Lane;
 use leases::Keeper;
 use listing::OpenDirectories;
+use losses::Losses;
 use moves::Moves;
 use names::OwedIds;
 use order::NameOrder;
@@ -134,6 +136,7 @@ pub struct Filesystem {
     owed_ids: OwedIds,
     settler: Arc<Settler>,
     keeper: Arc<Keeper>,
+    losses: Arc<Losses>,
     trimmer: Arc<Trimmer>,
     /// What says that nobody else writes the volume; none where a lock says it.
     tenure: OnceLock<Tenure>,
@@ -205,6 +208,7 @@ impl Filesystem {
             directories: OpenDirectories::default(),
             settler: Arc::default(),
             keeper: Arc::default(),
+            losses: Arc::default(),
             trimmer: Arc::new(Trimmer::new()),
             tenure: OnceLock::new(),
             forget_entry: OnceLock::new(),
@@ -258,6 +262,7 @@ impl Filesystem {
     /// Why what was written may not be durable.
     pub fn shutdown(&self) -> Result<(), Error> {
         self.keeper.stop();
+        self.losses.stop();
         self.trimmer.stop();
         self.settler.stop();
         let settled = if self.read_only { Ok(()) } else { self.settle_rested(true) };
@@ -276,7 +281,7 @@ impl Filesystem {
     }
 
     /// From now on a write does not change a modification time: the kernel has a writeback cache, notes the time when a
-    /// program writes, and sets it.
+    /// program writes, and sets it. Programs then take for written what was not handed over yet.
     pub fn let_kernel_set_mtime(&self) {
         self.kernel_sets_mtime.store(true, Ordering::Relaxed);
     }
