@@ -142,6 +142,7 @@ fn system_calls() -> Attempts {
         ("call fsopen", libc::SYS_fsopen),
         ("call unshare", libc::SYS_unshare),
         ("call setns", libc::SYS_setns),
+        ("call clone for namespaces", libc::SYS_clone),
         ("call chroot", libc::SYS_chroot),
         ("call init_module", libc::SYS_init_module),
         ("call bpf", libc::SYS_bpf),

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use refusal::Refusal;
+use rustix::process::{Pid, Signal, kill_process};
 use support::{Argument, Home, Volume, bytes, errno, eventually, flip, needs_root, python, run, walk};
 
 /// Bytes of plaintext in a page.
@@ -174,6 +175,114 @@ fn a_backing_filesystem_that_becomes_read_only_refuses_changes_and_reads_on() {
 
 /// `EXT4_IOC_SHUTDOWN` without flushing the journal: from now on the disk answers everything with EIO, and what it had not
 /// yet is lost.
+fn shut_down(disk: &Path) {
+    // EXT4_GOING_FLAGS_NOLOGFLUSH
+    let script = "import fcntl, os, struct, sys\n\
+                  fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587d, struct.pack('I', 2))";
+    python(script, &[&disk], Path::new("/"));
+}
+
+#[test]
+fn what_kmsfs_sync_returned_for_is_there_after_the_disk_died_and_what_it_cannot_do_it_says() {
+    let on = OnDisk::ext4();
+    let (volume, long) = (&on.volume, "long".repeat(60));
+    let content = |number: u64| bytes(number, 5000 + usize::try_from(number).unwrap());
+    let path = |number: u64| volume.path(format!("{}/{long}-{number}", number % 3));
+    (0..3).for_each(|number| fs::create_dir(volume.path(number.to_string())).unwrap());
+    let mut open: Vec<_> = (0..30).map(|number| File::create(path(number)).unwrap()).collect();
+    for (file, number) in open.iter_mut().zip(0..) {
+        file.write_all(&content(number)).unwrap();
+    }
+    volume.home.ok(&[&"sync", &volume.plain]);
+    shut_down(&volume.cipher);
+    let said = volume.home.refused(14, &[&"sync", &volume.plain]);
+    assert!(said.contains("not everything is durable"), "{said}");
+    drop(open);
+    on.start_again();
+    everything_opens(volume);
+    for number in 0..30 {
+        assert!(fs::read(path(number)).unwrap() == content(number), "{number}");
+    }
+    volume.home.refused(12, &[&"sync", &volume.home.path("")]);
+    volume.unmount();
+    let of_nobody = Volume::in_home(Home::of_nobody(), &[], &[]);
+    of_nobody.home.shell("echo kept > plain/file");
+    of_nobody.home.ok(&[&"sync", &of_nobody.plain]);
+    of_nobody.unmount();
+}
+
+/// Two hosts, as far as locks go: each has the directory through a filesystem of its own that carries none.
+struct TwoHosts(Home);
+
+impl TwoHosts {
+    fn new() -> Self {
+        needs_root();
+        let home = Home::new();
+        for place in ["base", "one", "two", "plain-one", "plain-two"] {
+            fs::create_dir(home.path(place)).unwrap();
+        }
+        for host in ["one", "two"] {
+            system("bindfs", &[&home.path("base"), &home.path(host)]);
+        }
+        Self(home)
+    }
+
+    fn mount(&self, host: &str) -> [PathBuf; 2] {
+        [self.0.path(host).join("cipher"), self.0.path(format!("plain-{host}"))]
+    }
+}
+
+impl Drop for TwoHosts {
+    fn drop(&mut self) {
+        for place in ["plain-one", "plain-two", "one", "two"] {
+            let _ = rustix::mount::unmount(self.0.path(place), rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+}
+
+/// The lease says what no lock says; who is frozen for too long writes nothing over the other's work.
+#[test]
+fn two_hosts_without_locks_never_write_one_volume() {
+    let hosts = TwoHosts::new();
+    let home = &hosts.0;
+    let ([cipher, plain], [other_cipher, other_plain]) = (hosts.mount("one"), hosts.mount("two"));
+    home.ok(&[&"init", &cipher]);
+    home.ok(&[&"mount", &cipher, &plain]);
+    fs::write(plain.join("file"), "of one").unwrap();
+    let mut open = File::create(plain.join("open")).unwrap();
+    let ways: [&[Argument<'_>]; 3] = [
+        &[&"mount", &other_cipher, &other_plain],
+        &[&"mount", &"--read-only", &other_cipher, &other_plain],
+        &[&"import", &plain, &other_cipher, &"into"],
+    ];
+    for way in ways {
+        let said = home.refused(3, way);
+        assert!(said.contains("in use elsewhere: process "), "{said}");
+    }
+    let status: serde_json::Value = serde_json::from_str(&home.ok(&[&"status", &"--json", &plain])).unwrap();
+    let pid = Pid::from_raw(i32::try_from(status["pid"].as_i64().unwrap()).unwrap()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    let said = home.kmsfs(&[&"mount", &other_cipher, &other_plain]);
+    kill_process(pid, Signal::CONT).unwrap();
+    assert!(said.status.success(), "{}", support::text(&said.stderr));
+    assert!(support::text(&said.stderr).contains("waiting 45 s"), "{}", support::text(&said.stderr));
+    fs::write(other_plain.join("file"), "of two").unwrap();
+    assert_eq!(errno(fs::write(plain.join("file"), "of one again")), Some(libc::EROFS));
+    assert_eq!(errno(fs::remove_file(plain.join("file"))), Some(libc::EROFS));
+    let late = open.write_all(b"late").and_then(|()| open.sync_all());
+    assert_eq!(errno(late), Some(libc::EROFS));
+    home.refused(14, &[&"sync", &plain]);
+    drop(open);
+    assert!(home.logs().contains("has taken the volume over"), "{}", home.logs());
+    home.ok(&[&"umount", &plain]);
+    assert_eq!(fs::read_to_string(other_plain.join("file")).unwrap(), "of two");
+    home.ok(&[&"umount", &other_plain]);
+    home.ok(&[&"check", &cipher]);
+    home.ok(&[&"mount", &cipher, &plain]);
+    assert_eq!(fs::read_to_string(plain.join("file")).unwrap(), "of two");
+    home.ok(&[&"umount", &plain]);
+}
+
 #[test]
 fn a_disk_that_dies_is_an_input_output_error_and_what_was_synced_is_there_afterwards() {
     let on = OnDisk::ext4();
@@ -184,10 +293,7 @@ fn a_disk_that_dies_is_an_input_output_error_and_what_was_synced_is_there_afterw
     volume.remount();
     let open = OpenOptions::new().read(true).write(true).open(volume.path("kept")).unwrap();
     open.write_all_at(&bytes(2, 30_000), 50_000).unwrap();
-    // EXT4_GOING_FLAGS_NOLOGFLUSH
-    let script = "import fcntl, os, struct, sys\n\
-                  fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587d, struct.pack('I', 2))";
-    python(script, &[&volume.cipher], Path::new("/"));
+    shut_down(&volume.cipher);
     assert_eq!(errno(open.sync_all()), Some(libc::EIO));
     assert_eq!(errno(fs::read(volume.path("cold"))), Some(libc::EIO));
     assert_eq!(errno(File::create(volume.path("new"))), Some(libc::EIO));

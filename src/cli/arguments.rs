@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use super::commands::{
     audit, cat, check, completions, copy_trees, demo, doctor, estimate, forget, init, inspect, keys, lock, ls, man,
-    mount, recipients, rekey, rewrap, shred, speed, status, top, umount,
+    mount, recipients, rekey, rewrap, shred, speed, status, sync, top, umount,
 };
 
 const EXIT_CODES: &str = "\
@@ -12,7 +12,7 @@ Exit codes:
    0  success
    1  any other failure
    2  wrong usage or settings
-   3  cipher directory missing, not a volume, or not empty at init
+   3  cipher directory missing, not a volume, not empty at init, or in use elsewhere
    4  volume config malformed, tampered with or of an unknown version
    5  not the expected volume
    6  key refused or unusable: denied, disabled, not found, wrong key
@@ -65,6 +65,7 @@ pub(super) enum Command {
     Audit(audit::AuditArgs),
     Lock(lock::LockArgs),
     Unlock(lock::UnlockArgs),
+    Sync(sync::SyncArgs),
     Inspect(inspect::InspectArgs),
     Cat(Box<cat::CatArgs>),
     Ls(Box<ls::LsArgs>),

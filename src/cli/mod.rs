@@ -81,6 +81,7 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
         Command::Audit(args) => commands::audit::run(args),
         Command::Lock(args) => commands::lock::lock(args),
         Command::Unlock(args) => commands::lock::unlock(args),
+        Command::Sync(args) => commands::sync::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Cat(args) => commands::cat::run(args),
         Command::Ls(args) => commands::ls::run(args),

@@ -9,19 +9,22 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::guests::{Guests, HangUp};
+use super::own_socket::listen_at;
+
 /// How long a client may take for everything.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// More clients than this at once are turned away.
+/// With more clients than this at once, the one that has asked for nothing for longest is dropped.
 const MAX_CLIENTS: usize = 8;
 /// Bytes of a request at most.
 const MAX_REQUEST: usize = 8192;
@@ -77,8 +80,7 @@ impl Bound {
             Address::Unix(path) => {
                 let path = std::path::absolute(path)?;
                 make_way(&path)?;
-                let listener = UnixListener::bind(&path)?;
-                fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+                let listener = listen_at(&path)?;
                 Ok(Self { listener: Some(Listener::Unix(listener)), address: Address::Unix(path) })
             }
             Address::Tcp(wanted) => {
@@ -94,8 +96,8 @@ impl Bound {
     /// # Errors
     /// If there is no thread for it.
     pub fn serve(mut self, page: impl Fn() -> String + Send + Sync + 'static) -> io::Result<Server> {
-        let shared =
-            Arc::new(Shared { page: Box::new(page), clients: AtomicUsize::new(0), closed: AtomicBool::new(false) });
+        let (page, guests) = (Box::new(page), Guests::new(MAX_CLIENTS));
+        let shared = Arc::new(Shared { page, guests, closed: AtomicBool::new(false) });
         if let Some(listener) = self.listener.take() {
             let shared = Arc::clone(&shared);
             thread::Builder::new().name("metrics".to_owned()).spawn(move || accept_all(&listener, &shared))?;
@@ -148,7 +150,7 @@ pub struct Server {
 
 struct Shared {
     page: Box<dyn Fn() -> String + Send + Sync>,
-    clients: AtomicUsize,
+    guests: Guests,
     closed: AtomicBool,
 }
 
@@ -165,10 +167,18 @@ impl Drop for Server {
 }
 
 trait Client: Read + Write + Send {
+    /// What breaks it off.
+    fn hang_up(&self) -> io::Result<HangUp>;
+
     fn allow(&self, left: Duration) -> io::Result<()>;
 }
 
 impl Client for UnixStream {
+    fn hang_up(&self) -> io::Result<HangUp> {
+        let twin = self.try_clone()?;
+        Ok(Box::new(move || drop(twin.shutdown(Shutdown::Both))))
+    }
+
     fn allow(&self, left: Duration) -> io::Result<()> {
         self.set_read_timeout(Some(left))?;
         self.set_write_timeout(Some(left))
@@ -176,6 +186,11 @@ impl Client for UnixStream {
 }
 
 impl Client for TcpStream {
+    fn hang_up(&self) -> io::Result<HangUp> {
+        let twin = self.try_clone()?;
+        Ok(Box::new(move || drop(twin.shutdown(Shutdown::Both))))
+    }
+
     fn allow(&self, left: Duration) -> io::Result<()> {
         self.set_read_timeout(Some(left))?;
         self.set_write_timeout(Some(left))
@@ -200,24 +215,22 @@ fn accept_all(listener: &Listener, shared: &Arc<Shared>) {
 }
 
 fn greet(mut client: Box<dyn Client>, shared: &Arc<Shared>) {
-    if shared.clients.fetch_add(1, Ordering::AcqRel) >= MAX_CLIENTS {
-        shared.clients.fetch_sub(1, Ordering::AcqRel);
-        return;
-    }
+    let Some(name) = client.hang_up().ok().and_then(|hang_up| shared.guests.welcome(hang_up)) else { return };
     let for_thread = Arc::clone(shared);
     let spawned = thread::Builder::new().name("metrics client".to_owned()).spawn(move || {
         // A client that breaks off harms only itself.
-        let _ = answer(client.as_mut(), &for_thread);
-        for_thread.clients.fetch_sub(1, Ordering::AcqRel);
+        let _ = answer(client.as_mut(), &for_thread, name);
+        for_thread.guests.leave(name);
     });
     if spawned.is_err() {
-        shared.clients.fetch_sub(1, Ordering::AcqRel);
+        shared.guests.leave(name);
     }
 }
 
-fn answer(client: &mut dyn Client, shared: &Shared) -> io::Result<()> {
+fn answer(client: &mut dyn Client, shared: &Shared, name: u64) -> io::Result<()> {
     let until = Instant::now() + DEADLINE;
     let request = read_request(client, until)?;
+    shared.guests.has_asked(name);
     let (status, head_only) = judge(&request);
     let (content_type, body) = match status {
         OK => (CONTENT_TYPE, (shared.page)()),
@@ -363,16 +376,20 @@ mod tests {
         let server = bound.serve(|| "page".to_owned()).unwrap();
         let start = Instant::now();
         let mut slow: Vec<_> = (0..MAX_CLIENTS).map(|_| TcpStream::connect(address).unwrap()).collect();
-        while server.shared.clients.load(Ordering::Acquire) < MAX_CLIENTS {
+        while server.shared.guests.count() < MAX_CLIENTS {
             thread::yield_now();
         }
-        assert_eq!(ask(&Address::Tcp(address), "GET /metrics HTTP/1.0\r\n\r\n"), "", "there is no room");
+        for _ in 0..3 * MAX_CLIENTS {
+            slow.push(TcpStream::connect(address).unwrap());
+            slow.last_mut().unwrap().write_all(b"G").unwrap();
+            let page = ask(&Address::Tcp(address), "GET /metrics HTTP/1.0\r\n\r\n");
+            assert!(page.ends_with("page"), "slow clients keep nobody out: {page}");
+            assert!(server.shared.guests.count() <= MAX_CLIENTS);
+        }
+        assert!(start.elapsed() < DEADLINE, "nobody waited until a slow one was late");
         for client in &mut slow {
             assert_eq!(client.read(&mut [0; 16]).unwrap_or(0), 0);
         }
         assert!(start.elapsed() < 3 * DEADLINE);
-        while !ask(&Address::Tcp(address), "GET /metrics HTTP/1.0\r\n\r\n").ends_with("page") {
-            assert!(start.elapsed() < 6 * DEADLINE);
-        }
     }
 }

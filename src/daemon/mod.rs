@@ -4,6 +4,7 @@
 
 pub mod control;
 pub mod detach;
+mod guests;
 mod hardening;
 pub mod http;
 pub mod inherited;
@@ -12,6 +13,7 @@ pub mod log;
 mod log_format;
 pub mod notify;
 mod own_process;
+mod own_socket;
 pub mod sandbox;
 pub mod signals;
 mod system_calls;

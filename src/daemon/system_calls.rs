@@ -40,6 +40,16 @@ const MOUNTS: &[c_long] = &[
     libc::SYS_unshare,
     libc::SYS_open_by_handle_at,
 ];
+/// What `clone` may not make: a process in namespaces of its own.
+const NAMESPACES: [i32; 7] = [
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWCGROUP,
+    libc::CLONE_NEWUTS,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWUSER,
+    libc::CLONE_NEWPID,
+    libc::CLONE_NEWNET,
+];
 /// The machine's kernel and clock.
 const MACHINE: &[c_long] = &[
     libc::SYS_init_module,
@@ -100,7 +110,18 @@ pub(super) struct Needs {
 /// # Errors
 /// The kernel has no seccomp filters, or this is an architecture without ours.
 pub(super) fn refuse(needs: Needs) -> Result<(), Error> {
+    seccompiler::apply_filter_all_threads(&without_clone3()?)?;
     seccompiler::apply_filter_all_threads(&program(needs)?)
+}
+
+/// What `clone3` is to make lies in memory, where no filter looks. A C library that is told that there is none uses `clone`.
+fn without_clone3() -> Result<BpfProgram, Error> {
+    let mut rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    #[cfg(target_arch = "x86_64")]
+    rules.insert(libc::SYS_clone3 | X32, Vec::new());
+    let missing = rustix::io::Errno::NOSYS.raw_os_error().unsigned_abs();
+    let architecture = std::env::consts::ARCH.try_into()?;
+    Ok(SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(missing), architecture)?.try_into()?)
 }
 
 fn program(needs: Needs) -> Result<BpfProgram, Error> {
@@ -108,6 +129,9 @@ fn program(needs: Needs) -> Result<BpfProgram, Error> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         lists.concat().into_iter().map(|call| (call, Vec::new())).collect();
     rules.insert(libc::SYS_socket, vec![SeccompRule::new(other_families(needs.network)?)?]);
+    let made = NAMESPACES.map(|flag| u64::from(flag.unsigned_abs()));
+    let made = made.into_iter().map(|flag| word(0, SeccompCmpOp::MaskedEq(flag), flag));
+    rules.insert(libc::SYS_clone, made.collect::<Result<_, _>>()?);
     rules.insert(libc::SYS_ioctl, vec![word(1, SeccompCmpOp::Eq, libc::TIOCSTI)?]);
     rules.insert(libc::SYS_prctl, vec![word(0, SeccompCmpOp::Eq, libc::PR_SET_DUMPABLE.unsigned_abs().into())?]);
     #[cfg(target_arch = "x86_64")]

@@ -39,10 +39,14 @@ impl Filesystem {
     /// # Errors
     /// [`Error::Io`].
     pub fn sync_everything(&self) -> Result<(), Error> {
-        self.sync_filesystem()?;
+        self.check_tenure()?;
+        // Held from the beginning: it hears of every write that fails below, whoever else hears of it.
+        let below = self.inodes.get(ROOT)?.node.filesystem()?;
+        self.enforce_order()?;
         // A first look settles, a second one closes.
         self.settle_rested(true)?;
-        self.settle_rested(false)
+        self.settle_rested(false)?;
+        Ok(below.sync()?)
     }
 
     /// Writes at `offset`.

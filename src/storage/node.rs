@@ -460,7 +460,28 @@ impl Node {
     /// # Errors
     /// Those of `syncfs(2)`.
     pub fn sync_filesystem(&self) -> io::Result<()> {
-        Ok(fs::syncfs(self.reopen(OFlags::RDONLY)?)?)
+        self.filesystem()?.sync()
+    }
+
+    /// The backing filesystem, to be synced. An error between this and the end of the sync is reported.
+    ///
+    /// # Errors
+    /// Those of `open(2)`.
+    pub fn filesystem(&self) -> io::Result<Below> {
+        self.reopen(OFlags::RDONLY).map(Below)
+    }
+}
+
+/// A backing filesystem, held open.
+pub struct Below(OwnedFd);
+
+impl Below {
+    /// Makes everything on it durable.
+    ///
+    /// # Errors
+    /// Those of `syncfs(2)`.
+    pub fn sync(&self) -> io::Result<()> {
+        Ok(fs::syncfs(&self.0)?)
     }
 }
 

@@ -91,7 +91,7 @@ impl Hold {
                 Err(ClientError::NotServed) => continue,
                 Err(error) => return Err(status::failure(mountpoint, &error)),
             };
-            if let Some(why) = refusal(&answer) {
+            if let Some(why) = status::error_in(&answer) {
                 let what =
                     format_args!("the mount at {} cannot take the new list of keys: {why}", mountpoint.display());
                 return Err(CliError::new(Exit::KeyRefused, what)
@@ -163,9 +163,4 @@ pub(super) fn served(cipher_directory: &Path) -> Vec<PathBuf> {
 #[cfg(not(feature = "mount"))]
 pub(super) fn served(_: &Path) -> Vec<PathBuf> {
     Vec::new()
-}
-
-fn refusal(answer: &str) -> Option<String> {
-    let answer: serde_json::Value = serde_json::from_str(answer).ok()?;
-    answer.get("error")?.as_str().map(str::to_owned)
 }

@@ -40,7 +40,8 @@ pub(crate) fn unlock(args: &UnlockArgs) -> Result<(), CliError> {
     tell(&status::canonical(&args.mountpoint)?, Ask::Unlock)
 }
 
-fn write_back(mountpoint: &Path) -> Result<(), CliError> {
+/// Has the kernel hand over what programs have written to a mount.
+pub(super) fn write_back(mountpoint: &Path) -> Result<(), CliError> {
     let root = rustix::fs::open(mountpoint, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     let synced = root.and_then(rustix::fs::syncfs);
     synced.map_err(|error| CliError::io(mountpoint.display(), &error.into()))

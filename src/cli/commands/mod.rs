@@ -53,6 +53,7 @@ mod serve_watch;
 pub(super) mod shred;
 pub(super) mod speed;
 pub(super) mod status;
+pub(super) mod sync;
 #[cfg(feature = "mount")]
 mod teller;
 pub(super) mod top;

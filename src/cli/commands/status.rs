@@ -66,3 +66,9 @@ pub(super) fn failure(mountpoint: &Path, error: &ClientError) -> CliError {
     };
     CliError::new(exit, format_args!("{}: {error}", mountpoint.display()))
 }
+
+/// Why a mount could not do what it was asked, if its answer says so.
+pub(super) fn error_in(answer: &str) -> Option<String> {
+    let answer: serde_json::Value = serde_json::from_str(answer).ok()?;
+    answer.get("error")?.as_str().map(str::to_owned)
+}

@@ -68,6 +68,11 @@ impl Teller {
                 Ask::Measures => return json(&teller.watched()),
                 Ask::Lock => teller.filesystem.lock(),
                 Ask::Unlock => teller.filesystem.unlock(),
+                Ask::Sync => {
+                    if let Err(error) = teller.filesystem.sync_everything() {
+                        return json(&serde_json::json!({"error": error.to_string()}));
+                    }
+                }
                 Ask::Rekey { path, run } => {
                     let run = run.and_then(|run| crate::format::hex::decode(&run));
                     return json(&rekey::Answer::of(&teller.filesystem, &path, run));

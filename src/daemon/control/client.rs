@@ -61,6 +61,7 @@ impl Client {
             Ask::Measures => Request::Measures,
             Ask::Lock => Request::Lock,
             Ask::Unlock => Request::Unlock,
+            Ask::Sync => Request::Sync,
             Ask::Keys => Request::Keys,
             Ask::Rekey { path, run } => Request::Rekey { path, run },
             Ask::Header { path, judged, new } => Request::Header { path, judged, new },
@@ -73,7 +74,10 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub fn wait(mut self, deadline: Duration) -> Result<Waiting, ClientError> {
-        self.ask(Request::Wait, deadline)?;
+        let answer = self.ask(Request::Wait, deadline)?;
+        if answer.contains("\"error\"") {
+            return Err(ClientError::Broken);
+        }
         Ok(Waiting { client: self })
     }
 

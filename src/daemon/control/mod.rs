@@ -1,6 +1,6 @@
 //! The control socket: one per mount, on which the process behind it answers.
 //!
-//! A request is one line of JSON, `{"command":"status"}`, `measures`, `lock`, `unlock`, `keys`, `rekey` (with a `path`, and a `run`), `header` (with a `path`, `judged` and `new`) or `wait`, and so is every answer. `wait` is
+//! A request is one line of JSON, `{"command":"status"}`, `measures`, `lock`, `unlock`, `sync`, `keys`, `rekey` (with a `path`, and a `run`), `header` (with a `path`, `judged` and `new`) or `wait`, and so is every answer. `wait` is
 //! answered with one line at once and with a second one, [`Ended`], when the mount has ended; the connection then closes
 //! with the process.
 //!
@@ -34,6 +34,7 @@ enum Request {
     Measures,
     Lock,
     Unlock,
+    Sync,
     Keys,
     Rekey {
         path: String,
@@ -60,6 +61,8 @@ pub enum Ask {
     Lock,
     /// To let keys be had again.
     Unlock,
+    /// To make everything durable. The answer has an `error` if that failed.
+    Sync,
     /// To read the volume's list of wrapping keys anew.
     Keys,
     /// To seal a file under a new data key. The answer is what became of it.
@@ -176,6 +179,24 @@ mod tests {
     }
 
     #[test]
+    fn those_who_wait_are_bounded_and_those_who_have_left_do_not_count() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = home.path().join("kmsfs");
+        let _socket = socket(&directory);
+        let wait = || Client::connect(&directory, Path::new("/mnt")).unwrap().wait(DEADLINE);
+        for _ in 0..100 {
+            drop(wait().unwrap());
+        }
+        let waiting: Vec<_> = std::iter::from_fn(|| wait().ok()).take(200).collect();
+        assert!(waiting.len() < 200);
+        drop(waiting);
+        let until = std::time::Instant::now() + DEADLINE;
+        while wait().is_err() {
+            assert!(std::time::Instant::now() < until);
+        }
+    }
+
+    #[test]
     fn waiting_has_a_deadline() {
         let home = tempfile::tempdir().unwrap();
         let directory = home.path().join("kmsfs");
@@ -211,7 +232,14 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let directory = home.path().join("kmsfs");
         let _socket = socket(&directory);
-        for nonsense in [&b"nonsense\n"[..], b"{\"command\":\"format\"}\n", b"\xff\n", &[b'x'; 70_000]] {
+        for nonsense in [
+            &b"nonsense\n"[..],
+            b"{\"command\":\"format\"}\n",
+            b"{\"command\":\"status\",\"all\":true}\n",
+            b"{\"command\":\"lock\",\"path\":\"a\"}\n",
+            b"\xff\n",
+            &[b'x'; 70_000],
+        ] {
             let mut stream =
                 std::os::unix::net::UnixStream::connect(socket_path(&directory, Path::new("/mnt"))).unwrap();
             // The server may stop reading an endless line before it is written.

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,12 +9,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
+
+use crate::daemon::own_socket::listen_at;
+
 use super::{Ask, ControlError, Ended, MAX_LINE, Request, make_directory, socket_path};
 
 /// How long a client may take to say what it wants, and to take the answer.
 const CLIENT_DEADLINE: Duration = Duration::from_secs(5);
 /// More clients than this at once are turned away.
 const MAX_CLIENTS: usize = 32;
+/// No more than these wait for the end.
+const MAX_WAITING: usize = 64;
 
 /// A mount's control socket. Dropping it removes the socket.
 pub struct ControlSocket {
@@ -89,8 +95,7 @@ fn listen(path: &Path, shared: &Arc<Shared>) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    let listener = listen_at(path)?;
     let shared = Arc::clone(shared);
     thread::Builder::new().name("control".to_owned()).spawn(move || accept_all(&listener, &shared))?;
     Ok(())
@@ -131,10 +136,11 @@ fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
     stream.set_write_timeout(Some(CLIENT_DEADLINE))?;
     let mut request = Vec::new();
     BufReader::new(&stream).take(MAX_LINE).read_until(b'\n', &mut request)?;
-    match serde_json::from_slice(&request) {
+    match parse(&request) {
         Ok(Request::Status) => say(&mut stream, shared, Ask::Status),
         Ok(Request::Measures) => say(&mut stream, shared, Ask::Measures),
         Ok(Request::Lock) => say(&mut stream, shared, Ask::Lock),
+        Ok(Request::Sync) => say(&mut stream, shared, Ask::Sync),
         Ok(Request::Unlock) => say(&mut stream, shared, Ask::Unlock),
         Ok(Request::Keys) => say(&mut stream, shared, Ask::Keys),
         Ok(Request::Rekey { path, run }) => say(&mut stream, shared, Ask::Rekey { path, run }),
@@ -142,12 +148,34 @@ fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
         Ok(Request::Wait) => {
             // Told that it waits only once it is on the list, so that it cannot miss the last word.
             let mut waiting = shared.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            // Who has left waits no more. One that is there has nothing to say.
+            waiting.retain(|other| !has_left(other));
+            if waiting.len() >= MAX_WAITING {
+                return stream.write_all(line(&serde_json::json!({"error": "too many wait already"})).as_bytes());
+            }
             stream.write_all(b"{\"waiting\":true}\n")?;
             waiting.push(stream);
             Ok(())
         }
         Err(error) => stream.write_all(line(&serde_json::json!({"error": error.to_string()})).as_bytes()),
     }
+}
+
+/// A field that no command has is refused with those that it might have been meant for.
+fn parse(line: &[u8]) -> Result<Request, serde_json::Error> {
+    let request: Request = serde_json::from_slice(line)?;
+    let (said, known) = (serde_json::from_slice::<serde_json::Value>(line)?, serde_json::to_value(&request)?);
+    let fields = said.as_object().into_iter().flat_map(|said| said.keys());
+    match fields.into_iter().find(|field| known.get(field.as_str()).is_none()) {
+        Some(field) => Err(serde::de::Error::custom(format_args!("unknown field {field:?}"))),
+        None => Ok(request),
+    }
+}
+
+/// Whether a client that has nothing more to say has closed its connection.
+fn has_left(client: &UnixStream) -> bool {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    matches!(recv(client, &mut [0_u8; 1], flags), Ok((_, 0)) | Err(Errno::CONNRESET))
 }
 
 fn say(stream: &mut UnixStream, shared: &Shared, ask: Ask) -> io::Result<()> {
