@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 
+use crate::cli::report;
 use crate::content::ContentError;
 use crate::format::config::ConfigError;
 use crate::keys::{KeyError, ProviderError, ProviderErrorKind};
@@ -114,12 +115,17 @@ impl CliError {
     pub(crate) fn print(&self) {
         let priority = journal_priority("<3>");
         if !self.message.is_empty() {
-            eprintln!("{priority}kmsfs: {}", self.message);
+            eprintln!("{priority}kmsfs: {}", shown(&self.message));
         }
         if let Some(hint) = &self.hint {
-            eprintln!("{priority}hint: {hint}");
+            eprintln!("{priority}hint: {}", shown(hint));
         }
     }
+}
+
+/// What others named steers no terminal, and begins no line as if it were ours.
+fn shown(text: &str) -> String {
+    text.lines().map(report::printable).collect::<Vec<_>>().join("\n  ")
 }
 
 impl fmt::Display for CliError {

@@ -67,11 +67,26 @@ where
                     Writer::new(&mut text),
                     event,
                 )?;
-                writeln!(out, "{}", text.trim_end().replace('\n', "\\n"))
+                writeln!(out, "{}", one_line(&text))
             }
-            (_, false) => format::format().format_event(context, out, event),
+            (_, false) => {
+                let mut text = String::new();
+                let ansi = out.has_ansi_escapes();
+                format::format().with_ansi(ansi).format_event(context, Writer::new(&mut text), event)?;
+                writeln!(out, "{}", one_line(&text))
+            }
         }
     }
+}
+
+/// An event is one line: a name in it must not begin another. Escape sequences of values are gone already; those that are
+/// there are colours.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.trim_end().chars() {
+        if c.is_control() && c != '\u{1b}' { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    line
 }
 
 /// That of syslog.
@@ -189,6 +204,7 @@ mod tests {
             assert!(lines.len() == 2 && lines[0].starts_with("<4>") && lines[1].starts_with("<3>"), "{text}");
             assert!(lines[0].contains("id-1"), "{text}");
         }
-        assert!(!logged(Format::Text, false).contains("<4>"));
+        let text = logged(Format::Text, false);
+        assert!(!text.contains("<4>") && text.lines().count() == 2 && text.contains(r"two\nlines"), "{text}");
     }
 }
