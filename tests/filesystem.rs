@@ -1,5 +1,5 @@
 //! The filesystem layer without a kernel: random operations against a plain directory, and single promises by themselves.
-#![allow(clippy::unwrap_used)] // a test fails by panicking
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // a test fails by panicking, and says what it leaves out
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -864,4 +864,66 @@ fn keys_of_the_next_directories_are_fetched_ahead_too() {
         (0..15).for_each(|n| drop(mounted.read(&format!("{directory}/f{n}")).unwrap()));
     }
     assert_eq!(mounted.provider.calls().unwrap, before);
+}
+
+/// Everything in a directory, however deep.
+fn everything_in(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let deeper = |path: PathBuf| {
+        let below = if path.is_symlink() || !path.is_dir() { Vec::new() } else { everything_in(&path) };
+        std::iter::once(path).chain(below)
+    };
+    let mut found: Vec<_> = entries.flat_map(deeper).collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn an_entry_that_cannot_become_its_callers_is_not_left_to_the_daemon() {
+    if !rustix::process::geteuid().is_root() {
+        println!("not tried: only root makes files for others");
+        return;
+    }
+    let mounted = Mounted::new(false, Holes::Allow, End::Lenient);
+    // What a first long target makes stays.
+    mounted.fs.symlink(ROOT, b"first", &[b't'; 4000], ME).unwrap();
+    mounted.fs.unlink(ROOT, b"first").unwrap();
+    let before = everything_in(&mounted.path);
+    let stranger = Caller { uid: 65534, gid: 65534, ..ME };
+    let fs = Arc::clone(&mounted.fs);
+    let tried = std::thread::spawn(move || {
+        // Capabilities are a thread's own.
+        let mut sets = rustix::thread::capabilities(None).unwrap();
+        sets.effective.remove(rustix::thread::CapabilitySet::CHOWN);
+        rustix::thread::set_capabilities(None, sets).unwrap();
+        let make = |name: &[u8], kind, mode| fs.mknod(ROOT, name, kind, mode, 0x103, stranger).map(drop);
+        let create = |name: &[u8], mode| {
+            let (send, receive) = channel();
+            fs.create(ROOT, name, mode, stranger, Box::new(move |made| send.send(made).unwrap()));
+            receive.recv().unwrap().map(drop)
+        };
+        let long_name = [b'n'; 250];
+        [
+            create(b"file", 0o644),
+            create(b"set-id", 0o6755),
+            create(&long_name, 0o644),
+            make(b"made", NodeKind::File, 0o6755),
+            make(&long_name, NodeKind::Fifo, 0o644),
+            make(b"fifo", NodeKind::Fifo, 0o644),
+            make(b"socket", NodeKind::Socket, 0o644),
+            make(b"device", NodeKind::CharDevice, 0o644),
+            fs.symlink(ROOT, b"link", b"target", stranger).map(drop),
+            fs.symlink(ROOT, b"long-link", &[b't'; 4000], stranger).map(drop),
+            fs.symlink(ROOT, &long_name, b"target", stranger).map(drop),
+            fs.mkdir(ROOT, b"directory", 0o755, stranger).map(drop),
+            fs.mkdir(ROOT, &long_name, 0o2755, stranger).map(drop),
+        ]
+        .map(|made| made.unwrap_err().errno())
+    });
+    assert_eq!(tried.join().unwrap(), [libc::EPERM; 13]);
+    assert_eq!(everything_in(&mounted.path), before);
+    // Nor does anything stand in the way of those that can.
+    mounted.fs.mknod(ROOT, b"set-id", NodeKind::File, 0o6755, 0, stranger).unwrap();
+    let made = mounted.walk("set-id").unwrap();
+    assert_eq!((made.mode, made.uid, made.gid), (0o6755, 65534, 65534));
 }

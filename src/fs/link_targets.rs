@@ -7,6 +7,7 @@ use crate::format::name::{self, LINK_TARGET_MAX, LongTarget, PATH_MAX};
 use crate::storage::{Node, NodeKind, Stat};
 
 use super::inode::Inode;
+use super::namespace::remove_new;
 use super::{Attributes, Caller, Error, Filesystem, InodeId};
 
 impl Filesystem {
@@ -22,12 +23,15 @@ impl Filesystem {
             directory.node.symlink(&text, entry)?;
             self.pin_new(&directory.node, entry).inspect_err(|_| drop(directory.node.unlink(entry)))
         });
-        let node = made.inspect_err(|_| {
+        let owned = made.map_err(Error::from).and_then(|node| {
+            self.own(&directory, &node, caller).inspect_err(|_| remove_new(&directory.node, &stored))?;
+            Ok(node)
+        });
+        let node = owned.inspect_err(|_| {
             if let Some(long) = elsewhere {
                 self.long_targets.remove(&long.file());
             }
         })?;
-        self.own(&directory, &node, caller)?;
         Ok(self.learn(node)?.1)
     }
 

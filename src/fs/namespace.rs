@@ -120,10 +120,10 @@ impl Filesystem {
         let stored = self.stored_name(&directory, name)?;
         let mode = mode_in(&directory, mode, caller);
         let node = self.with_long_name_link(&directory.node, &stored, |entry| {
-            directory.node.mknod(entry, kind, mode, rdev)?;
+            directory.node.mknod(entry, kind, self.first_mode(mode, caller), rdev)?;
             self.pin_new(&directory.node, entry).inspect_err(|_| drop(directory.node.unlink(entry)))
         })?;
-        self.hand_over(&directory, &node, mode, caller)?;
+        self.hand_over(&directory, &stored, &node, mode, caller)?;
         Ok(self.learn(node)?.1)
     }
 
@@ -143,9 +143,9 @@ impl Filesystem {
         let stored = self.stored_name(directory, name)?;
         let mode = mode_in(directory, mode, caller);
         let node = self.with_long_name_link(&directory.node, &stored, |entry| {
-            self.trimmer.with_patience(|| directory.node.create_file(entry, mode))
+            self.trimmer.with_patience(|| directory.node.create_file(entry, self.first_mode(mode, caller)))
         })?;
-        self.hand_over(directory, &node, mode, caller)?;
+        self.hand_over(directory, &stored, &node, mode, caller)?;
         let (inode, attributes) = self.learn(node)?;
         inode.lacks_capabilities.store(true, Ordering::Relaxed);
         Ok((inode, attributes))
@@ -279,19 +279,38 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Gives a new file the owner, group and mode that it would have if its caller had made it.
-    fn hand_over(&self, parent: &Inode, node: &Node, mode: u32, caller: Caller) -> Result<(), Error> {
-        let changed = self.own(parent, node, caller)?;
-        if changed && mode & SET_IDS != 0 {
-            node.set_mode(node.stat()?.mode | mode & SET_IDS)?;
-        }
-        Ok(())
+    /// Gives a new file the owner, group and mode that it would have if its caller had made it, or removes it again: none stays
+    /// that is the daemon's.
+    fn hand_over(
+        &self,
+        parent: &Inode,
+        stored: &Stored,
+        node: &Node,
+        mode: u32,
+        caller: Caller,
+    ) -> Result<(), Error> {
+        let handed_over = self.own(parent, node, caller).and_then(|changed| {
+            if changed && mode & SET_IDS != 0 {
+                node.set_mode(node.stat()?.mode | mode & SET_IDS)?;
+            }
+            Ok(())
+        });
+        handed_over.inspect_err(|_| remove_new(&parent.node, stored))
     }
 
-    /// A privileged daemon makes files for others; one that is not makes all its files for itself. Returns whether the owner
-    /// was changed.
+    /// The mode that a file has until it is its caller's: a set-id bit would be the daemon's.
+    fn first_mode(&self, mode: u32, caller: Caller) -> u32 {
+        if self.makes_for(caller) { mode & !SET_IDS } else { mode }
+    }
+
+    /// A privileged daemon makes files for others; one that is not makes all its files for itself.
+    fn makes_for(&self, caller: Caller) -> bool {
+        self.privileged && (caller.uid, caller.gid) != (0, 0)
+    }
+
+    /// Returns whether the owner was changed.
     pub(super) fn own(&self, parent: &Inode, node: &Node, caller: Caller) -> Result<bool, Error> {
-        if !self.privileged || (caller.uid, caller.gid) == (0, 0) {
+        if !self.makes_for(caller) {
             return Ok(false);
         }
         let inherits_group = parent.node.stat()?.mode & SETGID != 0;
@@ -345,6 +364,14 @@ impl Filesystem {
             }
             result => result,
         }
+    }
+}
+
+/// Removes an entry that was just made and is not a directory.
+pub(super) fn remove_new(directory: &Node, stored: &Stored) {
+    // Nothing more can be done about one that cannot be removed; it has no set-id bits.
+    if directory.unlink(stored.entry()).is_ok() {
+        remove_long_name_link(directory, stored);
     }
 }
 
