@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 
 use super::error::{CliError, Exit};
@@ -47,6 +49,21 @@ fn is_empty(path: &Path, ours: &[PathBuf]) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Holds the directory at a canonical path, and says whether it is empty.
+fn hold(path: &Path, ours: &[PathBuf]) -> io::Result<(OwnedFd, bool)> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let held = open(path, flags, Mode::empty())?;
+    Ok((held, is_empty(path, ours)?))
+}
+
+/// A mount point that was checked, and the directory that was found there: who may change the path may put another one in its
+/// place until something is mounted.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) path: PathBuf,
+    pub(crate) directory: OwnedFd,
+}
+
 /// Checks that the volume at `cipher_directory` (canonical) can be mounted at `path`; returns the canonical mount point.
 /// A dead mount there is taken away first with `unmount`. Directories of `ours` may lie below it: they are not looked for there
 /// once it is mounted.
@@ -55,16 +72,16 @@ pub(crate) fn prepare(
     cipher_directory: &Path,
     ours: &[PathBuf],
     unmount: impl FnOnce(&Path) -> Result<(), CliError>,
-) -> Result<PathBuf, CliError> {
+) -> Result<Prepared, CliError> {
     let refuse = |why: &dyn std::fmt::Display| {
         CliError::new(Exit::MountPoint, format_args!("the mount point {}: {why}", path.display()))
     };
     let mountpoint = canonical(path).map_err(|error| refuse(&error))?;
     // It may be dying just now, so nothing is asked of it but this.
-    let mut found = is_empty(&mountpoint, ours);
+    let mut found = hold(&mountpoint, ours);
     if found.as_ref().is_err_and(is_dead) {
         unmount(&mountpoint)?;
-        found = is_empty(&mountpoint, ours);
+        found = hold(&mountpoint, ours);
     }
     if mountpoint == cipher_directory {
         return Err(refuse(&"it is the cipher directory itself"));
@@ -76,8 +93,8 @@ pub(crate) fn prepare(
         return Err(refuse(&"the cipher directory lies inside it"));
     }
     match found {
-        Ok(true) => Ok(mountpoint),
-        Ok(false) => Err(refuse(&"it is not empty")),
+        Ok((directory, true)) => Ok(Prepared { path: mountpoint, directory }),
+        Ok((_, false)) => Err(refuse(&"it is not empty")),
         Err(error) => Err(refuse(&error)),
     }
 }
@@ -129,11 +146,9 @@ mod tests {
         assert!(refused("file", "cipher").contains("Not a directory"));
         // A name that begins like the cipher directory's is another directory.
         fs::create_dir(home.join("cipher2")).unwrap();
-        assert_eq!(
-            prepare(&home.join("cipher2"), &home.join("cipher"), &ours, no_unmount).unwrap(),
-            home.join("cipher2")
-        );
-        let good = |mountpoint: &str| prepare(&home.join(mountpoint), &home.join("cipher"), &ours, no_unmount).unwrap();
+        let good =
+            |mountpoint: &str| prepare(&home.join(mountpoint), &home.join("cipher"), &ours, no_unmount).unwrap().path;
+        assert_eq!(good("cipher2"), home.join("cipher2"));
         assert_eq!(good("good/../good/."), home.join("good"));
         assert_eq!(good("home"), home.join("home"));
         fs::create_dir(home.join("home/.local/other")).unwrap();

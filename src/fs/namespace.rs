@@ -281,14 +281,7 @@ impl Filesystem {
 
     /// Gives a new file the owner, group and mode that it would have if its caller had made it, or removes it again: none stays
     /// that is the daemon's.
-    fn hand_over(
-        &self,
-        parent: &Inode,
-        stored: &Stored,
-        node: &Node,
-        mode: u32,
-        caller: Caller,
-    ) -> Result<(), Error> {
+    fn hand_over(&self, parent: &Inode, stored: &Stored, node: &Node, mode: u32, caller: Caller) -> Result<(), Error> {
         let handed_over = self.own(parent, node, caller).and_then(|changed| {
             if changed && mode & SET_IDS != 0 {
                 node.set_mode(node.stat()?.mode | mode & SET_IDS)?;

@@ -3,8 +3,8 @@
 use std::ffi::{CString, OsStr};
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use rustix::fs::{Mode, OFlags};
@@ -16,6 +16,7 @@ use rustix::net::{
 
 use super::Options;
 use super::low_latency::DEVICE as LATENCY_DEVICE;
+use super::table;
 
 const DEVICE: &str = "/dev/fuse";
 const HELPER: &str = "fusermount3";
@@ -49,25 +50,38 @@ pub enum MountError {
     Session(#[from] io::Error),
 }
 
-/// Attaches the mount point and returns the descriptor to serve it through.
-pub(super) fn attach(options: &Options) -> Result<OwnedFd, MountError> {
-    if !rustix::process::geteuid().is_root() {
-        return attach_by_helper(options);
+/// Attaches the mount point at `directory`, which was checked, and returns the descriptor to serve it through. Its path is not
+/// walked again: who may change it may have put another directory there.
+pub(super) fn attach(options: &Options, directory: BorrowedFd<'_>) -> Result<OwnedFd, MountError> {
+    // Standard output is something else to the helper.
+    let directory = directory.try_clone_to_owned()?;
+    let place = held(directory.as_fd());
+    if std::fs::read_link(&place).ok().as_deref() != Some(&*options.mountpoint) {
+        let reason = format!("{} is no longer the directory that was checked", options.mountpoint.display());
+        return Err(MountError::Refused(reason));
     }
-    match attach_directly(options) {
+    if !rustix::process::geteuid().is_root() {
+        return attach_by_helper(options, &place);
+    }
+    match attach_directly(options, &place) {
         // Root of a container without the right to mount may still have the helper.
-        Err(MountError::Refused(reason)) => attach_by_helper(options).map_err(|_| MountError::Refused(reason)),
+        Err(MountError::Refused(reason)) => attach_by_helper(options, &place).map_err(|_| MountError::Refused(reason)),
         result => result,
     }
 }
 
-fn attach_directly(options: &Options) -> Result<OwnedFd, MountError> {
+/// What reaches a held directory without walking a path.
+fn held(directory: BorrowedFd<'_>) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()))
+}
+
+fn attach_directly(options: &Options, place: &Path) -> Result<OwnedFd, MountError> {
     let device = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| MountError::NoDevice(error.into()))?;
     let data = kernel_options(options, device.as_raw_fd());
     let data = CString::new(data).map_err(|error| MountError::Refused(error.to_string()))?;
     let kind = format!("fuse.{SUBTYPE}");
-    rustix::mount::mount(&options.source, &options.mountpoint, kind, flags(options), data.as_c_str())
+    rustix::mount::mount(&options.source, place, kind, flags(options), data.as_c_str())
         .map_err(|error| MountError::Refused(error.to_string()))?;
     Ok(device)
 }
@@ -101,13 +115,14 @@ fn flags(options: &Options) -> MountFlags {
     flags
 }
 
-/// The helper mounts with root's rights and sends the descriptor back over the socket it has as standard input.
-fn attach_by_helper(options: &Options) -> Result<OwnedFd, MountError> {
+/// The helper mounts on the directory it is in with root's rights, and sends the descriptor back over the socket it has as
+/// standard input.
+fn attach_by_helper(options: &Options, place: &Path) -> Result<OwnedFd, MountError> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
         .map_err(|error| MountError::Session(error.into()))?;
     let child = Command::new(HELPER)
-        .args(["-o", &helper_options(options), "--"])
-        .arg(&options.mountpoint)
+        .args(["-o", &helper_options(options), "--", "."])
+        .current_dir(place)
         .env("_FUSE_COMMFD", "0")
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::null())
@@ -166,7 +181,13 @@ fn complaint(output: &Output) -> String {
 /// # Errors
 /// [`MountError::NotMounted`] or [`MountError::Refused`]: only root may.
 pub fn remount(options: &Options) -> Result<(), MountError> {
-    rustix::mount::mount_remount(&options.mountpoint, flags(options), c"").map_err(|error| match error {
+    let flags_of_path = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let root = rustix::fs::open(&options.mountpoint, flags_of_path, Mode::empty()).map_err(io::Error::from)?;
+    let place = held(root.as_fd());
+    if std::fs::read_link(&place)? != options.mountpoint || !table::is_ours_at(&options.mountpoint) {
+        return Err(MountError::NotMounted);
+    }
+    rustix::mount::mount_remount(&place, flags(options), c"").map_err(|error| match error {
         Errno::INVAL => MountError::NotMounted,
         other => MountError::Refused(other.to_string()),
     })
@@ -179,7 +200,7 @@ pub fn remount(options: &Options) -> Result<(), MountError> {
 pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), MountError> {
     if rustix::process::geteuid().is_root() {
         let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
-        return rustix::mount::unmount(mountpoint, flags).map_err(|error| match error {
+        return rustix::mount::unmount(mountpoint, flags | UnmountFlags::NOFOLLOW).map_err(|error| match error {
             Errno::BUSY => MountError::Busy,
             Errno::INVAL => MountError::NotMounted,
             other => MountError::Refused(other.to_string()),
@@ -221,6 +242,20 @@ mod tests {
     fn defaults_are_the_safe_ones() {
         assert_eq!(flags(&Options::default()), MountFlags::NOSUID | MountFlags::NODEV);
         assert!(!kernel_options(&Options::default(), 3).contains("allow_other"));
+    }
+
+    #[test]
+    fn another_directory_at_the_path_is_not_mounted_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = std::fs::canonicalize(dir.path()).unwrap();
+        let (path, moved, other) = (home.join("place"), home.join("moved"), home.join("other"));
+        [&path, &other].map(|directory| std::fs::create_dir(directory).unwrap());
+        let held = OwnedFd::from(std::fs::File::open(&path).unwrap());
+        std::fs::rename(&path, &moved).unwrap();
+        std::os::unix::fs::symlink(&other, &path).unwrap();
+        let options = Options { mountpoint: path.clone(), ..Options::default() };
+        assert!(matches!(attach(&options, held.as_fd()), Err(MountError::Refused(why)) if why.contains("checked")));
+        assert!([&path, &moved, &other].iter().all(|place| table::mounts_at(place).is_empty()));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! one holds keys, and gives up the right to mount anything before it has them; the attendant holds none, and does three
 //! things on one path that was given to it when it was started. It also opens a device that only root may open.
 //!
-//! Each request is one packet, and so is its answer; with that of [`Request::Attach`] comes the descriptor to serve the mount
+//! Its standard input is the conversation, and its standard output the directory to mount on. Each request is one packet, and so is its answer; with that of [`Request::Attach`] comes the descriptor to serve the mount
 //! through, with that of [`Request::LatencyDevice`] the device.
 //!
 //! Invariants: it ends when the process that it attends does; signals that end that one leave it, so that it can still
@@ -76,11 +76,11 @@ pub struct Attendant {
 }
 
 impl Attendant {
-    /// Starts it for the mount that `options` describe.
+    /// Starts it for the mount that `options` describe, on `directory`, which was found at the mount point when it was checked.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start(options: &Options) -> io::Result<Self> {
+    pub fn start(options: &Options, directory: OwnedFd) -> io::Result<Self> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         set_socket_timeout(&ours, Timeout::Recv, Some(ANSWER))?;
         set_socket_timeout(&ours, Timeout::Send, Some(ANSWER))?;
@@ -93,7 +93,7 @@ impl Attendant {
             .env("PATH", path)
             .current_dir("/")
             .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
+            .stdout(Stdio::from(directory))
             .stderr(Stdio::null())
             .spawn()?;
         Ok(Self { socket: Mutex::new(ours), process })
@@ -195,7 +195,7 @@ fn perform(request: Request, options: &Options) -> Result<Option<OwnedFd>, Mount
     let mountpoint: &Path = &options.mountpoint;
     match request {
         Request::LatencyDevice => low_latency::open_device().map(Some),
-        Request::Attach => attach::attach(options).map(Some),
+        Request::Attach => attach::attach(options, rustix::stdio::stdout()).map(Some),
         Request::LiftLimits => {
             tuning::lift_limits(mountpoint);
             // Not before: while systemd mounts on an automount point, the kernel lets no group but that of its helpers pass.

@@ -7,6 +7,7 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::{DirBuilder, File};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -234,7 +235,7 @@ impl Job<'_> {
         observers: &mut Observers,
         logs_later: bool,
     ) -> Result<Opened, CliError> {
-        let place = self.find_place()?;
+        let (place, held) = self.find_place()?;
         let Self { args, settings, environment, .. } = self;
         if args.init {
             init::create_if_vacant(&place.cipher_directory, &args.volume, settings, providers, environment)?;
@@ -246,7 +247,7 @@ impl Job<'_> {
         let sealed = unlock::read_config(&directory)?;
         let expected = Expected { volume_id: args.volume_id.as_deref(), keys: &args.expect_key };
         let pins = Pins::of(environment);
-        let attendant = Attendant::start(&self.mount_options(&place))
+        let attendant = Attendant::start(&self.mount_options(&place), held)
             .map_err(|error| CliError::io("starting the process that mounts", &error))?;
         let confinement = self.confine(&place, &sealed.config, observers, logs_later)?;
         let volume =
@@ -284,20 +285,21 @@ impl Job<'_> {
         Ok(sandbox::enter(&reach::of_mount(&places, config, &self.settings, environment)))
     }
 
-    fn find_place(&self) -> Result<Place, CliError> {
+    /// The place, and the directory that is to be mounted on.
+    fn find_place(&self) -> Result<(Place, OwnedFd), CliError> {
         let path = &self.args.cipher_directory;
         let cipher_directory = mount_point::canonical_or_new(path)
             .map_err(|error| CliError::of(Exit::CipherDirectory, path.display(), &error))?;
         let ours = [self.environment.data_directory(), self.environment.log_directory()];
         let ours: Vec<PathBuf> = ours.into_iter().flatten().collect();
-        let mountpoint = mount_point::prepare(&self.args.mountpoint, &cipher_directory, &ours, |dead| {
+        let prepared = mount_point::prepare(&self.args.mountpoint, &cipher_directory, &ours, |dead| {
             mount::unmount(dead, true).map_err(CliError::from)
         })?;
         let runtime = self.environment.runtime_directory();
         let sockets = control::directory(runtime.as_deref()).map_err(control_failure)?;
-        wait_for_predecessor(&sockets, &mountpoint)?;
+        wait_for_predecessor(&sockets, &prepared.path)?;
         check_device()?;
-        Ok(Place { cipher_directory, mountpoint, sockets })
+        Ok((Place { cipher_directory, mountpoint: prepared.path, sockets }, prepared.directory))
     }
 
     fn serve_opened(

@@ -13,6 +13,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::cli::error::{CliError, Exit};
+use crate::cli::mount_point;
 use crate::cli::settings::Settings;
 use crate::cli::unlock;
 use crate::cli::writing;
@@ -172,13 +173,16 @@ impl Stage {
     }
 
     fn serve(&self, filesystem: Arc<Filesystem>, provider: Arc<Watched>, lock: VolumeLock) -> Result<Live, CliError> {
+        let prepared = mount_point::prepare(&self.path(PLAIN), &self.cipher(), &[], |dead| {
+            mount::unmount(dead, true).map_err(CliError::from)
+        })?;
         let options = mount::Options {
-            mountpoint: self.path(PLAIN),
+            mountpoint: prepared.path,
             source: self.cipher().to_string_lossy().into_owned(),
             ..mount::Options::default()
         };
-        let attendant = Attendant::start(&options).map_err(|error| CliError::io("starting the mount", &error))?;
-        let attendant = Arc::new(attendant);
+        let attendant = Attendant::start(&options, prepared.directory);
+        let attendant = Arc::new(attendant.map_err(|error| CliError::io("starting the mount", &error))?);
         *self.props.mounted() = Some(Arc::clone(&attendant));
         let (ready, is_ready) = mpsc::channel();
         let served = (Arc::clone(&filesystem), Arc::clone(&attendant));
