@@ -896,7 +896,12 @@ fn an_entry_that_cannot_become_its_callers_is_not_left_to_the_daemon() {
         let mut sets = rustix::thread::capabilities(None).unwrap();
         sets.effective.remove(rustix::thread::CapabilitySet::CHOWN);
         rustix::thread::set_capabilities(None, sets).unwrap();
-        let make = |name: &[u8], kind, mode| fs.mknod(ROOT, name, kind, mode, 0x103, stranger).map(drop);
+        let make = |name: &[u8], kind, mode| {
+            let (send, receive) = channel();
+            let answer = Box::new(move |made: Result<Attributes, Error>| send.send(made).unwrap());
+            fs.mknod(ROOT, name, (kind, 0x103), mode, stranger, answer);
+            receive.recv().unwrap().map(drop)
+        };
         let create = |name: &[u8], mode| {
             let (send, receive) = channel();
             fs.create(ROOT, name, mode, stranger, Box::new(move |made| send.send(made).unwrap()));
@@ -923,7 +928,7 @@ fn an_entry_that_cannot_become_its_callers_is_not_left_to_the_daemon() {
     assert_eq!(tried.join().unwrap(), [libc::EPERM; 13]);
     assert_eq!(everything_in(&mounted.path), before);
     // Nor does anything stand in the way of those that can.
-    mounted.fs.mknod(ROOT, b"set-id", NodeKind::File, 0o6755, 0, stranger).unwrap();
+    mounted.fs.mknod(ROOT, b"set-id", (NodeKind::File, 0), 0o6755, stranger, Box::new(|made| drop(made.unwrap())));
     let made = mounted.walk("set-id").unwrap();
     assert_eq!((made.mode, made.uid, made.gid), (0o6755, 65534, 65534));
 }
