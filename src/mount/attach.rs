@@ -249,7 +249,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let home = std::fs::canonicalize(dir.path()).unwrap();
         let (path, moved, other) = (home.join("place"), home.join("moved"), home.join("other"));
-        [&path, &other].map(|directory| std::fs::create_dir(directory).unwrap());
+        [&path, &other].iter().for_each(|directory| std::fs::create_dir(directory).unwrap());
         let held = OwnedFd::from(std::fs::File::open(&path).unwrap());
         std::fs::rename(&path, &moved).unwrap();
         std::os::unix::fs::symlink(&other, &path).unwrap();
