@@ -344,6 +344,118 @@ fn allocated_and_punched_ranges_read_as_zeros() {
     assert!(fs::read(&path).unwrap() == expected);
 }
 
+#[test]
+fn what_is_being_written_takes_space() {
+    let volume = for_everybody();
+    let (new, empty) = (volume.path("new"), volume.path("empty"));
+    File::create(&empty).unwrap();
+    assert_eq!(fs::metadata(&empty).unwrap().blocks(), 0);
+    for path in [&new, &empty] {
+        let mut file = File::options().create(true).append(true).open(path).unwrap();
+        file.write_all(b"x").unwrap();
+        // The kernel holds it, and nobody else knows.
+        assert!(fs::metadata(path).unwrap().blocks() > 0, "{}", path.display());
+        file.write_all(&support::bytes(1, 5_000_000)).unwrap();
+        file.sync_all().unwrap();
+        assert!(fs::metadata(path).unwrap().blocks() * 512 > 5_000_000, "{}", path.display());
+        file.write_all(&support::bytes(2, 100_000)).unwrap();
+        drop(file);
+        assert!(fs::metadata(path).unwrap().blocks() * 512 > 5_100_000, "{}", path.display());
+    }
+}
+
+#[test]
+fn opening_for_reading_moves_the_access_time() {
+    let volume = for_everybody();
+    let path = volume.path("file");
+    fs::write(&path, "content").unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"content");
+    let long_ago = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    let accessed = || fs::metadata(&path).unwrap().accessed().unwrap();
+    File::open(&path).unwrap().set_times(fs::FileTimes::new().set_accessed(long_ago)).unwrap();
+    assert_eq!(accessed(), long_ago);
+    // From the kernel's cache.
+    assert_eq!(fs::read(&path).unwrap(), b"content");
+    assert!(accessed() > long_ago);
+}
+
+/// An ordinary user mounts what somebody else owns and lets his group write.
+#[test]
+fn times_that_a_colleague_cannot_keep_are_no_error() {
+    needs_root();
+    let volume = Volume::in_home(Home::of_nobody(), &[], &[]);
+    volume.home.shell(&format!("cd {0}; printf %5000s x >written; : >empty; : >new", volume.plain.display()));
+    volume.unmount();
+    let cipher = volume.cipher.display();
+    run("sh", &[&"-c", &format!("chown -R root {cipher}; chmod -R g+rwX {cipher}")], Path::new("/"));
+    volume.mount();
+    let script = r#"
+import os, sys, time
+root = sys.argv[1]
+os.chdir(root)
+fd = os.open("written", os.O_RDWR)
+os.pwrite(fd, b"y", 5000); os.fdatasync(fd); os.fsync(fd); os.close(fd)
+os.utime("written"); os.truncate("written", 4000)
+assert os.stat("written").st_size == 4000
+assert abs(os.stat("written").st_mtime - time.time()) < 60
+os.setxattr("new", "user.a", b"b")
+os.truncate("empty", 100)
+try:
+    os.utime("written", (1, 1))
+    sys.exit("only its owner chooses a time")
+except PermissionError:
+    pass
+"#;
+    let script_file = volume.home.path("script");
+    fs::write(&script_file, script).unwrap();
+    volume.home.shell(&format!("/usr/bin/python3 {} {}", script_file.display(), volume.plain.display()));
+    volume.remount();
+    assert_eq!(volume.home.shell(&format!("wc -c <{}/written", volume.plain.display())).trim(), "4000");
+}
+
+/// A write with asynchronous direct I/O that is complete is what a read through the cache finds, while others fill that cache.
+#[test]
+fn a_direct_write_that_is_complete_is_read() {
+    let volume = for_everybody();
+    let script = r#"
+import ctypes, mmap, os, sys, threading
+path, SIZE, COUNT = sys.argv[1], 4096, 64
+libc = ctypes.CDLL(None, use_errno=True)
+class Iocb(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_uint64), ("key", ctypes.c_uint32), ("flags", ctypes.c_uint32), ("code", ctypes.c_uint16),
+        ("priority", ctypes.c_int16), ("fd", ctypes.c_uint32), ("buffer", ctypes.c_uint64), ("count", ctypes.c_uint64),
+        ("offset", ctypes.c_int64), ("reserved", ctypes.c_uint64), ("more", ctypes.c_uint32), ("event", ctypes.c_uint32)]
+context = ctypes.c_ulong(0)
+assert libc.syscall(206, 4, ctypes.byref(context)) == 0
+direct = os.open(path, os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+read = os.open(path, os.O_RDONLY)
+page = mmap.mmap(-1, SIZE)
+address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+os.pwrite(direct, mmap.mmap(-1, SIZE * COUNT), 0)
+stop = False
+def reader():
+    fd, at = os.open(path, os.O_RDONLY), 0
+    while not stop:
+        os.pread(fd, SIZE, at * SIZE)
+        at = (at + 1) % COUNT
+threads = [threading.Thread(target=reader) for _ in range(2)]
+[thread.start() for thread in threads]
+stale = 0
+for round in range(1, 40):
+    for at in range(COUNT):
+        page[:] = bytes([round]) * SIZE
+        block = Iocb(code=1, fd=direct, buffer=address, count=SIZE, offset=at * SIZE)
+        events = ctypes.create_string_buffer(32)
+        assert libc.syscall(209, context, 1, ctypes.byref(ctypes.pointer(block))) == 1
+        assert libc.syscall(208, context, 1, 1, events, None) == 1
+        stale += os.pread(read, 1, at * SIZE)[0] != round
+stop = True
+[thread.join() for thread in threads]
+print(stale, "stale")
+"#;
+    assert_eq!(python(script, &[&volume.path("file")], &volume.plain), "0 stale\n");
+}
+
 /// Three thousand files through a process that may have six hundred descriptors.
 /// Fewer than there are files.
 const DESCRIPTORS: u64 = 600;

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use refusal::Refusal;
+use rustix::fs::{FallocateFlags, fallocate};
 use rustix::process::{Pid, Signal, kill_process};
 use support::{Argument, Home, Volume, bytes, errno, eventually, flip, needs_root, python, run, walk};
 
@@ -140,6 +141,37 @@ fn fills_up_and_recovers(on: &OnDisk, full: i32, larger_than_disk: usize) {
 #[test]
 fn a_full_disk_loses_nothing_and_tears_nothing() {
     fills_up_and_recovers(&OnDisk::ext4(), libc::ENOSPC, 30 << 20);
+}
+
+/// What the kernel writes back with a range lies in pages that were not asked for.
+#[test]
+fn what_was_allocated_can_be_written_on_a_full_disk() {
+    let on = OnDisk::ext4();
+    let volume = &on.volume;
+    let lengths = [1, 2, 4047, 4048, 4049, 8096, 100_000];
+    let ranges = lengths.iter().flat_map(|len| [0, 1, 4047, 4095, 4096, 10_000].map(|at| (at, *len)));
+    let files: Vec<_> = ranges
+        .flat_map(|(at, len)| [FallocateFlags::empty(), FallocateFlags::KEEP_SIZE].map(|flags| (at, len, flags)))
+        .map(|(at, len, flags)| {
+            let path = volume.path(format!("{at}-{len}-{flags:?}"));
+            let file = OpenOptions::new().create_new(true).read(true).write(true).open(&path).unwrap();
+            fallocate(&file, flags, at, len).unwrap();
+            file.sync_all().unwrap();
+            (file, path, at, usize::try_from(len).unwrap())
+        })
+        .collect();
+    let full = (0..).find_map(|number| written(&on.volume.cipher.join("fill"), number << 20, &[1; 1 << 20]).err());
+    assert_eq!(full.unwrap().raw_os_error(), Some(libc::ENOSPC));
+    let single = |number: u64| written(&on.volume.cipher.join("fill-rest"), number << 12, &[1; 4096]).err();
+    assert_eq!((0..).find_map(single).unwrap().raw_os_error(), Some(libc::ENOSPC));
+    for (file, path, at, len) in files {
+        let content = bytes(at, len);
+        let done = file.write_all_at(&content, at).and_then(|()| file.sync_all());
+        done.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let mut found = vec![0; len];
+        file.read_exact_at(&mut found, at).unwrap();
+        assert!(found == content);
+    }
 }
 
 #[test]

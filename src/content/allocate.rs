@@ -13,22 +13,29 @@ use super::{Content, ContentError};
 
 /// Pages of zeros written at a time where holes are denied.
 const ZERO_PAGES: usize = 256;
+/// Bytes of plaintext that the kernel writes back together.
+const KERNEL_PAGE: u64 = 4096;
 
 impl Content {
-    /// Gives the range space on the disk. With `grow` the file then reaches to its end at least.
+    /// Gives the range space on the disk, and what lies with it in pages of the kernel, which are written whole. With `grow` the
+    /// file then reaches to its end at least.
     ///
     /// # Errors
     /// [`ContentError`]; [`ContentError::NoKey`] if the file is to grow and needs keys first.
     pub fn allocate(&self, offset: u64, len: u64, grow: bool) -> Result<(), ContentError> {
-        let (offset, end, pages) = span(offset, len)?;
-        let (_lock, shape) = self.lock_for_change(|shape| shape.end_range(offset.page().0))?;
+        let (_, end, _) = span(offset, len)?;
+        let start = PlainOffset(offset / KERNEL_PAGE * KERNEL_PAGE);
+        let (_lock, shape) = self.lock_for_change(|shape| shape.end_range(start.page().0))?;
         let grows = grow && end > shape.size;
         if grows {
             self.ledger.check_gap(shape.size.0..end.0)?;
             self.pay_end()?;
         }
-        if let Some(pages) = pages {
-            let first = PageIndex(*pages.start()).disk().0;
+        let whole = end.0.next_multiple_of(KERNEL_PAGE).min(MAX_PLAIN_SIZE);
+        if let Some(pages) = pages_of(start, whole.saturating_sub(start.0)).filter(|_| len > 0) {
+            // A file without a header gets one with its first page.
+            let headerless = shape.disk == DiskShape::Headerless;
+            let first = if headerless { 0 } else { PageIndex(*pages.start()).disk().0 };
             self.file.allocate(first, PageIndex(*pages.end()).disk().0 + PAGE_SIZE - first)?;
         }
         if grows {

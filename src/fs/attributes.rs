@@ -1,15 +1,21 @@
 //! Attributes: what `stat` shows, and what `chmod`, `chown`, `truncate` and `utimensat` change.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::format::geometry::{DiskOffset, PAGE_LEN, PAYLOAD_LEN, PageIndex, SizeHint, size_hint, size_with_last_page};
+use crate::format::geometry::{
+    DiskOffset, PAGE_LEN, PAGE_SIZE, PAYLOAD_LEN, PageIndex, SizeHint, size_hint, size_with_last_page,
+};
 use crate::format::page::{Trailer, part};
 use crate::storage::{Access, FileSystemStat, NodeKind, RawFile, SetTime, Stat, Timestamp};
 
 use super::inode::Inode;
 use super::set_ids::set_owner;
 use super::{Caller, Error, Filesystem, InodeId, ROOT};
+
+/// Blocks of the header and a first page.
+pub(super) const BEING_WRITTEN: u64 = 2 * PAGE_SIZE / 512;
 
 /// What `stat` shows.
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +95,7 @@ impl Filesystem {
             gid: stat.gid,
             rdev: stat.rdev,
             size: self.plain_size(inode, stat),
-            blocks: stat.blocks,
+            blocks: tell_blocks(inode, stat),
             atime: stat.atime,
             mtime: inode.late_mtime().unwrap_or(stat.mtime),
             ctime: stat.ctime,
@@ -114,8 +120,14 @@ impl Filesystem {
         if let Some(mode) = change.mode {
             inode.change_privileges(|| inode.node.set_mode(mode))?;
         }
-        set_times(&inode, change)?;
-        self.attributes_of(&inode, &inode.node.stat()?)
+        set_times(&inode, change, caller)?;
+        let told = inode.told_blocks.load(Ordering::Relaxed);
+        let attributes = self.attributes_of(&inode, &inode.node.stat()?)?;
+        if let Change { mode: None, uid: None, gid: None, atime: SetTime::Keep, mtime: SetTime::At(_) } = change {
+            // The kernel hands over the time of a write, and does not look at the answer.
+            inode.told_blocks.store(told, Ordering::Relaxed);
+        }
+        Ok(attributes)
     }
 
     /// The space of the backing filesystem.
@@ -130,7 +142,7 @@ impl Filesystem {
 /// With a writeback cache the kernel sets the modification time of an open file before every sync of its data, which would
 /// make the disk write an inode that the sync does not need. That time alone is kept, and written with the next sync of
 /// metadata, with the last handle, or when the file is settled.
-fn set_times(inode: &Inode, change: &Change) -> Result<(), Error> {
+fn set_times(inode: &Inode, change: &Change, caller: Option<Caller>) -> Result<(), Error> {
     if (change.atime, change.mtime) == (SetTime::Keep, SetTime::Keep) {
         return Ok(());
     }
@@ -145,8 +157,22 @@ fn set_times(inode: &Inode, change: &Change) -> Result<(), Error> {
         (SetTime::Keep, Some(late)) => SetTime::At(late),
         (mtime, _) => mtime,
     };
-    inode.node.set_times(change.atime, mtime)?;
+    set_times_as_permitted(inode, change.atime, mtime, caller)?;
     *late = if inode.is_sealing() { Some(inode.node.stat()?.mtime) } else { None };
+    Ok(())
+}
+
+/// The kernel lets only the owner choose a time, but every writer have that of now, which it decides. Of a file that is not the
+/// daemon's the disk lets a writer have its own now; where another change has moved the time already, it stays.
+fn set_times_as_permitted(inode: &Inode, atime: SetTime, mtime: SetTime, caller: Option<Caller>) -> Result<(), Error> {
+    let Err(error) = inode.node.set_times(atime, mtime) else { return Ok(()) };
+    let is_owner = |caller: Caller| inode.node.stat().is_ok_and(|stat| stat.uid == caller.uid);
+    if error.kind() != io::ErrorKind::PermissionDenied || caller.is_none_or(is_owner) {
+        return Err(error.into());
+    }
+    if atime == SetTime::Now {
+        inode.node.set_times(SetTime::Now, SetTime::Now)?;
+    }
     Ok(())
 }
 
@@ -183,6 +209,51 @@ impl Filesystem {
             Trailer::parse(&page).ok()
         };
         read().map_or(PAYLOAD_LEN, |trailer| trailer.len.into())
+    }
+}
+
+/// The kernel keeps what it was told while a file is written, although it still holds data of it. So a file that may be
+/// written never seems to have none: programs would take it for a hole.
+fn tell_blocks(inode: &Inode, stat: &Stat) -> u64 {
+    let in_use = stat.kind == NodeKind::File && inode.slot().handles > 0;
+    let blocks = if in_use { stat.blocks.max(BEING_WRITTEN) } else { stat.blocks };
+    inode.told_blocks.store(blocks, Ordering::Relaxed);
+    blocks
+}
+
+impl Filesystem {
+    /// A file that is open, and that nobody has written: it takes space as soon as the kernel hands over what it holds of it.
+    pub(super) fn tell_that_it_may_be_written(&self, inode: &Inode) {
+        if inode.told_blocks.load(Ordering::Relaxed) < BEING_WRITTEN {
+            self.forget_attributes(inode.id);
+        }
+    }
+
+    /// Has the kernel ask again for the attributes of an open file that takes more space than it was told, more than double with
+    /// `roughly`.
+    pub fn tell_space(&self, id: InodeId, roughly: bool) {
+        let Ok(inode) = self.inodes.get(id) else { return };
+        let told = inode.told_blocks.load(Ordering::Relaxed);
+        let stat = inode.node.stat().ok().filter(|stat| stat.blocks > told && !(roughly && stat.blocks / 2 < told));
+        if let Some(stat) = stat.filter(|_| inode.slot().handles > 0) {
+            inode.told_blocks.store(stat.blocks, Ordering::Relaxed);
+            self.forget_attributes(id);
+        }
+    }
+
+    pub(super) fn tell_space_of_open_files(&self) {
+        self.keeper.in_use().iter().for_each(|(inode, _)| self.tell_space(inode.id, false));
+    }
+
+    fn forget_attributes(&self, id: InodeId) {
+        if let Some(forget_attributes) = self.forget_attributes.get() {
+            forget_attributes(id);
+        }
+    }
+
+    /// Tells how the kernel is made to ask for attributes again. May be called from an operation.
+    pub fn set_forget_attributes(&self, forget_attributes: impl Fn(InodeId) + Send + Sync + 'static) {
+        let _ = self.forget_attributes.set(Box::new(forget_attributes));
     }
 }
 

@@ -58,6 +58,8 @@ pub(super) struct Inode {
     keys: Mutex<()>,
     /// It has lost its last name, and the backing filesystem has given it another one while it is open.
     pub(super) condemned: AtomicBool,
+    /// What the kernel was last told of the space that the file takes.
+    pub(super) told_blocks: AtomicU64,
     /// The settler has it on its list.
     pub(super) watched: AtomicBool,
     lookups: AtomicU64,
@@ -141,6 +143,7 @@ impl Inode {
             sealing: AtomicBool::new(false),
             keys: Mutex::default(),
             condemned: AtomicBool::new(false),
+            told_blocks: AtomicU64::new(0),
             watched: AtomicBool::new(false),
             lookups: AtomicU64::new(0),
             last_lookup: AtomicU64::new(0),
@@ -170,7 +173,7 @@ impl Inode {
     pub(super) fn write_late_mtime(&self) -> io::Result<MutexGuard<'_, Option<Timestamp>>> {
         let mut late = self.late_mtime();
         if let Some(mtime) = *late {
-            self.node.set_times(SetTime::Keep, SetTime::At(mtime))?;
+            self.put_mtime(mtime)?;
             if !self.is_sealing() {
                 *late = None;
             }
@@ -182,6 +185,15 @@ impl Inode {
     pub(super) fn try_late_mtime(&self) {
         if let Err(error) = self.write_late_mtime() {
             tracing::warn!("{}: the modification time cannot be set: {error}", self.node.describe());
+        }
+    }
+
+    /// Gives the disk a modification time that nobody has asked for. Of somebody else's file only its owner may set one: it
+    /// keeps the disk's own, that of the last write.
+    pub(super) fn put_mtime(&self, mtime: Timestamp) -> io::Result<()> {
+        match self.node.set_times(SetTime::Keep, SetTime::At(mtime)) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            result => result,
         }
     }
 

@@ -9,7 +9,7 @@ use crate::storage::{Access, RawFile};
 
 use super::error::{io_errno, lacks_descriptors};
 use super::inode::Inode;
-use super::{Answer, ContentError, Error, Filesystem, Handle, InodeId};
+use super::{Answer, ContentError, Error, Filesystem, Handle, InodeId, ROOT};
 
 /// Takes what was read, now or later.
 pub type ReadAnswer = Box<dyn FnOnce(Result<&[u8], Error>) + Send>;

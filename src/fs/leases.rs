@@ -73,7 +73,7 @@ impl Keeper {
     }
 
     /// The inodes whose content is in use.
-    fn in_use(&self) -> Vec<(Arc<Inode>, OpenFile)> {
+    pub(super) fn in_use(&self) -> Vec<(Arc<Inode>, OpenFile)> {
         let mut found = Vec::new();
         self.watched().retain(|_, inode| {
             let in_use = inode.upgrade().and_then(|inode| {

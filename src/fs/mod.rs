@@ -145,6 +145,8 @@ pub struct Filesystem {
     drop_unused: OnceLock<DropUnused>,
     /// Makes the kernel drop what it has of a file's content.
     invalidate: OnceLock<Box<dyn Fn(InodeId) + Send + Sync>>,
+    /// Makes the kernel ask for attributes again.
+    forget_attributes: OnceLock<Box<dyn Fn(InodeId) + Send + Sync>>,
     start: Moment,
     /// When content was last used, in seconds since the start.
     last_use: AtomicU64,
@@ -214,6 +216,7 @@ impl Filesystem {
             forget_entry: OnceLock::new(),
             drop_unused: OnceLock::new(),
             invalidate: OnceLock::new(),
+            forget_attributes: OnceLock::new(),
             start: Moment::now(),
             last_use: AtomicU64::new(0),
             options,

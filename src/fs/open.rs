@@ -16,6 +16,7 @@ use crate::keys::volume;
 use crate::keys::{AuthenticHeader, Moment, OpenedKeys, Pass, ProvisionedUse, Recipient};
 use crate::storage::{Access, DiskFile, NodeKind, RawFile};
 
+use super::attributes::BEING_WRITTEN;
 use super::inode::{Inode, OpenFile};
 use super::leases::Lease;
 use super::set_ids::drop_unless_privileged;
@@ -47,6 +48,7 @@ impl Filesystem {
             Err(error) => answer(Err(error)),
             Ok(inode) => {
                 self.prefetch_after(id);
+                let was_in_use = inode.slot().open.is_some();
                 self.with_content(inode, access, answer, move |fs, inode, open| {
                     if inode.is_without_size.load(Ordering::Relaxed) {
                         // What was found out must outlive that the kernel forgets the inode.
@@ -54,6 +56,13 @@ impl Filesystem {
                         inode.check_is_fresh()?;
                     }
                     fs.count_open(inode, open, access);
+                    if access == Access::ReadWrite {
+                        fs.tell_that_it_may_be_written(inode);
+                    } else if was_in_use {
+                        // The kernel may have the content, so that no read comes: opening is reading, as where the header has to be
+                        // read. If the time stays, nothing else is wrong.
+                        let _ = open.file.read_at(&mut [0], 0);
+                    }
                     Ok(())
                 });
             }
@@ -69,7 +78,10 @@ impl Filesystem {
         caller: Caller,
         answer: Answer<Attributes>,
     ) {
+        let shown = |made: Attributes| Attributes { blocks: made.blocks.max(BEING_WRITTEN), ..made };
+        let answer = Box::new(move |made: Result<Attributes, Error>| answer(made.map(shown)));
         self.make_file(directory, name, mode, caller, answer, |fs, inode, open| {
+            inode.told_blocks.store(BEING_WRITTEN, Ordering::Relaxed);
             fs.count_open(inode, open, Access::ReadWrite);
         });
     }

@@ -89,6 +89,7 @@ fn run(settler: &Settler, weak: &Weak<Filesystem>) {
         // What fails is logged, and kept for those who sync.
         let _ = fs.settle_rested(false);
         fs.finish_what_is_left();
+        fs.tell_space_of_open_files();
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::crypto::NameKey;
 use crate::format::xattr::{self, StoredName, StoredXattr};
-use crate::storage::{Access, LABEL, NodeKind, SetTime, XattrMode, host_may_label};
+use crate::storage::{Access, LABEL, NodeKind, XattrMode, host_may_label};
 
 use super::inode::{Inode, OpenFile};
 use super::open::Found;
@@ -201,7 +201,7 @@ impl Filesystem {
         let late = inode.late_mtime();
         let mtime = late.map_or_else(|| inode.node.stat().map(|stat| stat.mtime), Ok)?;
         open.content.ensure_header()?;
-        inode.node.set_times(SetTime::Keep, SetTime::At(mtime))?;
+        inode.put_mtime(mtime)?;
         drop(late);
         self.settler.watch(&self.inodes, inode);
         Ok(())

@@ -28,9 +28,9 @@ const MAX_BACKGROUND: u16 = 64;
 /// What the kernel is asked for, as far as it has it.
 ///
 /// `HANDLE_KILLPRIV_V2`: set-id bits and file capabilities are dropped here, so that the kernel need not ask for them before
-/// every write. `DONT_MASK`: a default ACL takes the place of the umask, so that is applied here too.
-const WANTED: [InitFlags; 9] = [
-    InitFlags::FUSE_ASYNC_DIO,
+/// every write. `ASYNC_DIO` is not asked for: the kernel drops cached pages before such a write, and not those that come while it
+/// is under way. `DONT_MASK`: a default ACL takes the place of the umask, so that is applied here too.
+const WANTED: [InitFlags; 8] = [
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
@@ -324,6 +324,7 @@ impl fuser::Filesystem for Adapter {
 
     fn fsync(&self, request: &Request, ino: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
         let begun = self.begin(Operation::Fsync, request);
+        self.fs.tell_space(convert::inode(ino), true);
         reply_empty(reply, begun.end(self.fs.sync_for(convert::inode(ino), crate::fs::Handle(handle.0), !data_only)));
     }
 

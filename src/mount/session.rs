@@ -104,6 +104,9 @@ pub fn serve(
     // From the beginning to the end of the file. A kernel that knows nothing of it has nothing to drop.
     fs.set_invalidate(move |id| drop(notifier.inval_inode(INodeNo(id.0), 0, 0)));
     let notifier = session.notifier();
+    // Of the attributes only: of its content nothing is dropped, and nothing waited for.
+    let forgetter = session.notifier();
+    fs.set_forget_attributes(move |id| drop(forgetter.inval_inode(INodeNo(id.0), -1, 0)));
     fs.set_drop_unused(move |inodes| prune.drop_unused(inodes));
     fs.set_forget_entry(move |parent, name| drop(notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name))));
     fs.set_servers(options.threads.max(1));

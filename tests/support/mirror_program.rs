@@ -23,8 +23,7 @@ use fuser::{
 use rustix::fs::{self as sys, AtFlags, Dir, FileType as Kind, Mode, OFlags, Stat, Timespec, Timestamps};
 
 const KEEP: Duration = Duration::from_secs(3600);
-const FLAGS: [InitFlags; 10] = [
-    InitFlags::FUSE_ASYNC_DIO,
+const FLAGS: [InitFlags; 9] = [
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,

@@ -13,6 +13,7 @@ use rustix::fs::{
     self, AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
+use rustix::thread;
 
 /// What an operation came to: an errno, or what it told.
 type Outcome = Result<String, Errno>;
@@ -23,6 +24,11 @@ const NAMES: [&[u8]; 8] = [b"a", b"b", b"c", b"dir", b"\xff\xfe odd\n", b".hidde
 const EDGES: [u64; 12] = [0, 1, 100, 4047, 4048, 4049, 4096, 8095, 8096, 12288, 40480, 70000];
 const XATTRS: [&str; 4] = ["user.a", "user.second", "user.x", "trusted.t"];
 const HANDLES: usize = 4;
+/// Who takes turns: root half of the time, two users of one group, a stranger. Their groups beside the first.
+const USERS: [(u32, u32, &[u32]); 6] =
+    [(0, 0, &[]), (0, 0, &[]), (0, 0, &[]), (6001, 200, &[]), (6002, 200, &[201]), (65534, 65534, &[])];
+/// A time that is so near is that of now; the others were chosen.
+const NEAR: i64 = 86400;
 
 pub(crate) struct Twins {
     /// The mount's, and the plain one's.
@@ -32,6 +38,10 @@ pub(crate) struct Twins {
     random: u64,
     steps: u64,
     successes: u64,
+    /// Who does the present step.
+    user: usize,
+    /// What it may have changed.
+    touched: Vec<PathBuf>,
     /// The last operations, for the report of a difference.
     history: Vec<String>,
 }
@@ -39,8 +49,12 @@ pub(crate) struct Twins {
 impl Twins {
     pub(crate) fn new(mount: &Path, plain: &Path, seed: u64) -> Self {
         let roots = [mount, plain].map(|root| root.join(format!("worker-{seed}")));
-        roots.iter().for_each(|root| std::fs::create_dir(root).unwrap());
-        Self { roots, handles: Vec::new(), random: seed | 1, steps: 0, successes: 0, history: Vec::new() }
+        for root in &roots {
+            std::fs::create_dir(root).unwrap();
+            fs::chmod(root, Mode::from_raw_mode(0o777)).unwrap();
+        }
+        let (handles, touched, history) = (Vec::new(), Vec::new(), Vec::new());
+        Self { roots, handles, random: seed | 1, steps: 0, successes: 0, user: 0, touched, history }
     }
 
     /// Operations so far, and how many of them did something.
@@ -62,13 +76,15 @@ impl Twins {
     /// A path of one to three names.
     fn path(&mut self) -> PathBuf {
         let depth = [1, 1, 2, 2, 3][usize::try_from(self.below(5)).unwrap()];
-        (0..depth)
+        let path: PathBuf = (0..depth)
             .map(|level| {
                 let name: &[u8] =
                     if level + 1 < depth { self.pick(&[b"dir", b"b", &[b'L'; 240]]) } else { self.pick(&NAMES) };
                 OsStr::from_bytes(name).to_owned()
             })
-            .collect()
+            .collect();
+        self.touched.push(path.clone());
+        path
     }
 
     fn edge(&mut self) -> u64 {
@@ -78,12 +94,30 @@ impl Twins {
 
     /// Does the same to both and compares what comes of it.
     fn both(&mut self, what: String, operation: impl Fn(usize, &Path) -> Outcome) {
-        self.history.push(what);
+        let (uid, gid, groups) = USERS[self.user];
+        self.history.push(format!("{uid}: {what}"));
+        become_user(uid, gid, groups);
         let [mount, plain] = [0, 1].map(|side| operation(side, &self.roots[side]));
+        become_user(0, 0, &[]);
         if mount != plain {
             self.report(&format!("the mount says {mount:?}, the plain directory {plain:?}"));
         }
         self.successes += u64::from(plain.is_ok());
+        for path in &self.touched {
+            let [mount, plain] = [0, 1].map(|side| {
+                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                attributes(fs::open(self.roots[side].join(path), flags, Mode::empty())?)
+            });
+            if mount != plain {
+                self.report(&format!("{path:?} is {mount:?} on the mount, {plain:?} on the plain directory"));
+            }
+            // A program would take it for a hole and not read it.
+            if fs::lstat(self.roots[0].join(path))
+                .is_ok_and(|stat| stat.st_size > 0 && is_file(&stat) && stat.st_blocks == 0)
+            {
+                self.report(&format!("{path:?} has content and takes no space"));
+            }
+        }
     }
 
     fn report(&self, difference: &str) -> ! {
@@ -96,6 +130,8 @@ impl Twins {
         if self.history.len() > 1000 {
             self.history.drain(..900);
         }
+        self.touched.clear();
+        self.user = usize::try_from(self.below(USERS.len() as u64)).unwrap();
         match self.below(10) {
             0..=2 => self.change_a_name(),
             3..=5 => self.use_a_file(),
@@ -169,7 +205,7 @@ impl Twins {
 
     fn change_attributes(&mut self) {
         let path = self.path();
-        let mode = self.pick(&[0o644, 0o600, 0o4711, 0o2755, 0o2644, 0o6777, 0o000, 0o444]);
+        let mode = self.pick(&[0o644, 0o600, 0o4711, 0o2755, 0o2644, 0o6777, 0o1777, 0o777, 0o666, 0o000, 0o444]);
         let (size, seconds) = (self.edge(), self.pick(&[-5, 0, 1_000_000_000, 4_000_000_000]));
         let (user, name) = (u32::try_from(self.below(3)).unwrap() * 1000, self.pick(&XATTRS));
         let (value, flags) = (
@@ -270,6 +306,20 @@ impl Twins {
     }
 }
 
+/// Makes this thread a user's. Its real ids stay root's, so that it can come back.
+fn become_user(uid: u32, gid: u32, groups: &[u32]) {
+    let (root, root_group) = (Uid::from_raw(0), Gid::from_raw(0));
+    thread::set_thread_res_uid(root, root, root).unwrap();
+    let groups: Vec<Gid> = groups.iter().map(|group| Gid::from_raw(*group)).collect();
+    thread::set_thread_groups(&groups).unwrap();
+    thread::set_thread_res_gid(root_group, Gid::from_raw(gid), root_group).unwrap();
+    thread::set_thread_res_uid(root, Uid::from_raw(uid), root).unwrap();
+}
+
+fn is_file(stat: &fs::Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+}
+
 fn told(result: rustix::io::Result<()>) -> Outcome {
     result.map(|()| String::new())
 }
@@ -301,8 +351,13 @@ fn attributes(file: impl AsFd) -> Outcome {
     let kind = FileType::from_raw_mode(stat.st_mode);
     // Sizes of directories are the backing filesystem's own affair.
     let size = if kind == FileType::Directory { 0 } else { stat.st_size };
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let modified = match stat.st_mtime {
+        near if near.abs_diff(i64::try_from(now).unwrap()) < NEAR as u64 => "now".to_owned(),
+        seconds => format!("{seconds}.{:09}", stat.st_mtime_nsec),
+    };
     Ok(format!(
-        "{kind:?} {:o} {} {}:{} {size} {:x}",
+        "{kind:?} {:o} {} {}:{} {size} {:x} {modified}",
         stat.st_mode & 0o7777,
         stat.st_nlink,
         stat.st_uid,
