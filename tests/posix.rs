@@ -700,6 +700,64 @@ fn a_tree_is_removed_at_once_where_open_files_are_renamed() {
     assert_eq!((support::text(&output.stdout), support::text(&output.stderr)), ("old\nsecond\n".into(), String::new()));
 }
 
+/// Where holes are denied, growing is writing: it stops nobody else, can be ended, and takes no space for what does not fit.
+#[test]
+fn growing_without_holes_is_done_in_steps_and_can_be_ended() {
+    needs_root();
+    let volume = Volume::in_home(Home::new(), &["--holes", "deny"], &[]);
+    let script = r#"
+import errno, os, signal, sys, time
+root = sys.argv[1]
+def fails(what):
+    try: what()
+    except OSError as e: return errno.errorcode[e.errno]
+free = lambda: os.statvfs(root).f_bavail * os.statvfs(root).f_bsize
+fd = os.open(f"{root}/file", os.O_CREAT | os.O_RDWR); os.write(fd, b"begin"); os.fsync(fd)
+before = free()
+assert fails(lambda: os.ftruncate(fd, 1 << 50)) == "ENOSPC"
+assert fails(lambda: os.posix_fallocate(fd, 0, 1 << 50)) == "ENOSPC"
+os.pwrite(fd, b"far", 1 << 50)
+assert fails(lambda: os.fsync(fd)) == "ENOSPC"
+os.close(fd)
+assert before - free() < 64 << 20, (before, free())
+# In the mount's own view: the kernel has its own of a file that it could not write.
+fd = os.open(f"{root}/other", os.O_CREAT | os.O_RDWR); os.write(fd, b"begin"); os.fsync(fd)
+size, far = 50_000_000, 90_000_000
+os.ftruncate(fd, size); assert os.fstat(fd).st_size == size
+os.pwrite(fd, b"end", far); os.pwrite(fd, b"middle", far - 20_000_000); os.fsync(fd)
+assert os.fstat(fd).st_size == far + 3
+zeros = lambda start, end: os.pread(fd, end - start, start).count(0) == end - start
+assert os.pread(fd, 9, 0) == b"begin\0\0\0\0" and os.pread(fd, 9, far) == b"end"
+assert os.pread(fd, 6, far - 20_000_000) == b"middle" and zeros(5, far - 20_000_000) and zeros(far - 19_999_994, far)
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+offset = lambda n: ctypes.c_longlong(n)
+os.pwrite(fd, b"x" * 30_000_000, 10_000_000); os.fsync(fd)
+ZERO, KEEP, PUNCH = 16, 1, 2
+assert libc.fallocate(fd, ZERO | KEEP, offset(11_000_000), offset(28_000_000)) == 0, ctypes.get_errno()
+assert os.pread(fd, 2, 10_999_999) == b"x\0" and os.pread(fd, 2, 38_999_999) == b"\0x" and zeros(11_000_000, 39_000_000)
+assert libc.fallocate(fd, ZERO, offset(far - 1000), offset(40_000_000)) == 0, ctypes.get_errno()
+assert os.fstat(fd).st_size == far - 1000 + 40_000_000 and zeros(far - 1000, far + 39_999_000)
+os.close(fd)
+child = os.fork()
+if child == 0:
+    fd = os.open(f"{root}/killed", os.O_CREAT | os.O_RDWR)
+    os.ftruncate(fd, min(free() // 2, 64 << 30)); os._exit(0)
+while not os.path.exists(f"{root}/killed"): time.sleep(0.01)
+slowest, end, n = 0, time.time() + 1, 0
+while time.time() < end:
+    start = time.time(); n += 1; os.path.exists(f"{root}/no{n}"); slowest = max(slowest, time.time() - start)
+os.kill(child, signal.SIGKILL)
+start = time.time(); status = os.waitpid(child, 0)[1]; took = time.time() - start
+assert slowest < 3 and took < 10, (slowest, took)
+print(status, os.stat(f"{root}/killed").st_size)
+"#;
+    assert_eq!(python(script, &[&volume.plain], &volume.plain), "9 0\n");
+    volume.remount();
+    assert_eq!(fs::metadata(volume.path("killed")).unwrap().len(), 0);
+    assert_eq!(fs::metadata(volume.path("file")).unwrap().len(), 5);
+}
+
 /// Entries of the root that are not the volume's own.
 fn cipher_names(volume: &Volume) -> usize {
     let names = fs::read_dir(&volume.cipher).unwrap().map(|entry| entry.unwrap().file_name());

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::storage::Access;
 
+use super::inode::Inode;
 use super::set_ids::drop_unless_privileged;
 use super::{Answer, Caller, Error, Filesystem, InodeId};
 
@@ -42,23 +43,48 @@ impl Filesystem {
             Ok(inode) => inode,
             Err(error) => return answer(Err(error)),
         };
+        let end = offset.saturating_add(len);
+        let (grows, zeroes) = (what.grows(), !matches!(what, Allocate::Extend | Allocate::KeepSize));
+        let (fs, same) = (Arc::clone(self), Arc::clone(&inode));
+        let then = move |zeroed: Result<bool, Error>| match zeroed {
+            Err(error) => answer(Err(error)),
+            Ok(is_zeroed) => {
+                let (again, kept) = (Arc::clone(&fs), Arc::clone(&same));
+                let rest = move |filled: Result<(), Error>| match filled {
+                    Err(error) => answer(Err(error)),
+                    Ok(()) => again.allocate_at_once(kept, (what, zeroes && !is_zeroed), (offset, len), answer),
+                };
+                fs.fill(same, if grows { end } else { 0 }, caller, Box::new(rest));
+            }
+        };
+        if zeroes { self.zero_slowly(inode, (offset, end), caller, Box::new(then)) } else { then(Ok(false)) }
+    }
+
+    fn allocate_at_once(
+        self: &Arc<Self>,
+        inode: Arc<Inode>,
+        (what, zeroes): (Allocate, bool),
+        (offset, len): (u64, u64),
+        answer: Answer<()>,
+    ) {
         self.with_content(inode, Access::ReadWrite, answer, move |fs, inode, open| {
-            let grows = matches!(what, Allocate::Extend | Allocate::Zero);
-            if grows {
+            if what.grows() {
                 fs.ensure_keys(inode, open)?;
             }
             let content = &open.content;
-            let zeroed = match what {
-                Allocate::Extend | Allocate::KeepSize => Ok(()),
-                Allocate::Punch => content.zero(offset, len, false),
-                Allocate::Zero | Allocate::ZeroKeepSize => content.zero(offset, len, true),
-            };
+            let zeroed = if zeroes { content.zero(offset, len, what != Allocate::Punch) } else { Ok(()) };
             let done = zeroed.and_then(|()| match what {
                 Allocate::Punch => Ok(()),
-                _ => content.allocate(offset, len, grows),
+                _ => content.allocate(offset, len, what.grows()),
             });
             fs.settler.watch(&fs.inodes, inode);
             done.map_err(Error::from).inspect_err(|error| fs.report(inode, error))
         });
+    }
+}
+
+impl Allocate {
+    fn grows(self) -> bool {
+        matches!(self, Self::Extend | Self::Zero)
     }
 }

@@ -23,7 +23,13 @@ const FSETID: u64 = 1 << 4;
 /// `/proc/PID/uid_map` of the kernel's first user namespace: no unprivileged process makes another one with it.
 const FIRST_NAMESPACE: [u32; 3] = [0, 0, u32::MAX];
 
+/// `SIGKILL` among pending signals, which every signal becomes that ends a process.
+const KILL: u64 = 1 << 8;
+
 impl Caller {
+    /// Nobody that can be seen: the kernel by itself.
+    pub(super) const KERNEL: Self = Self { uid: 0, gid: 0, pid: 0, umask: 0 };
+
     /// This thread works for it until it works for another.
     pub(super) fn works_here(self) {
         Behalf::set_caller(self.uid, self.pid);
@@ -43,6 +49,13 @@ impl Caller {
     /// Whether it may do what the owner may: `inode_owner_or_capable()` of the kernel.
     pub(super) fn is_owner_of(&self, file: &Stat) -> bool {
         self.uid == file.uid || self.is_capable(FOWNER) && self.maps(file)
+    }
+
+    /// Whether the thread is to die, and waits for nothing but our answer.
+    pub(super) fn is_killed(&self) -> bool {
+        let Some(status) = self.status() else { return false };
+        let signals = |name| field(&status, name).and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+        ["SigPnd:", "ShdPnd:"].into_iter().filter_map(signals).any(|signals| signals & KILL != 0)
     }
 
     /// Whether the process is in the group `gid`.

@@ -177,6 +177,7 @@ pub(super) fn io_errno(error: &io::Error) -> i32 {
     let of_kind = || match error.kind() {
         io::ErrorKind::StorageFull => Errno::NOSPC,
         io::ErrorKind::FileTooLarge => Errno::FBIG,
+        io::ErrorKind::Interrupted => Errno::INTR,
         _ => Errno::IO,
     };
     error.raw_os_error().unwrap_or_else(|| of_kind().raw_os_error())

@@ -12,6 +12,7 @@ use crate::content::{Content, Ledger};
 use crate::storage::{DiskFile, Node, NodeKind, SetTime, Stat, Timestamp};
 
 use super::Error;
+use super::fill::Filling;
 use super::leases::Lease;
 use super::sync_errors::SyncErrors;
 use super::trim::Held;
@@ -56,6 +57,8 @@ pub(super) struct Inode {
     sealing: AtomicBool,
     /// Held by whoever gives the file another header.
     keys: Mutex<()>,
+    /// See [`super::fill`].
+    pub(super) filling: Mutex<Option<Filling>>,
     /// It has lost its last name, and the backing filesystem has given it another one while it is open.
     pub(super) condemned: AtomicBool,
     /// What the kernel was last told of the space that the file takes.
@@ -142,6 +145,7 @@ impl Inode {
             late_mtime: Mutex::default(),
             sealing: AtomicBool::new(false),
             keys: Mutex::default(),
+            filling: Mutex::default(),
             condemned: AtomicBool::new(false),
             told_blocks: AtomicU64::new(0),
             watched: AtomicBool::new(false),

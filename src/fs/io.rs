@@ -9,7 +9,7 @@ use crate::storage::{Access, RawFile};
 
 use super::error::{io_errno, lacks_descriptors};
 use super::inode::Inode;
-use super::{Answer, ContentError, Error, Filesystem, Handle, InodeId, ROOT};
+use super::{Answer, Caller, ContentError, Error, Filesystem, Handle, InodeId, ROOT};
 
 /// Takes what was read, now or later.
 pub type ReadAnswer = Box<dyn FnOnce(Result<&[u8], Error>) + Send>;
@@ -89,6 +89,14 @@ impl Filesystem {
             Ok(inode) => inode,
             Err(error) => return answer(Err(error)),
         };
+        if self.fills_before(&inode, offset, bytes.len()) {
+            let (fs, bytes) = (Arc::clone(self), bytes.to_vec());
+            let write = move |filled: Result<(), Error>| match filled {
+                Ok(()) => fs.answer_write(id, offset, &bytes, answer),
+                Err(error) => answer(Err(error)),
+            };
+            return self.fill(inode, offset, Caller::KERNEL, Box::new(write));
+        }
         if !self.must_wait(&inode, Access::ReadWrite) {
             return answer(self.write(id, offset, bytes));
         }

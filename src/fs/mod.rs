@@ -9,6 +9,7 @@ mod allocate;
 mod attributes;
 mod caller;
 mod error;
+mod fill;
 mod headers;
 mod inode;
 mod io;

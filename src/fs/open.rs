@@ -169,6 +169,15 @@ impl Filesystem {
             Ok(inode) => inode,
             Err(error) => return answer(Err(error)),
         };
+        let (fs, same) = (Arc::clone(self), Arc::clone(&inode));
+        let resize = move |filled: Result<(), Error>| match filled {
+            Ok(()) => fs.resize_at_once(inode, size, answer),
+            Err(error) => answer(Err(error)),
+        };
+        self.fill(same, size, caller, Box::new(resize));
+    }
+
+    fn resize_at_once(self: &Arc<Self>, inode: Arc<Inode>, size: u64, answer: Answer<()>) {
         self.with_content(inode, Access::ReadWrite, answer, move |fs, inode, open| {
             if size > 0 {
                 fs.ensure_keys(inode, open)?;
