@@ -361,6 +361,10 @@ fn without_descriptors_an_open_fails_and_it_is_over_when_files_are_closed() {
     let mut held = Vec::new();
     let error = (0..FILES).find_map(|number| open(number).map(|file| held.push(file)).err());
     assert_eq!(error.expect("there is a limit").raw_os_error(), Some(libc::EMFILE));
+    // Nobody is kept waiting for what is not to be had.
+    let started = std::time::Instant::now();
+    (FILES - 5..FILES).for_each(|number| assert_eq!(open(number).unwrap_err().raw_os_error(), Some(libc::EMFILE)));
+    assert!(started.elapsed() < std::time::Duration::from_secs(10), "{:?}", started.elapsed());
     assert!(held.len() > 20, "{} files fit", held.len());
     for (number, file) in (0..).zip(&held) {
         let mut found = vec![0; 5000];
@@ -383,6 +387,24 @@ fn without_descriptors_an_open_fails_and_it_is_over_when_files_are_closed() {
     fs::write(volume.path("new"), "works again").unwrap();
     volume.remount();
     assert_eq!(fs::read_to_string(volume.path("new")).unwrap(), "works again");
+}
+
+/// A program makes one file after the other, and each waits for being settled: what lets go of descriptors always has one.
+#[test]
+fn a_handful_of_descriptors_is_enough_for_many_files() {
+    needs_root();
+    let volume = Volume::new(&[]);
+    volume.unmount();
+    let mut command = volume.home.command("prlimit");
+    command.arg("--nofile=64:64").arg(volume.home.program()).args(volume.mount_arguments());
+    assert!(command.status().unwrap().success());
+    let logged = volume.home.logs().len();
+    (0..150).for_each(|number| fs::write(volume.path(format!("file-{number}")), bytes(number, 500)).unwrap());
+    let said = volume.home.logs()[logged..].lines().filter(|line| line.contains(" WARN ")).count();
+    assert!(said < 5, "{said} warnings");
+    for number in 0..150 {
+        assert!(fs::read(volume.path(format!("file-{number}"))).unwrap() == bytes(number, 500));
+    }
 }
 
 #[test]

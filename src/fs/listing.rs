@@ -141,7 +141,7 @@ impl Filesystem {
                 Delivery::Done => {
                     delivered += 1;
                     if self.prefetches() {
-                        listed.note(entry.ino, entry.kind, &entry.name);
+                        self.prefetch.note(&mut listed, entry.ino, entry.kind, &entry.name);
                     }
                 }
                 Delivery::Skipped => {}

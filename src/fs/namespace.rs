@@ -44,6 +44,7 @@ impl Filesystem {
 
     /// Takes back lookups that the kernel no longer needs.
     pub fn forget(&self, id: InodeId, count: u64) {
+        self.trimmer.note_given_up();
         if let Some(waiting) = self.inodes.forget(id, count) {
             self.drop_if_nameless(&waiting);
         }

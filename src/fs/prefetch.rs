@@ -27,20 +27,45 @@ use super::{Error, Filesystem, InodeId};
 const THREADS: usize = 96;
 /// Directories that are looked into before a program lists them.
 const DIRECTORIES_AHEAD: usize = 16;
-/// Listings remembered, and entries of each.
+/// Listings remembered, entries of each, and bytes that all listings take, those included that have not ended.
 const LISTINGS: usize = 64;
 const ENTRIES: usize = 65536;
+const MOST_BYTES: usize = 16 << 20;
+/// Bytes that an entry takes beside its name: twice in a list as the list grows, and in the map of places.
+const ENTRY: usize = 128;
 
 /// What a directory holds that is of interest, in the order in which it was listed.
 #[derive(Default)]
 pub(super) struct Listing {
     files: Vec<(u64, String)>,
     directories: Vec<(u64, String)>,
+    charge: Option<Charge>,
+}
+
+/// Bytes taken of what all listings may take, until this is dropped.
+struct Charge {
+    all: Arc<AtomicUsize>,
+    own: usize,
+}
+
+impl Charge {
+    /// False if so much is not left.
+    fn take(&mut self, bytes: usize) -> bool {
+        let taken = self.all.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.own += bytes;
+        taken <= MOST_BYTES
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.own, Ordering::Relaxed);
+    }
 }
 
 impl Listing {
     /// Notes an entry that was delivered.
-    pub(super) fn note(&mut self, ino: u64, kind: Option<NodeKind>, entry: &str) {
+    fn note(&mut self, all: &Arc<AtomicUsize>, ino: u64, kind: Option<NodeKind>, entry: &str) {
         let list = match kind {
             None | Some(NodeKind::File) => &mut self.files,
             // A walk does not go into a directory itself, or up.
@@ -48,7 +73,8 @@ impl Listing {
             Some(NodeKind::Directory) => &mut self.directories,
             Some(_) => return,
         };
-        if list.len() < ENTRIES {
+        let charge = self.charge.get_or_insert_with(|| Charge { all: Arc::clone(all), own: 0 });
+        if list.len() < ENTRIES && all.load(Ordering::Relaxed) < MOST_BYTES && charge.take(ENTRY + entry.len()) {
             list.push((ino, entry.to_owned()));
         }
     }
@@ -71,6 +97,8 @@ struct Remembered {
 pub(super) struct Prefetch {
     lane: Lane,
     listings: Mutex<VecDeque<Arc<Remembered>>>,
+    /// Bytes that all listings take.
+    bytes: Arc<AtomicUsize>,
     pace: Mutex<Pace>,
 }
 
@@ -79,6 +107,7 @@ impl Prefetch {
         Self {
             lane: Lane::new("kmsfs-prefetch", THREADS),
             listings: Mutex::default(),
+            bytes: Arc::default(),
             pace: Mutex::new(Pace::new(Instant::now())),
         }
     }
@@ -101,7 +130,16 @@ impl Prefetch {
         listings.retain(|other| other.directory.id != known.directory.id);
         listings.push_front(Arc::clone(&known));
         listings.truncate(LISTINGS);
+        // Room for the next one.
+        while listings.len() > 1 && self.bytes.load(Ordering::Relaxed) > MOST_BYTES / 2 {
+            listings.pop_back();
+        }
         known
+    }
+
+    /// Notes an entry of a listing.
+    pub(super) fn note(&self, listing: &mut Listing, ino: u64, kind: Option<NodeKind>, entry: &str) {
+        listing.note(&self.bytes, ino, kind, entry);
     }
 
     /// The listing that has the file, and where.
@@ -216,7 +254,7 @@ impl Filesystem {
         let (mut listing, mut position) = (Listing::default(), 0);
         while let Some(entry) = stream.entry_at(position)? {
             if matches!(name::classify(&entry.name), Entry::Short(_) | Entry::Long(_)) {
-                listing.note(entry.ino, entry.kind, &entry.name);
+                self.prefetch.note(&mut listing, entry.ino, entry.kind, &entry.name);
             }
             position = entry.next_position;
             stream.advance();
@@ -251,5 +289,26 @@ impl Filesystem {
             opened?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However many directories are listed at a time, and however long their names are.
+    #[test]
+    fn listings_take_no_more_than_their_bound_and_give_it_back() {
+        let prefetch = Prefetch::new();
+        let mut listings: Vec<Listing> = (0..70).map(|_| Listing::default()).collect();
+        for listing in &mut listings {
+            (0..5000).for_each(|ino| prefetch.note(listing, ino, None, &"n".repeat(60)));
+        }
+        let held: usize = listings.iter().map(|listing| listing.files.len() * (ENTRY + 60)).sum();
+        let counted = prefetch.bytes.load(Ordering::Relaxed);
+        assert!(held <= MOST_BYTES && counted >= held && counted <= MOST_BYTES + 1000, "{held} {counted}");
+        assert!(held > MOST_BYTES / 2);
+        drop(listings);
+        assert_eq!(prefetch.bytes.load(Ordering::Relaxed), 0);
     }
 }

@@ -120,9 +120,9 @@ impl Filesystem {
             match durable.map(|()| watched.settle(open, *found)) {
                 // Somebody else has taken it over, and settles it.
                 Ok(Ok(_) | Err(ContentError::Retired)) | Err(ContentError::Retired) => {}
-                Ok(Err(error)) => tracing::warn!("{} cannot be settled: {error}", place()),
+                Ok(Err(error)) => self.alarm("settling a file", || format!("{} cannot be settled: {error}", place())),
                 Err(error) => {
-                    tracing::warn!("{} cannot be made durable: {error}", place());
+                    self.alarm("settling", || format!("{} cannot be made durable: {error}", place()));
                     result = Err(error.into());
                 }
             }
@@ -170,7 +170,7 @@ impl Filesystem {
     /// Makes everything on the backing filesystem durable.
     pub(super) fn sync_filesystem(&self) -> io::Result<()> {
         let root = self.inodes.get(ROOT).map_err(io::Error::other)?;
-        self.trimmer.with_patience(|| root.node.sync_filesystem())
+        self.trimmer.with_reserve(|| root.node.sync_filesystem())
     }
 
     /// A file without a name that the kernel has forgotten is gone: it must not keep its space until the next look.

@@ -29,20 +29,26 @@ use super::{Filesystem, InodeId, ROOT};
 /// Limits above this are not used up: each inode costs the kernel memory too.
 const MOST: u64 = 1 << 20;
 
-/// How long an operation waits for descriptors, also if all seem to be in use, and how long if some are being given up.
+/// How long an operation waits for descriptors if all seem to be in use, how long if some are being given up, and how long
+/// when waiting was in vain a moment ago.
 const SHORTLY: Duration = Duration::from_secs(1);
 const ENOUGH: Duration = Duration::from_secs(5);
+const HARDLY: Duration = Duration::from_millis(50);
 /// How often it looks whether there are some.
 const LOOK: Duration = Duration::from_millis(5);
 /// How long an operation waits for the trimmer to begin, when few descriptors are left, and the trimmer for its next round when
 /// it has not found enough.
 const START: Duration = Duration::from_millis(100);
 /// For so long nobody is made to wait after it was in vain: what is left is in use.
-const REST: Duration = Duration::from_secs(1);
+const REST: Duration = Duration::from_secs(3);
 /// From the end of one round to the next: what the kernel drops must be told to a thread that serves it.
 const BETWEEN_ROUNDS: Duration = Duration::from_millis(5);
-/// Descriptors that are held back for the thread that must not wait.
+/// Descriptors that are held back for the thread that must not wait, at most, and those of them that only those threads get
+/// that let go of others.
 const SPARE: usize = 32;
+const RESERVED: usize = 2;
+/// Descriptors that a mount opens for itself after its start.
+const OWN: usize = 8;
 
 /// Asks the kernel to forget an entry of a directory.
 pub(super) type ForgetEntry = Box<dyn Fn(InodeId, &[u8]) + Send + Sync>;
@@ -60,6 +66,10 @@ pub(super) struct Trimmer {
     /// With more than this nobody goes on before the trimmer has done something about it.
     brink: usize,
     limit: u64,
+    /// Descriptors held back.
+    spares: usize,
+    /// Inodes and contents that were given up, ever.
+    given_up: AtomicUsize,
     /// Threads that serve the kernel.
     servers: AtomicUsize,
     /// Descriptors of contents and of directories that are read, beside those that pin inodes.
@@ -87,12 +97,33 @@ struct State {
 }
 
 impl State {
-    /// Whether it is of use to wait on, for somebody who has waited since `start`.
-    fn may_hope(&mut self, start: Instant) -> bool {
-        if start.elapsed() > ENOUGH {
+    /// Whether it is of use to wait on, for somebody who has waited since `start`, and since `progress` for something that is
+    /// given up.
+    fn may_hope(&mut self, start: Instant, progress: Instant) -> bool {
+        if start.elapsed() > ENOUGH || progress.elapsed() > SHORTLY {
             self.in_vain_until = Some(Instant::now() + REST);
         }
         self.in_vain_until.is_none_or(|until| until <= Instant::now())
+    }
+}
+
+/// When descriptors were last given up, as far as somebody has seen who waits.
+struct Progress {
+    given_up: usize,
+    at: Instant,
+}
+
+impl Progress {
+    fn of(trimmer: &Trimmer) -> Self {
+        Self { given_up: trimmer.given_up.load(Ordering::Relaxed), at: Instant::now() }
+    }
+
+    fn last(&mut self, trimmer: &Trimmer) -> Instant {
+        let now = Self::of(trimmer);
+        if now.given_up != self.given_up {
+            *self = now;
+        }
+        self.at
     }
 }
 
@@ -118,11 +149,18 @@ pub(super) fn is_in_background() {
 impl Trimmer {
     pub(super) fn new() -> Self {
         let limit = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(MOST).min(MOST);
-        let [high, brink] = [5, 6].map(|eighths| usize::try_from(limit / 8 * eighths).unwrap_or(usize::MAX));
+        let all = usize::try_from(limit).unwrap_or(usize::MAX);
+        let spares = SPARE.min(all / 16).max(2 * RESERVED);
+        // What is open already stays open: nothing of it can be given up.
+        let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+        let usable = all.saturating_sub(open + spares + OWN);
+        let [high, brink] = [5, 6].map(|eighths| usable / 8 * eighths);
         Self {
             high,
             brink,
             limit,
+            spares,
+            given_up: AtomicUsize::new(0),
             servers: AtomicUsize::new(1),
             held: Arc::default(),
             state: Mutex::default(),
@@ -158,7 +196,8 @@ impl Trimmer {
             return;
         }
         let start = Instant::now();
-        while descriptors() > self.brink && state.may_hope(start) {
+        let mut progress = Progress::of(self);
+        while descriptors() > self.brink && state.may_hope(start, progress.last(self)) {
             if !self.wait(state, LOOK, |_| descriptors() > self.brink) {
                 return;
             }
@@ -201,17 +240,40 @@ impl Trimmer {
     /// Runs `find`; if there is no descriptor left for it, waits a little for some to become free and runs it again.
     pub(super) fn with_patience<T>(&self, find: impl Fn() -> io::Result<T>) -> io::Result<T> {
         let start = Instant::now();
+        let mut progress = None;
         loop {
             let error = match find() {
                 Err(error) if lacks_descriptors(&error) => error,
                 result => return result,
             };
+            let progress = progress.get_or_insert_with(|| Progress::of(self)).last(self);
             let mut state = self.wake();
-            let hopes = start.elapsed() < SHORTLY || state.may_hope(start);
-            if !(hopes && self.wait(state, LOOK, |_| true)) && self.spare().pop().is_none() {
+            let hopes = state.may_hope(start, progress) || start.elapsed() < HARDLY;
+            if !(hopes && self.wait(state, LOOK, |_| true)) && !self.use_spare(RESERVED) {
                 return Err(error);
             }
         }
+    }
+
+    /// Runs `work`, which lets go of descriptors and needs one for that.
+    pub(super) fn with_reserve<T>(&self, work: impl Fn() -> io::Result<T>) -> io::Result<T> {
+        loop {
+            match work() {
+                Err(error) if lacks_descriptors(&error) && self.use_spare(0) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Gives up a descriptor that was held back, if more than `keep` are left.
+    fn use_spare(&self, keep: usize) -> bool {
+        let mut spare = self.spare();
+        spare.len() > keep && spare.pop().is_some()
+    }
+
+    /// Notes that an inode or a content was given up.
+    pub(super) fn note_given_up(&self) {
+        self.given_up.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Tells how many threads serve the kernel.
@@ -222,7 +284,7 @@ impl Trimmer {
     /// Holds descriptors back, as far as there are any.
     fn put_aside(&self, root: &Node) {
         let mut spare = self.spare();
-        while spare.len() < SPARE {
+        while spare.len() < self.spares {
             match Node::of_directory(root.as_fd()) {
                 Ok(node) => spare.push(node),
                 Err(_) => return,
@@ -268,7 +330,9 @@ impl Trimmer {
             }
             let mut state = self.state();
             state.at_work = false;
-            if !is_enough && !state.by_entry {
+            if is_enough {
+                state.in_vain_until = None;
+            } else if !state.by_entry {
                 state.in_vain_until = Some(Instant::now() + REST);
             }
             let pause = if is_enough { BETWEEN_ROUNDS } else { START };
