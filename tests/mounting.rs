@@ -95,3 +95,77 @@ fn a_mount_over_the_home_with_its_keyring_reads_nothing_through_itself() {
     volume.mount();
     assert_eq!(script(&volume, "cat $M/64").trim(), "64");
 }
+
+#[test]
+fn a_mount_is_found_whatever_session_asks_and_whatever_its_path_is_called() {
+    let volume = of_nobody();
+    volume.mount();
+    script(&volume, "echo 1 >$M/f; ln -s $M link");
+    for (name, runtime) in [("$M/", "$PWD/other"), ("link", ""), ("./plain", "/nonexistent"), ("$M", "$PWD/run")] {
+        let status = script(&volume, &format!("XDG_RUNTIME_DIR={runtime} $K status --json {name}"));
+        assert!(status.contains("\"pid\""), "{status}");
+    }
+    let by_root = std::process::Command::new(env!("CARGO_BIN_EXE_kmsfs")).arg("status").arg(&volume.plain).output();
+    assert!(by_root.unwrap().status.success(), "root may ask");
+    script(&volume, "XDG_RUNTIME_DIR= $K lock link; ! cat $M/f 2>/dev/null; XDG_RUNTIME_DIR=/nowhere $K unlock $M");
+    let pid = volume.pid();
+    script(&volume, "XDG_RUNTIME_DIR= $K umount link");
+    eventually("it has been waited for", || is_dead(pid));
+}
+
+#[test]
+fn without_a_runtime_directory_an_ordinary_user_has_mounts_too() {
+    let mut home = Home::of_nobody();
+    home.set("XDG_RUNTIME_DIR", "");
+    let volume = Volume::in_home(home, &[], &[]);
+    let pid = volume.pid();
+    volume.unmount();
+    eventually("it has been waited for", || is_dead(pid));
+}
+
+#[test]
+fn a_directory_above_a_mount_may_be_renamed() {
+    for end in ["$K umount b/m", "kill $P"] {
+        let mut volume = of_nobody();
+        script(&volume, "mkdir -p a/m");
+        volume.plain = volume.home.path("a/m");
+        volume.mount();
+        let pid = volume.pid();
+        script(&volume, "mv a b; $K status b/m");
+        script(&volume, &format!("P={}; {end}", pid.as_raw_nonzero()).replace("kill", "kill -TERM"));
+        eventually("it ends", || is_dead(pid));
+        assert!(!Home::is_mounted(&volume.home.path("b/m")));
+    }
+}
+
+#[test]
+fn a_dead_mount_in_the_search_path_can_be_taken_away() {
+    let mut volume = of_nobody();
+    volume.mount();
+    volume.kill();
+    let path = format!("{}/bin:/usr/sbin:/usr/bin:/sbin:/bin", volume.plain.display());
+    volume.home.set("PATH", path);
+    volume.unmount();
+    volume.mount();
+}
+
+#[test]
+fn a_mount_that_another_namespace_has_is_named_and_can_be_ended() {
+    support::needs_root();
+    let volume = Volume::new(&[]);
+    fs::write(volume.path("f"), "kept").unwrap();
+    let holder = std::process::Command::new("unshare").args(["-m", "--propagation", "private", "sleep", "100"]).spawn();
+    let mut holder = holder.unwrap();
+    eventually("it is there", || fs::read_to_string(format!("/proc/{}/comm", holder.id())).unwrap().trim() == "sleep");
+    let pid = volume.pid();
+    let said = volume.home.refused(1, &[&"umount", &volume.plain]);
+    assert!(said.contains(&holder.id().to_string()) && said.contains("--force"), "{said}");
+    let again = volume.home.refused(1, &[&"umount", &volume.plain]);
+    assert!(again.contains(&holder.id().to_string()), "{again}");
+    volume.home.ok(&[&"umount", &"--force", &volume.plain]);
+    eventually("it ends", || is_dead(pid));
+    volume.mount();
+    assert_eq!(fs::read_to_string(volume.path("f")).unwrap(), "kept");
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+}

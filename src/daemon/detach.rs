@@ -74,7 +74,7 @@ fn ended(status: ExitStatus) -> Started {
 #[derive(Debug)]
 pub struct Background {
     /// What becomes standard input, output and error. Opened before there is a mount, which may lie over it.
-    null: File,
+    null: io::Result<File>,
 }
 
 impl Background {
@@ -82,7 +82,7 @@ impl Background {
     /// first process is the end of this one.
     ///
     /// # Errors
-    /// If this process was not started by [`start`], or `/dev/null` is missing.
+    /// If this process was not started by [`start`].
     pub fn begin() -> io::Result<(Self, Option<Zeroizing<Vec<u8>>>)> {
         rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
         let mut secret = Zeroizing::new(Vec::with_capacity(MAX_SECRET_LEN));
@@ -90,7 +90,7 @@ impl Background {
         let pipe = File::from(rustix::stdio::stdin().try_clone_to_owned()?);
         pipe.take(MAX_SECRET_LEN as u64).read_to_end(&mut secret)?;
         let secret = Some(secret).filter(|secret| !secret.is_empty());
-        let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+        let null = OpenOptions::new().read(true).write(true).open("/dev/null");
         Ok((Self { null }, secret))
     }
 
@@ -98,17 +98,18 @@ impl Background {
     /// directory.
     ///
     /// # Errors
-    /// If the first process has ended.
+    /// If the first process has ended or `/dev/null` is missing.
     pub fn ready(self) -> io::Result<()> {
         rustix::process::set_parent_process_death_signal(None)?;
         rustix::process::setsid()?;
+        let null = self.null?;
         let mut stdout = io::stdout();
         stdout.write_all(READY)?;
         stdout.flush()?;
         env::set_current_dir("/")?;
-        rustix::stdio::dup2_stdin(&self.null)?;
-        rustix::stdio::dup2_stdout(&self.null)?;
-        rustix::stdio::dup2_stderr(&self.null)?;
+        rustix::stdio::dup2_stdin(&null)?;
+        rustix::stdio::dup2_stdout(&null)?;
+        rustix::stdio::dup2_stderr(&null)?;
         Ok(())
     }
 }

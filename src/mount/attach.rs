@@ -1,5 +1,6 @@
 //! Attaching and detaching a mount point: `mount(2)` for root, `fusermount3` for everybody else.
 
+use std::env;
 use std::ffi::{CString, OsStr};
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -20,6 +21,7 @@ use super::table;
 
 const DEVICE: &str = "/dev/fuse";
 const HELPER: &str = "fusermount3";
+const SYSTEM: [&str; 2] = ["/usr/bin", "/bin"];
 const SUBTYPE: &str = "kmsfs";
 /// `S_IFMT` bits of a directory in octal, as the kernel wants them.
 const ROOT_MODE: &str = "40000";
@@ -115,12 +117,20 @@ fn flags(options: &Options) -> MountFlags {
     flags
 }
 
+/// The helper, where systems have it; else the first on the user's path. Directories that cannot be looked into, such as those of
+/// a dead mount, are passed over: the search of `execvp(3)` ends at them.
+fn helper() -> PathBuf {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut places = SYSTEM.iter().map(PathBuf::from).chain(env::split_paths(&path)).map(|place| place.join(HELPER));
+    places.find(|place| place.is_file()).unwrap_or_else(|| PathBuf::from(HELPER))
+}
+
 /// The helper mounts on the directory it is in with root's rights, and sends the descriptor back over the socket it has as
 /// standard input.
 fn attach_by_helper(options: &Options, place: &Path) -> Result<OwnedFd, MountError> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
         .map_err(|error| MountError::Session(error.into()))?;
-    let child = Command::new(HELPER)
+    let child = Command::new(helper())
         .args(["-o", &helper_options(options), "--", "."])
         .current_dir(place)
         .env("_FUSE_COMMFD", "0")
@@ -184,7 +194,9 @@ pub fn remount(options: &Options) -> Result<(), MountError> {
     let flags_of_path = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = rustix::fs::open(&options.mountpoint, flags_of_path, Mode::empty()).map_err(io::Error::from)?;
     let place = held(root.as_fd());
-    if std::fs::read_link(&place)? != options.mountpoint || !table::is_ours_at(&options.mountpoint) {
+    if std::fs::read_link(&place)? != options.mountpoint
+        || !table::mount_at(&options.mountpoint).is_ok_and(|found| found.is_some())
+    {
         return Err(MountError::NotMounted);
     }
     rustix::mount::mount_remount(&place, flags(options), c"").map_err(|error| match error {
@@ -211,7 +223,7 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), MountError> {
 
 fn unmount_by_helper(mountpoint: &OsStr, lazy: bool) -> Result<(), MountError> {
     let how = if lazy { "-uz" } else { "-u" };
-    let output = Command::new(HELPER)
+    let output = Command::new(helper())
         .args([how, "--"])
         .arg(mountpoint)
         .env("LC_ALL", "C")

@@ -66,7 +66,8 @@ enum Failure {
     Session(String),
 }
 
-type Answer = Result<(), Failure>;
+/// With that of [`Request::Attach`] comes the device of the mount.
+type Answer = Result<Option<String>, Failure>;
 
 /// The process that attends to a mount point. It ends when this is dropped.
 pub struct Attendant {
@@ -99,12 +100,15 @@ impl Attendant {
         Ok(Self { socket: Mutex::new(ours), process })
     }
 
-    /// Attaches the mount point; returns the descriptor to serve it through.
+    /// Attaches the mount point; returns the descriptor to serve it through, and its device.
     ///
     /// # Errors
     /// [`MountError`].
-    pub(super) fn attach(&self) -> Result<OwnedFd, MountError> {
-        self.ask_for_descriptor(Request::Attach, "the mount")
+    pub(super) fn attach(&self) -> Result<(OwnedFd, String), MountError> {
+        let (device, descriptor) = self.ask(Request::Attach)?;
+        let descriptor =
+            descriptor.ok_or_else(|| MountError::Refused("no descriptor came with the mount".to_owned()))?;
+        Ok((descriptor, device.unwrap_or_default()))
     }
 
     /// What [`super::low_latency`] speaks to the kernel through.
@@ -112,7 +116,8 @@ impl Attendant {
     /// # Errors
     /// [`MountError::NoLatencyDevice`]: only root may.
     pub(super) fn latency_device(&self) -> Result<OwnedFd, MountError> {
-        self.ask_for_descriptor(Request::LatencyDevice, "the answer")
+        let (_, device) = self.ask(Request::LatencyDevice)?;
+        device.ok_or_else(|| MountError::Refused("no descriptor came with the answer".to_owned()))
     }
 
     /// Lifts the kernel's limits on the mount where that is permitted.
@@ -130,15 +135,11 @@ impl Attendant {
         self.ask(if lazy { Request::DetachLazily } else { Request::Detach }).map(drop)
     }
 
-    fn ask_for_descriptor(&self, request: Request, what: &str) -> Result<OwnedFd, MountError> {
-        self.ask(request)?.ok_or_else(|| MountError::Refused(format!("no descriptor came with {what}")))
-    }
-
-    fn ask(&self, request: Request) -> Result<Option<OwnedFd>, MountError> {
+    fn ask(&self, request: Request) -> Result<(Option<String>, Option<OwnedFd>), MountError> {
         let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
         send(socket.as_fd(), &request, None)?;
         let (answer, descriptor) = receive::<Answer>(socket.as_fd())?.ok_or_else(gone)?;
-        answer.map_err(MountError::from).map(|()| descriptor)
+        answer.map_err(MountError::from).map(|device| (device, descriptor))
     }
 }
 
@@ -169,18 +170,18 @@ pub fn attend(arguments: &[OsString]) -> io::Result<()> {
         signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
     }
     let socket = rustix::stdio::stdin();
-    let mut last = None;
+    let (mut last, mut device) = (None, None);
     while let Some((request, _)) = receive(socket)? {
         last = Some(request);
-        let (answer, descriptor) = match perform(request, &options) {
-            Ok(descriptor) => (Ok(()), descriptor),
+        let (answer, descriptor) = match perform(request, &options, &mut device) {
+            Ok(descriptor) => (Ok(device.clone()), descriptor),
             Err(error) => (Err(Failure::from(error)), None),
         };
         send(socket, &answer, descriptor)?;
     }
     // The process that was to serve has ended before anybody was told of the mount.
     if matches!(last, Some(Request::Attach)) {
-        let _ = attach::unmount(&options.mountpoint, true);
+        let _ = detach(device.as_deref(), true);
     }
     Ok(())
 }
@@ -191,11 +192,25 @@ fn options_of(arguments: &[OsString]) -> Option<Options> {
     Some(Options { mountpoint: mountpoint.into(), ..options })
 }
 
-fn perform(request: Request, options: &Options) -> Result<Option<OwnedFd>, MountError> {
+/// Detaches the mount with this device, wherever it is now: a directory above it may have another name, or it has been bound to
+/// a second place. What lies at its first place otherwise is not ours to detach.
+fn detach(device: Option<&str>, lazy: bool) -> Result<(), MountError> {
+    let places = device.map(table::places_of_device).unwrap_or_default();
+    if places.is_empty() {
+        return Err(MountError::NotMounted);
+    }
+    places.iter().try_for_each(|place| attach::unmount(place, lazy))
+}
+
+fn perform(request: Request, options: &Options, device: &mut Option<String>) -> Result<Option<OwnedFd>, MountError> {
     let mountpoint: &Path = &options.mountpoint;
     match request {
         Request::LatencyDevice => low_latency::open_device().map(Some),
-        Request::Attach => attach::attach(options, rustix::stdio::stdout()).map(Some),
+        Request::Attach => {
+            let descriptor = attach::attach(options, rustix::stdio::stdout())?;
+            *device = table::mounts_at(mountpoint).pop().map(|mount| mount.device);
+            Ok(Some(descriptor))
+        }
         Request::LiftLimits => {
             tuning::lift_limits(mountpoint);
             // Not before: while systemd mounts on an automount point, the kernel lets no group but that of its helpers pass.
@@ -203,12 +218,8 @@ fn perform(request: Request, options: &Options) -> Result<Option<OwnedFd>, Mount
             let _ = rustix::process::setsid();
             Ok(None)
         }
-        // What is there otherwise, such as an automount point whose mount was taken away, is not ours to detach.
-        Request::Detach | Request::DetachLazily if table::options_at(mountpoint).is_none() => {
-            Err(MountError::NotMounted)
-        }
-        Request::Detach => attach::unmount(mountpoint, false).map(|()| None),
-        Request::DetachLazily => attach::unmount(mountpoint, true).map(|()| None),
+        Request::Detach => detach(device.as_deref(), false).map(|()| None),
+        Request::DetachLazily => detach(device.as_deref(), true).map(|()| None),
     }
 }
 
@@ -301,7 +312,7 @@ mod tests {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         let null = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-        send(theirs.as_fd(), &Answer::Ok(()), Some(null)).unwrap();
+        send(theirs.as_fd(), &Answer::Ok(None), Some(null)).unwrap();
         send(theirs.as_fd(), &Answer::Err(Failure::from(MountError::Busy)), None).unwrap();
         let (answer, descriptor) = receive::<Answer>(ours.as_fd()).unwrap().unwrap();
         assert!(answer.is_ok() && descriptor.is_some());

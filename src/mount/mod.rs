@@ -16,5 +16,5 @@ mod tuning;
 
 pub use attach::{MountError, remount, unmount};
 pub use attendant::{Attendant, attend, is_attendant};
-pub use session::{Options, serve};
-pub use table::{is_ours_at, options_at, places_of};
+pub use session::{End, Options, serve};
+pub use table::{Found, Holder, holders, mount_at, mounts, options_at, places_of, places_of_device};

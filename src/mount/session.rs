@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -70,6 +71,10 @@ impl Default for Options {
     }
 }
 
+/// How a session ends. Whoever sends it ends the session, also while programs in another mount namespace have the mount: what
+/// they do from then on fails.
+pub type End = io::Result<()>;
+
 /// How long the threads that serve may take to start.
 const START: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_micros(200);
@@ -83,10 +88,11 @@ pub fn serve(
     fs: Arc<Filesystem>,
     options: &Options,
     attendant: &Attendant,
-    ready: impl FnOnce(),
+    (end, ended): (Sender<End>, &Receiver<End>),
+    ready: impl FnOnce(&str),
 ) -> Result<(), MountError> {
     let latency = if options.low_latency { Some(LowLatency::new(attendant.latency_device()?)?) } else { None };
-    let device = attendant.attach()?;
+    let (device, name) = attendant.attach()?;
     let prune = Prune::new(device.try_clone()?);
     let mut config = Config::default();
     config.n_threads = Some(options.threads.max(1));
@@ -110,19 +116,23 @@ pub fn serve(
     fs.set_drop_unused(move |inodes| prune.drop_unused(inodes));
     fs.set_forget_entry(move |parent, name| drop(notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name))));
     fs.set_servers(options.threads.max(1));
-    let session = thread::Builder::new().name("session".to_owned()).spawn(move || session.run());
+    let session = thread::Builder::new().name("session".to_owned()).spawn(move || {
+        let result = session.run();
+        // Nobody listens where somebody else has ended it.
+        drop(end.send(result));
+    });
     let session = session.inspect_err(|_| drop(attendant.detach(true)))?;
     if serves(&session, options) {
         attendant.lift_limits();
-        ready();
+        ready(&name);
     } else {
         let _ = attendant.detach(true);
     }
-    session.join().map_err(|_| io::Error::other("a thread that serves has panicked"))?.map_err(MountError::from)
+    ended.recv().map_err(|_| io::Error::other("the thread that serves has panicked"))?.map_err(MountError::from)
 }
 
 /// Waits until every thread of `session` is there and one has answered; false if that does not come about.
-fn serves(session: &JoinHandle<io::Result<()>>, options: &Options) -> bool {
+fn serves(session: &JoinHandle<()>, options: &Options) -> bool {
     let until = Instant::now() + START;
     while !session.is_finished() && Instant::now() < until {
         if serving_threads().is_ok_and(|threads| threads >= options.threads.max(1)) {

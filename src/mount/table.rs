@@ -1,23 +1,121 @@
 //! The table of mounts, which tells of a mount point without asking what is mounted there.
+//!
+//! What a mount is has a name that all mount namespaces share: the number of its device. What is mounted at a path, under
+//! whatever name, is asked of the kernel in a way that even a dead filesystem answers.
 
 use std::ffi::OsString;
+use std::fs;
+use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+
+/// Where the kernel shows the mounts that this process sees.
+const TABLE: &str = "/proc/self/mountinfo";
 
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mount {
+    id: u64,
     place: Vec<u8>,
     /// `major:minor`.
     pub(super) device: String,
     options: String,
     is_ours: bool,
     source: Vec<u8>,
+    user: u32,
+}
+
+/// A mount of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Where it is now.
+    pub place: PathBuf,
+    /// `major:minor`, which no other filesystem has as long as this one lives.
+    pub device: String,
+    /// Its options, of which only the kernel's flags.
+    pub options: String,
+    /// Its cipher directory, as whoever mounted it named it.
+    pub source: PathBuf,
+    /// Who mounted it.
+    pub user: u32,
+}
+
+impl From<Mount> for Found {
+    fn from(mount: Mount) -> Self {
+        let path = |bytes| PathBuf::from(OsString::from_vec(bytes));
+        let Mount { place, device, options, source, user, .. } = mount;
+        Self { place: path(place), device, options, source: path(source), user }
+    }
+}
+
+/// The mount of ours whose root is at `path`; none if there is another one, or none.
+///
+/// # Errors
+/// Those of walking the path.
+pub fn mount_at(path: &Path) -> io::Result<Option<Found>> {
+    // Asked for nothing, the kernel asks no filesystem and lets everybody know.
+    let found = statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::empty())?;
+    if !found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+        return Ok(None);
+    }
+    let table = fs::read(TABLE)?;
+    Ok(ours(&table).find(|mount| mount.id == found.stx_mnt_id).map(Found::from))
+}
+
+/// All mounts of ours that this process sees.
+#[must_use]
+pub fn mounts() -> Vec<Found> {
+    ours(&fs::read(TABLE).unwrap_or_default()).map(Found::from).collect()
+}
+
+/// Where the mount with this device is.
+#[must_use]
+pub fn places_of_device(device: &str) -> Vec<PathBuf> {
+    mounts().into_iter().filter(|mount| mount.device == device).map(|mount| mount.place).collect()
+}
+
+/// A process in another mount namespace that has a mount of ours, and what it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The process.
+    pub pid: u32,
+    /// What it is called.
+    pub name: String,
+    /// The mount, at its place there.
+    pub mount: Found,
+}
+
+/// Processes that this one may look at, one of each other mount namespace, that have a mount of ours which `is_meant`.
+#[must_use]
+pub fn holders(is_meant: impl Fn(&Found) -> bool) -> Vec<Holder> {
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let mut seen: Vec<_> = namespace("self").into_iter().collect();
+    let mut holders = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some((name, pid)) = entry.file_name().to_str().and_then(|name| Some((name.to_owned(), name.parse().ok()?)))
+        else {
+            continue;
+        };
+        let Some(space) = namespace(&name).filter(|space| !seen.contains(space)) else { continue };
+        seen.push(space);
+        let table = fs::read(entry.path().join("mountinfo")).unwrap_or_default();
+        if let Some(mount) = ours(&table).map(Found::from).find(&is_meant) {
+            let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default().trim_end().to_owned();
+            holders.push(Holder { pid, name, mount });
+        }
+    }
+    holders
+}
+
+fn ours(table: &[u8]) -> impl Iterator<Item = Mount> + '_ {
+    table.split(|byte| *byte == b'\n').filter_map(parse).filter(|mount| mount.is_ours)
 }
 
 /// The mounts of this process at `place`, the newest last; none if the table cannot be read.
 pub(super) fn mounts_at(place: &Path) -> Vec<Mount> {
-    mounts_in(&std::fs::read("/proc/self/mountinfo").unwrap_or_default(), place)
+    mounts_in(&fs::read(TABLE).unwrap_or_default(), place)
 }
 
 /// The options of the newest mount at `place`, if it is one of ours.
@@ -26,16 +124,10 @@ pub fn options_at(place: &Path) -> Option<String> {
     options_of(&mounts_at(place))
 }
 
-/// Whether a mount of ours is at `place`.
-#[must_use]
-pub fn is_ours_at(place: &Path) -> bool {
-    mounts_at(place).iter().any(|mount| mount.is_ours)
-}
-
 /// Where the volume of the canonical cipher directory `source` is mounted, as far as the table tells.
 #[must_use]
 pub fn places_of(source: &Path) -> Vec<PathBuf> {
-    places_in(&std::fs::read("/proc/self/mountinfo").unwrap_or_default(), source)
+    places_in(&fs::read(TABLE).unwrap_or_default(), source)
 }
 
 fn places_in(table: &[u8], source: &Path) -> Vec<PathBuf> {
@@ -57,13 +149,16 @@ fn mounts_in(table: &[u8], place: &Path) -> Vec<Mount> {
 fn parse(line: &[u8]) -> Option<Mount> {
     let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
     let mut fields = line.split(|byte| *byte == b' ');
-    let device = text(fields.nth(2)?);
+    let id = text(fields.next()?).parse().ok()?;
+    let device = text(fields.nth(1)?);
     let place = unescape(fields.nth(1)?);
     let options = text(fields.next()?);
     let mut filesystem = fields.skip_while(|field| *field != b"-").skip(1);
     let is_ours = filesystem.next() == Some(b"fuse.kmsfs");
     let source = unescape(filesystem.next().unwrap_or_default());
-    Some(Mount { place, device, options, is_ours, source })
+    let own = text(filesystem.next().unwrap_or_default());
+    let user = own.split(',').find_map(|option| option.strip_prefix("user_id=")?.parse().ok()).unwrap_or(0);
+    Some(Mount { id, place, device, options, is_ours, source, user })
 }
 
 /// Undoes the `\040` of spaces, tabs, newlines and backslashes.

@@ -10,7 +10,7 @@ use std::fs::{DirBuilder, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,7 @@ use crate::keys::Volume;
 use crate::keys::providers::ProviderSettings;
 use crate::lease::Tenure;
 use crate::mount::{self, Attendant, MountError};
-use crate::storage::cipher_directory::{CipherDirectory, LockMode, VolumeLock};
+use crate::storage::cipher_directory::{CipherDirectory, LockError, LockMode, VolumeLock};
 
 use super::init;
 use super::key_reload::KeyReload;
@@ -50,7 +50,7 @@ use super::observe::Observers;
 use super::serve_watch::{announce, tell_gaps, watch_signals};
 use super::teller::{Teller, Told};
 
-/// How long an earlier mount at the same place may take to end once it is unmounted.
+/// How long an earlier mount of the volume may take to end once it is unmounted.
 const ITS_END: Duration = Duration::from_secs(20);
 
 /// The addresses that a thread which serves the kernel takes: what it reads into, its stack, and 64 MiB that the allocator
@@ -241,8 +241,7 @@ impl Job<'_> {
             init::create_if_vacant(&place.cipher_directory, &args.volume, settings, providers, environment)?;
         }
         let directory = CipherDirectory::open(&place.cipher_directory)?;
-        let mode = if self.flags.read_only { LockMode::Shared } else { LockMode::Exclusive };
-        let lock = directory.lock(mode)?;
+        let lock = self.lock(&directory, &place)?;
         observers.take_places(&[&place.cipher_directory, &place.mountpoint])?;
         let sealed = unlock::read_config(&directory)?;
         let expected = Expected { volume_id: args.volume_id.as_deref(), keys: &args.expect_key };
@@ -252,7 +251,7 @@ impl Job<'_> {
         let confinement = self.confine(&place, &sealed.config, observers, logs_later)?;
         let volume =
             unlock::unlock(directory.path(), &sealed, &expected, pins.as_ref(), providers, args.keys.limits())?;
-        let tenure = writing::hold(&lock, mode, writing::seal(&volume))?;
+        let tenure = writing::hold(&lock, self.lock_mode(), writing::seal(&volume))?;
         Ok(Opened { directory, volume, lock, tenure, place, attendant, confinement })
     }
 
@@ -285,6 +284,34 @@ impl Job<'_> {
         Ok(sandbox::enter(&reach::of_mount(&places, config, &self.settings, environment)))
     }
 
+    fn lock_mode(&self) -> LockMode {
+        if self.flags.read_only { LockMode::Shared } else { LockMode::Exclusive }
+    }
+
+    /// Locks the volume. The process of an earlier mount that is unmounted already, and still makes everything durable, is waited
+    /// for: umount(8) and an automount point do not wait for it.
+    fn lock(&self, directory: &CipherDirectory, place: &Place) -> Result<VolumeLock, CliError> {
+        let until = Instant::now() + ITS_END;
+        let mut unknown = 0;
+        let mut is_ending = |pid| {
+            // Whoever held it a moment ago is gone.
+            let Some(pid) = pid else {
+                unknown += 1;
+                return unknown < 5;
+            };
+            let is_mounted = mount::mounts().iter().any(|mount| mount.source == place.cipher_directory);
+            Client::is_there(&place.sockets, pid) && !is_mounted
+        };
+        loop {
+            match directory.lock(self.lock_mode()) {
+                Err(LockError::Held { pid, .. }) if Instant::now() < until && is_ending(pid) => {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                locked => return Ok(locked?),
+            }
+        }
+    }
+
     /// The place, and the directory that is to be mounted on.
     fn find_place(&self) -> Result<(Place, OwnedFd), CliError> {
         let path = &self.args.cipher_directory;
@@ -296,8 +323,7 @@ impl Job<'_> {
             mount::unmount(dead, true).map_err(CliError::from)
         })?;
         let runtime = self.environment.runtime_directory();
-        let sockets = control::directory(runtime.as_deref()).map_err(control_failure)?;
-        wait_for_predecessor(&sockets, &prepared.path)?;
+        let sockets = control::directory(runtime.as_deref(), &prepared.path).map_err(control_failure)?;
         check_device()?;
         Ok((Place { cipher_directory, mountpoint: prepared.path, sockets }, prepared.directory))
     }
@@ -320,16 +346,20 @@ impl Job<'_> {
             confinement: confinement.clone(),
             keys: self.key_reload(&place)?,
         };
-        let teller = Arc::new(Teller::new(&filesystem, told));
+        let (end, ended) = mpsc::channel();
+        let teller = Arc::new(Teller::new(&filesystem, told, end.clone()));
         let page = observers.take_page().map(|page| page.serve(teller.page()));
         let page = page.transpose().map_err(|error| CliError::io("the page of metrics", &error))?;
-        let socket =
-            ControlSocket::bind(&place.sockets, &place.mountpoint, teller.answers()).map_err(control_failure)?;
+        let socket = ControlSocket::bind(&place.sockets, teller.answers()).map_err(control_failure)?;
         take_modes_as_given();
         let notifier = Arc::new(self.notifier()?);
         let mut usable = Ok(None);
         let mut watched = None;
-        let served = mount::serve(Arc::clone(&filesystem), &self.mount_options(&place), &attendant, || {
+        let options = self.mount_options(&place);
+        let served = mount::serve(Arc::clone(&filesystem), &options, &attendant, (end, &ended), |device| {
+            if let Err(error) = socket.name(device) {
+                tracing::warn!("the control socket is not found by the mount: {error}");
+            }
             usable = self.usable(&place, records, background, &attendant);
             tell_gaps(&confinement);
             if usable.is_ok() {
@@ -422,19 +452,6 @@ impl Job<'_> {
     }
 }
 
-/// Waits for the process of an earlier mount at the same place that is unmounted already and still makes everything durable:
-/// umount(8) and an automount point do not wait for it.
-fn wait_for_predecessor(sockets: &Path, mountpoint: &Path) -> Result<(), CliError> {
-    let until = Instant::now() + ITS_END;
-    while Client::connect(sockets, mountpoint).is_ok() {
-        if mount::is_ours_at(mountpoint) || Instant::now() > until {
-            return Err(control_failure(ControlError::InUse));
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
-}
-
 /// Whether this user may use FUSE at all: without it nothing is made, and no provider asked.
 fn check_device() -> Result<(), CliError> {
     let device = File::options().read(true).write(true).open("/dev/fuse");
@@ -443,8 +460,7 @@ fn check_device() -> Result<(), CliError> {
 
 fn control_failure(error: ControlError) -> CliError {
     let exit = match &error {
-        ControlError::InUse => Exit::Locked,
-        ControlError::NoRuntimeDirectory | ControlError::UnsafeDirectory(_) => Exit::Usage,
+        ControlError::NoDirectory | ControlError::UnsafeDirectory(_) => Exit::Usage,
         ControlError::Io { .. } => Exit::Io,
     };
     CliError::new(exit, format_args!("the control socket: {error}"))

@@ -9,7 +9,7 @@ use crate::cli::environment::Environment;
 use crate::cli::error::{CliError, Exit};
 use crate::cli::settings::SettingsArgs;
 use crate::cli::{mount_point, report};
-use crate::daemon::control::{self, Ask, Client, ClientError};
+use crate::daemon::control::{Ask, Client, ClientError};
 
 use super::{check_paths, keys_list, keys_usage};
 
@@ -51,11 +51,24 @@ pub(super) fn canonical(path: &Path) -> Result<PathBuf, CliError> {
         .map_err(|error| CliError::new(Exit::NotMounted, format_args!("{}: {error}", path.display())))
 }
 
-/// A connection to the process behind a canonical mount point.
+/// A connection to the process behind the mount at `mountpoint`, by whatever name.
+#[cfg(feature = "mount")]
 pub(super) fn connect(mountpoint: &Path) -> Result<Client, ClientError> {
+    let found = crate::mount::mount_at(mountpoint).map_err(ClientError::Io)?.ok_or(ClientError::NotServed)?;
+    connect_to(&found)
+}
+
+/// A connection to the process behind a mount.
+#[cfg(feature = "mount")]
+pub(super) fn connect_to(mount: &crate::mount::Found) -> Result<Client, ClientError> {
     let runtime = Environment::of_process().runtime_directory();
-    let directory = control::directory(runtime.as_deref()).map_err(|_| ClientError::NotServed)?;
-    Client::connect(&directory, mountpoint)
+    Client::connect(runtime.as_deref(), &mount.device, mount.user)
+}
+
+/// There are no mounts.
+#[cfg(not(feature = "mount"))]
+pub(super) fn connect(_: &Path) -> Result<Client, ClientError> {
+    Err(ClientError::NotServed)
 }
 
 /// What a failed conversation comes to.

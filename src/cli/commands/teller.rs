@@ -1,7 +1,8 @@
 //! What the process behind a mount answers: to `kmsfs status`, `top`, `lock`, `unlock`, `rewrap` and `rekey`, and to scrapers of metrics.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -13,6 +14,7 @@ use crate::daemon::control::Ask;
 use crate::daemon::log::Target;
 use crate::daemon::sandbox::Confinement;
 use crate::fs::Filesystem;
+use crate::mount::End;
 
 use super::header_writer::Written;
 use super::key_reload::KeyReload;
@@ -28,6 +30,7 @@ pub(super) struct Teller {
     audit: Option<Arc<AuditTrail>>,
     confinement: Confinement,
     keys: KeyReload,
+    end: Mutex<Sender<End>>,
     start: Instant,
 }
 
@@ -41,7 +44,7 @@ pub(super) struct Told<'a> {
 }
 
 impl Teller {
-    pub(super) fn new(filesystem: &Arc<Filesystem>, told: Told<'_>) -> Self {
+    pub(super) fn new(filesystem: &Arc<Filesystem>, told: Told<'_>, end: Sender<End>) -> Self {
         let Told { mountpoint, log, observers, confinement, keys } = told;
         let log_file = match log {
             Target::Stderr | Target::Journal => None,
@@ -55,6 +58,7 @@ impl Teller {
             audit: observers.audit(),
             confinement,
             keys,
+            end: Mutex::new(end),
             start: Instant::now(),
         }
     }
@@ -65,6 +69,7 @@ impl Teller {
         move |ask| {
             match ask {
                 Ask::Status => {}
+                Ask::End => drop(teller.end.lock().unwrap_or_else(PoisonError::into_inner).send(Ok(()))),
                 Ask::Measures => return json(&teller.watched()),
                 Ask::Lock => teller.filesystem.lock(),
                 Ask::Unlock => teller.filesystem.unlock(),

@@ -11,6 +11,10 @@ use crate::cli::error::CliError;
 pub(crate) struct UmountArgs {
     /// The mount point
     mountpoint: PathBuf,
+    /// End the mount for everybody, also where files are open or another mount namespace has it: what was written is made
+    /// durable first, and what is done from then on fails
+    #[arg(long)]
+    force: bool,
 }
 
 /// Unmounts.
@@ -22,54 +26,130 @@ pub(crate) fn run(args: &UmountArgs) -> Result<(), CliError> {
 /// Unmounts.
 #[cfg(feature = "mount")]
 pub(crate) fn run(args: &UmountArgs) -> Result<(), CliError> {
-    with_mount::run(&args.mountpoint)
+    with_mount::run(&args.mountpoint, args.force)
 }
 
 #[cfg(feature = "mount")]
 mod with_mount {
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
+    use std::sync::mpsc;
+    use std::thread;
     use std::time::Duration;
+
+    use rustix::fs::{Mode, OFlags};
 
     use crate::cli::commands::status;
     use crate::cli::error::{CliError, Exit};
-    use crate::daemon::control::{ClientError, Ended};
-    use crate::mount::{self, MountError};
+    use crate::cli::report;
+    use crate::daemon::control::{Ask, ClientError, Ended, Waiting};
+    use crate::mount::{self, Found, MountError};
 
     /// How long the process may take to register a waiting client.
     const ANSWER: Duration = Duration::from_secs(10);
+    /// How long it may go on until it is told who else has the mount.
+    const QUIET: Duration = Duration::from_secs(1);
+    /// How long somebody else may have it: a program may be just starting, or ending.
+    const ELSEWHERE: Duration = Duration::from_secs(9);
     /// How long it may take to settle every file and end.
     const SETTLING: Duration = Duration::from_secs(120);
 
-    pub(super) fn run(path: &Path) -> Result<(), CliError> {
+    pub(super) fn run(path: &Path, force: bool) -> Result<(), CliError> {
         let mountpoint = status::canonical(path)?;
-        let waiting = match status::connect(&mountpoint).and_then(|client| client.wait(ANSWER)) {
-            Ok(waiting) => Some(waiting),
-            // A mount without a process, or one whose process answers nobody, can still be taken away.
-            Err(ClientError::NotServed) if !mount::is_ours_at(&mountpoint) => return Err(not_mounted(&mountpoint)),
-            Err(_) => None,
+        let failed = |error| CliError::of(Exit::NotMounted, path.display(), &error);
+        let Some(mount) = mount::mount_at(path).map_err(failed)? else { return run_elsewhere(&mountpoint, force) };
+        // A mount without a process, or one whose process answers nobody, can still be taken away.
+        let waiting = status::connect_to(&mount).and_then(|client| client.wait(ANSWER)).ok();
+        if force {
+            write_back(&mount.place);
+            end(&mount)?;
+            return waiting.map_or(Ok(()), |waiting| finish(&mount, waiting, SETTLING));
+        }
+        unmount(&mount.place)?;
+        waiting.map_or(Ok(()), |waiting| finish(&mount, waiting, QUIET))
+    }
+
+    /// What is not mounted here may still be mounted there in another namespace, where an earlier unmount did not reach.
+    fn run_elsewhere(mountpoint: &Path, force: bool) -> Result<(), CliError> {
+        let Some(holder) = mount::holders(|mount| mount.place == mountpoint).into_iter().next() else {
+            let what = format_args!("{} is not mounted", mountpoint.display());
+            return Err(CliError::new(Exit::NotMounted, what));
         };
-        unmount(&mountpoint)?;
-        let Some(waiting) = waiting else { return Ok(()) };
-        match waiting.ended(SETTLING) {
-            Ok(Ended { error: None }) => Ok(()),
-            Ok(Ended { error: Some(error) }) => Err(CliError::new(Exit::Io, error)),
-            Err(ClientError::Deadline) => Err(CliError::new(
-                Exit::Other,
-                format_args!("{} is unmounted, but its process is still busy after {SETTLING:?}", mountpoint.display()),
-            )),
-            Err(error) => Err(status::failure(&mountpoint, &error)),
+        if !force {
+            return Err(held_elsewhere(&holder.mount).unwrap_or_else(|| still_busy(mountpoint)));
+        }
+        let waiting = status::connect_to(&holder.mount).and_then(|client| client.wait(ANSWER));
+        let waiting = waiting.map_err(|error| status::failure(mountpoint, &error))?;
+        let root = PathBuf::from(format!("/proc/{}/root", holder.pid));
+        write_back(&root.join(mountpoint.strip_prefix("/").unwrap_or(mountpoint)));
+        end(&holder.mount)?;
+        finish(&holder.mount, waiting, SETTLING)
+    }
+
+    /// Hands over what programs have written; a process that does not take it is not waited for.
+    fn write_back(root: &Path) {
+        let root = rustix::fs::open(root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let (done, wait) = mpsc::channel();
+        thread::spawn(move || done.send(root.and_then(rustix::fs::syncfs)));
+        let _ = wait.recv_timeout(SETTLING);
+    }
+
+    /// Ends the mount, whoever has it.
+    fn end(mount: &Found) -> Result<(), CliError> {
+        let told = status::connect_to(mount).and_then(|client| client.tell(Ask::End, ANSWER));
+        for place in mount::places_of_device(&mount.device) {
+            mount::unmount(&place, true)?;
+        }
+        match told {
+            Ok(_) | Err(ClientError::NotServed | ClientError::Broken) => Ok(()),
+            Err(error) => Err(status::failure(&mount.place, &error)),
         }
     }
 
-    fn unmount(mountpoint: &Path) -> Result<(), CliError> {
-        mount::unmount(mountpoint, false).map_err(|error| match error {
-            MountError::Busy => CliError::new(Exit::Other, format_args!("{} is in use", mountpoint.display()))
-                .hint("close what is open below it (`fuser -vm MOUNTPOINT` lists it) and try again"),
-            other => CliError::from(other),
-        })
+    /// Waits until the process has ended.
+    fn finish(mount: &Found, mut waiting: Waiting, quiet: Duration) -> Result<(), CliError> {
+        let mut ended = waiting.ended(quiet);
+        if matches!(ended, Err(ClientError::Deadline)) {
+            let held = held_elsewhere(mount);
+            if let Some(error) = &held {
+                report::tell(&format!("{error}: this waits a little"));
+            }
+            ended = waiting.ended(if held.is_some() { ELSEWHERE } else { SETTLING });
+        }
+        match ended {
+            Ok(Ended { error: None }) => Ok(()),
+            Ok(Ended { error: Some(error) }) => Err(CliError::new(Exit::Io, error)),
+            Err(ClientError::Deadline) => Err(held_elsewhere(mount).unwrap_or_else(|| still_busy(&mount.place))),
+            Err(error) => Err(status::failure(&mount.place, &error)),
+        }
     }
 
-    fn not_mounted(mountpoint: &Path) -> CliError {
-        CliError::new(Exit::NotMounted, format_args!("{} is not mounted", mountpoint.display()))
+    /// Where else the mount is, if that can be told.
+    fn held_elsewhere(mount: &Found) -> Option<CliError> {
+        let place = mount.place.display();
+        let elsewhere = match mount::places_of_device(&mount.device).first() {
+            Some(other) => format!("it is mounted at {} too", other.display()),
+            None => {
+                let holder = mount::holders(|other| other.device == mount.device).into_iter().next()?;
+                format!("process {} ({}) has the mount in another mount namespace", holder.pid, holder.name)
+            }
+        };
+        let what = format_args!("{place} is unmounted here, and the volume stays in use: {elsewhere}");
+        Some(
+            CliError::new(Exit::Other, what).hint(format_args!("`kmsfs umount --force {place}` ends it for everybody")),
+        )
+    }
+
+    fn still_busy(place: &Path) -> CliError {
+        let what = format_args!("{} is unmounted, but its process is still busy after {SETTLING:?}", place.display());
+        CliError::new(Exit::Other, what)
+    }
+
+    fn unmount(mountpoint: &Path) -> Result<(), CliError> {
+        let place = mountpoint.display();
+        mount::unmount(mountpoint, false).map_err(|error| match error {
+            MountError::Busy => CliError::new(Exit::Other, format_args!("{place} is in use"))
+                .hint(format_args!("close what is open below it (`fuser -vm {place}` lists it) and try again")),
+            other => CliError::from(other),
+        })
     }
 }

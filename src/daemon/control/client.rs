@@ -2,16 +2,22 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{Ask, Ended, MAX_LINE, Request, socket_path};
+use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+
+use super::{Ask, Ended, MAX_LINE, Request, place};
+
+/// How long a process may take to accept a connection.
+const CONNECTING: Duration = Duration::from_secs(5);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// No process serves the mount point.
-    #[error("no process of this user serves this mount point")]
+    #[error("no process answers for this mount")]
     NotServed,
     /// The process does not answer.
     #[error("the process behind the mount did not answer in time")]
@@ -34,21 +40,38 @@ pub struct Client {
 #[derive(Debug)]
 pub struct Waiting {
     client: Client,
+    word: Option<Ended>,
 }
 
 impl Client {
-    /// Connects to the process behind the mount at the canonical path `mountpoint`.
+    /// Connects to the process behind the mount with this device, which `user` has mounted.
     ///
     /// # Errors
     /// [`ClientError`].
-    pub fn connect(directory: &Path, mountpoint: &Path) -> Result<Self, ClientError> {
-        match UnixStream::connect(socket_path(directory, mountpoint)) {
-            Ok(stream) => Ok(Self { stream: BufReader::new(stream) }),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-                Err(ClientError::NotServed)
+    pub fn connect(runtime_directory: Option<&Path>, device: &str, user: u32) -> Result<Self, ClientError> {
+        Self::connect_in(&place::of_user(user, runtime_directory), device, user)
+    }
+
+    /// Whether the process with this number is there and has a socket of this user's in `directory`.
+    #[must_use]
+    pub fn is_there(directory: &Path, pid: i32) -> bool {
+        Self::connect_in(&[directory.to_owned()], &pid.to_string(), rustix::process::geteuid().as_raw()).is_ok()
+    }
+
+    pub(super) fn connect_in(directories: &[PathBuf], name: &str, user: u32) -> Result<Self, ClientError> {
+        let mut failure = ClientError::NotServed;
+        for directory in directories {
+            match connect(&directory.join(name)) {
+                // Whoever answers must be whoever mounted.
+                Ok(stream) if socket_peercred(&stream).is_ok_and(|peer| peer.uid.as_raw() == user) => {
+                    return Ok(Self { stream: BufReader::new(stream) });
+                }
+                Ok(_) => {}
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {}
+                Err(error) => failure = failed(error),
             }
-            Err(error) => Err(ClientError::Io(error)),
         }
+        Err(failure)
     }
 
     /// What the process says about itself, a JSON object, after it has done what it is asked.
@@ -63,6 +86,7 @@ impl Client {
             Ask::Unlock => Request::Unlock,
             Ask::Sync => Request::Sync,
             Ask::Keys => Request::Keys,
+            Ask::End => Request::End,
             Ask::Rekey { path, run } => Request::Rekey { path, run },
             Ask::Header { path, judged, new } => Request::Header { path, judged, new },
         };
@@ -78,7 +102,7 @@ impl Client {
         if answer.contains("\"error\"") {
             return Err(ClientError::Broken);
         }
-        Ok(Waiting { client: self })
+        Ok(Waiting { client: self, word: None })
     }
 
     fn ask(&mut self, request: Request, deadline: Duration) -> Result<String, ClientError> {
@@ -107,10 +131,13 @@ impl Waiting {
     ///
     /// # Errors
     /// [`ClientError`]; `Broken` if it died without a last word.
-    pub fn ended(mut self, deadline: Duration) -> Result<Ended, ClientError> {
+    pub fn ended(&mut self, deadline: Duration) -> Result<Ended, ClientError> {
         let until = Instant::now() + deadline;
-        let word = self.client.read_line(until)?;
-        let ended = serde_json::from_str(&word).map_err(|_| ClientError::Broken)?;
+        let ended = match &self.word {
+            Some(ended) => ended.clone(),
+            None => serde_json::from_str(&self.client.read_line(until)?).map_err(|_| ClientError::Broken)?,
+        };
+        self.word = Some(ended.clone());
         self.client.allow_until(until)?;
         match self.client.stream.read(&mut [0]) {
             Ok(_) => Ok(ended),
@@ -118,6 +145,14 @@ impl Waiting {
             Err(error) => Err(failed(error)),
         }
     }
+}
+
+/// A process that takes no connections is not waited for.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(CONNECTING))?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(UnixStream::from(socket))
 }
 
 fn failed(error: io::Error) -> ClientError {

@@ -1,6 +1,6 @@
-//! The control socket: one per mount, on which the process behind it answers.
+//! The control socket: one per mount, named after its device, on which the process behind it answers.
 //!
-//! A request is one line of JSON, `{"command":"status"}`, `measures`, `lock`, `unlock`, `sync`, `keys`, `rekey` (with a `path`, and a `run`), `header` (with a `path`, `judged` and `new`) or `wait`, and so is every answer. `wait` is
+//! A request is one line of JSON, `{"command":"status"}`, `measures`, `lock`, `unlock`, `sync`, `keys`, `end`, `rekey` (with a `path`, and a `run`), `header` (with a `path`, `judged` and `new`) or `wait`, and so is every answer. `wait` is
 //! answered with one line at once and with a second one, [`Ended`], when the mount has ended; the connection then closes
 //! with the process.
 //!
@@ -9,18 +9,16 @@
 //! * no client can make the mount wait: each has a thread of its own, a bounded number of them, bounded lines and deadlines.
 
 mod client;
+mod place;
 mod server;
 
-use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 pub use client::{Client, ClientError, Waiting};
+pub use place::directory;
 pub use server::{ControlSocket, Farewell};
 
 /// The longest line of either side.
@@ -47,6 +45,7 @@ enum Request {
         judged: String,
         new: String,
     },
+    End,
     Wait,
 }
 
@@ -65,6 +64,8 @@ pub enum Ask {
     Sync,
     /// To read the volume's list of wrapping keys anew.
     Keys,
+    /// To end, whoever still has the mount, once everything is durable.
+    End,
     /// To seal a file under a new data key. The answer is what became of it.
     Rekey {
         /// Its path in the cipher directory.
@@ -94,14 +95,11 @@ pub struct Ended {
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// There is no place for it.
-    #[error("XDG_RUNTIME_DIR is not set, and only root can do without it")]
-    NoRuntimeDirectory,
+    #[error("the mount would lie over every place for it")]
+    NoDirectory,
     /// Its directory is not safe.
     #[error("{0} must be a directory of this user's that is closed to others (mode 0700)")]
     UnsafeDirectory(PathBuf),
-    /// Another process answers on it.
-    #[error("another process serves this mount point")]
-    InUse,
     /// It cannot be made.
     #[error("{path}: {error}")]
     Io {
@@ -112,46 +110,24 @@ pub enum ControlError {
     },
 }
 
-/// Where this user's sockets lie: `/run/kmsfs` for root, else below the user's runtime directory.
-///
-/// # Errors
-/// [`ControlError::NoRuntimeDirectory`].
-pub fn directory(runtime_directory: Option<&Path>) -> Result<PathBuf, ControlError> {
-    if rustix::process::geteuid().is_root() {
-        return Ok(PathBuf::from("/run/kmsfs"));
-    }
-    runtime_directory.map(|path| path.join("kmsfs")).ok_or(ControlError::NoRuntimeDirectory)
-}
-
-/// The socket of the mount at the canonical path `mountpoint`.
-fn socket_path(directory: &Path, mountpoint: &Path) -> PathBuf {
-    let hash = Sha256::digest(mountpoint.as_os_str().as_bytes());
-    let name: String = hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    directory.join(name)
-}
-
-/// Makes the directory of the sockets if it is missing, and checks that it is only ours.
-fn make_directory(directory: &Path) -> Result<(), ControlError> {
-    let io = |error| ControlError::Io { path: directory.to_owned(), error };
-    match fs::DirBuilder::new().mode(0o700).create(directory) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(io(error)),
-        _ => {}
-    }
-    let found = fs::symlink_metadata(directory).map_err(io)?;
-    let ours = found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o077 == 0;
-    if ours { Ok(()) } else { Err(ControlError::UnsafeDirectory(directory.to_owned())) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
     use std::time::Duration;
 
     const DEADLINE: Duration = Duration::from_secs(10);
 
     fn socket(directory: &Path) -> ControlSocket {
-        ControlSocket::bind(directory, Path::new("/mnt"), |_| r#"{"answer":42}"#.to_owned()).unwrap()
+        let socket = ControlSocket::bind(directory, |_| r#"{"answer":42}"#.to_owned()).unwrap();
+        socket.name("0:4711").unwrap();
+        socket
+    }
+
+    fn connect(directory: &Path) -> Result<Client, ClientError> {
+        Client::connect_in(&[directory.to_owned()], "0:4711", rustix::process::geteuid().as_raw())
     }
 
     #[test]
@@ -159,9 +135,12 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let directory = home.path().join("kmsfs");
         let _socket = socket(&directory);
-        let status = Client::connect(&directory, Path::new("/mnt")).unwrap().tell(Ask::Status, DEADLINE).unwrap();
+        let status = connect(&directory).unwrap().tell(Ask::Status, DEADLINE).unwrap();
         assert_eq!(status, r#"{"answer":42}"#);
-        assert!(matches!(Client::connect(&directory, Path::new("/other")), Err(ClientError::NotServed)));
+        let other = Client::connect_in(&[directory.clone()], "0:4712", rustix::process::geteuid().as_raw());
+        assert!(matches!(other, Err(ClientError::NotServed)));
+        let stranger = Client::connect_in(&[directory.clone()], "0:4711", rustix::process::geteuid().as_raw() + 1);
+        assert!(matches!(stranger, Err(ClientError::NotServed)));
     }
 
     #[test]
@@ -169,10 +148,10 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let directory = home.path().join("kmsfs");
         let socket = socket(&directory);
-        let waiting = Client::connect(&directory, Path::new("/mnt")).unwrap().wait(DEADLINE).unwrap();
+        let mut waiting = connect(&directory).unwrap().wait(DEADLINE).unwrap();
         let ended = Ended { error: Some("disk on fire".into()) };
         let farewell = socket.finish(&ended);
-        assert!(matches!(Client::connect(&directory, Path::new("/mnt")), Err(ClientError::NotServed)));
+        assert!(matches!(connect(&directory), Err(ClientError::NotServed)));
         drop(farewell);
         assert_eq!(waiting.ended(DEADLINE).unwrap(), ended);
         assert_eq!(fs::read_dir(&directory).unwrap().count(), 0);
@@ -201,28 +180,30 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let directory = home.path().join("kmsfs");
         let _socket = socket(&directory);
-        let waiting = Client::connect(&directory, Path::new("/mnt")).unwrap().wait(DEADLINE).unwrap();
+        let mut waiting = connect(&directory).unwrap().wait(DEADLINE).unwrap();
         assert!(matches!(waiting.ended(Duration::from_millis(20)), Err(ClientError::Deadline)));
     }
 
     #[test]
-    fn a_second_socket_is_refused_and_a_dead_one_replaced() {
+    fn what_a_dead_process_left_is_replaced() {
         let home = tempfile::tempdir().unwrap();
         let directory = home.path().join("kmsfs");
+        fs::create_dir(&directory).unwrap();
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).unwrap();
+        for name in ["0:4711".to_owned(), std::process::id().to_string()] {
+            drop(std::os::unix::net::UnixListener::bind(directory.join(name)).unwrap());
+        }
         let first = socket(&directory);
-        let second = ControlSocket::bind(&directory, Path::new("/mnt"), |_| String::new());
-        assert!(matches!(second, Err(ControlError::InUse)));
+        connect(&directory).unwrap();
         drop(first);
-        // A socket file that nobody listens on, as a killed process leaves it.
-        drop(std::os::unix::net::UnixListener::bind(socket_path(&directory, Path::new("/mnt"))).unwrap());
-        drop(socket(&directory));
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 0);
     }
 
     #[test]
     fn a_directory_open_to_others_is_refused() {
         let home = tempfile::tempdir().unwrap();
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let bound = ControlSocket::bind(home.path(), Path::new("/mnt"), |_| String::new());
+        let bound = ControlSocket::bind(home.path(), |_| String::new());
         assert!(matches!(bound, Err(ControlError::UnsafeDirectory(_))));
     }
 
@@ -240,14 +221,13 @@ mod tests {
             b"\xff\n",
             &[b'x'; 70_000],
         ] {
-            let mut stream =
-                std::os::unix::net::UnixStream::connect(socket_path(&directory, Path::new("/mnt"))).unwrap();
+            let mut stream = std::os::unix::net::UnixStream::connect(directory.join("0:4711")).unwrap();
             // The server may stop reading an endless line before it is written.
             let _ = stream.write_all(nonsense);
             let mut answer = String::new();
             let _ = stream.read_to_string(&mut answer);
             assert!(answer.is_empty() || answer.starts_with(r#"{"error":"#), "{answer}");
         }
-        Client::connect(&directory, Path::new("/mnt")).unwrap().tell(Ask::Status, DEADLINE).unwrap();
+        connect(&directory).unwrap().tell(Ask::Status, DEADLINE).unwrap();
     }
 }

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,12 +11,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
 use crate::daemon::own_socket::listen_at;
 
-use super::{Ask, ControlError, Ended, MAX_LINE, Request, make_directory, socket_path};
+use super::place;
+use super::{Ask, ControlError, Ended, MAX_LINE, Request};
 
 /// How long a client may take to say what it wants, and to take the answer.
 const CLIENT_DEADLINE: Duration = Duration::from_secs(5);
@@ -23,9 +27,10 @@ const MAX_CLIENTS: usize = 32;
 /// No more than these wait for the end.
 const MAX_WAITING: usize = 64;
 
-/// A mount's control socket. Dropping it removes the socket.
+/// A mount's control socket. Dropping it removes the socket. Its directory is held: the mount may lie over it.
 pub struct ControlSocket {
     path: PathBuf,
+    directory: OwnedFd,
     shared: Arc<Shared>,
 }
 
@@ -42,29 +47,39 @@ struct Shared {
 }
 
 impl ControlSocket {
-    /// Answers from now on for the mount at the canonical path `mountpoint`: `answer` does
-    /// what is asked and says how the mount fares, a JSON object in one line.
+    /// Answers from now on, under the number of this process: `answer` does what is asked and says how the mount fares, a JSON
+    /// object in one line.
     ///
     /// # Errors
     /// [`ControlError`].
     pub fn bind(
         directory: &Path,
-        mountpoint: &Path,
         answer: impl Fn(Ask) -> String + Send + Sync + 'static,
     ) -> Result<Self, ControlError> {
-        make_directory(directory)?;
-        let path = socket_path(directory, mountpoint);
+        place::make(directory)?;
+        let path = directory.join(std::process::id().to_string());
+        let failed = |error| ControlError::Io { path: path.clone(), error };
+        let held = rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let held = held.map_err(|error| failed(error.into()))?;
         let shared = Arc::new(Shared {
             answer: Box::new(answer),
             waiting: Mutex::default(),
             clients: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
         });
-        if UnixStream::connect(&path).is_ok() {
-            return Err(ControlError::InUse);
-        }
-        listen(&path, &shared).map_err(|error| ControlError::Io { path: path.clone(), error })?;
-        Ok(Self { path, shared })
+        listen(&path, &shared).map_err(failed)?;
+        Ok(Self { path, directory: held, shared })
+    }
+
+    /// Answers under the device of the mount too.
+    ///
+    /// # Errors
+    /// Those of `linkat(2)`.
+    pub fn name(&self, device: &str) -> io::Result<()> {
+        // No live mount has the device of another.
+        let _ = rustix::fs::unlinkat(&self.directory, device, AtFlags::empty());
+        let own = self.path.file_name().unwrap_or_default();
+        Ok(rustix::fs::linkat(&self.directory, own, &self.directory, device, AtFlags::empty())?)
     }
 
     /// Tells those who wait how the mount ended, and removes the socket. What is returned keeps their connections open:
@@ -83,9 +98,16 @@ impl ControlSocket {
 impl Drop for ControlSocket {
     fn drop(&mut self) {
         self.shared.closed.store(true, Ordering::Release);
+        let directory = PathBuf::from(format!("/proc/self/fd/{}", self.directory.as_raw_fd()));
+        let own = directory.join(self.path.file_name().unwrap_or_default());
         // Wakes the accepting thread, which then sees that it is over.
-        let _ = UnixStream::connect(&self.path);
-        let _ = fs::remove_file(&self.path);
+        let _ = UnixStream::connect(&own);
+        let Ok(found) = fs::symlink_metadata(&own) else { return };
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            if entry.ino() == found.ino() {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 }
 
@@ -143,6 +165,7 @@ fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
         Ok(Request::Sync) => say(&mut stream, shared, Ask::Sync),
         Ok(Request::Unlock) => say(&mut stream, shared, Ask::Unlock),
         Ok(Request::Keys) => say(&mut stream, shared, Ask::Keys),
+        Ok(Request::End) => say(&mut stream, shared, Ask::End),
         Ok(Request::Rekey { path, run }) => say(&mut stream, shared, Ask::Rekey { path, run }),
         Ok(Request::Header { path, judged, new }) => say(&mut stream, shared, Ask::Header { path, judged, new }),
         Ok(Request::Wait) => {

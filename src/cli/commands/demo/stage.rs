@@ -189,7 +189,8 @@ impl Stage {
         let session = thread::Builder::new()
             .name("mount".to_owned())
             .spawn(move || {
-                mount::serve(served.0, &options, &served.1, || {
+                let (end, ended) = mpsc::channel();
+                mount::serve(served.0, &options, &served.1, (end, &ended), |_| {
                     // Who waits no longer has given up.
                     let _ = ready.send(());
                 })
