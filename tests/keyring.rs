@@ -33,7 +33,9 @@ fn files_by_version(found: &Value) -> Vec<(u64, u64)> {
 #[test]
 fn a_passphrase_that_protects_nothing_is_refused() {
     let home = Home::new();
-    let said = home.ok(&[&"init", &"first"]);
+    let made = home.kmsfs(&[&"init", &"first"]);
+    assert!(made.status.success() && text(&made.stdout).lines().count() == 1, "{made:?}");
+    let said = text(&made.stderr);
     let keyring = home.path("data/kmsfs/keyring.toml");
     assert!(said.contains(keyring.to_str().unwrap()) && said.contains("without a passphrase"), "{said}");
     assert!(said.ends_with("mount it: kmsfs mount first MOUNTPOINT\n"), "{said}");
@@ -49,8 +51,9 @@ fn a_passphrase_that_protects_nothing_is_refused() {
         assert!(text(&run.stderr).contains(variable), "{}", text(&run.stderr));
         assert!(!home.path("third").exists() && !home.path("new.toml").exists());
     }
-    let said = home.ok(&[&"init", &"sealed", &"--key", &"local:sealed.toml", &"--passphrase-file", &"pw"]);
-    assert!(said.contains("(new, under the passphrase)"), "{said}");
+    let made = home.kmsfs(&[&"init", &"sealed", &"--key", &"local:sealed.toml", &"--passphrase-file", &"pw"]);
+    let said = text(&made.stderr);
+    assert!(made.status.success() && said.contains("(new, under the passphrase)"), "{said}");
     home.ok(&[&"init", &"again", &"--key", &"local:sealed.toml", &"--passphrase-file", &"pw"]);
 }
 

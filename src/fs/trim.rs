@@ -249,7 +249,7 @@ impl Trimmer {
             let progress = progress.get_or_insert_with(|| Progress::of(self)).last(self);
             let mut state = self.wake();
             let hopes = state.may_hope(start, progress) || start.elapsed() < HARDLY;
-            if !(hopes && self.wait(state, LOOK, |_| true)) && !self.use_spare(RESERVED) {
+            if !(hopes && self.wait(state, LOOK, |_| true) || self.use_spare(RESERVED)) {
                 return Err(error);
             }
         }

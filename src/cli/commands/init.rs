@@ -163,20 +163,20 @@ pub(crate) fn run(args: &InitArgs) -> Result<(), CliError> {
     let providers = settings.for_providers(secret.map(passphrase::for_provider));
     let made = create(&args.cipher_directory, &args.volume.new_volume(), &key, &providers, &environment)?;
     let volume = hex::encode_uuid(&made.volume_id);
-    let keyring =
-        if key.kind == ProviderKind::Local { keyring_advice(&key.id, new, &providers) } else { String::new() };
-    let directory = args.cipher_directory.display();
-    report::say(&format!(
-        "volume {volume} under {}:{}\n{keyring}mount it: kmsfs mount {directory} MOUNTPOINT\n",
-        key.kind, made.wrapping_key
-    ))
+    report::say(&format!("volume {volume} under {}:{}\n", key.kind, made.wrapping_key))?;
+    // Programs read standard output; this is for people.
+    if key.kind == ProviderKind::Local {
+        report::tell(&keyring_advice(&key.id, new, &providers));
+    }
+    report::tell(&format!("mount it: kmsfs mount {} MOUNTPOINT", args.cipher_directory.display()));
+    Ok(())
 }
 
 /// Says where the keys of a local volume are, and that they are the only ones.
 fn keyring_advice(path: &str, new: bool, providers: &ProviderSettings) -> String {
     let made = if new { "new, " } else { "" };
     let sealed = if providers.passphrase.is_some() { "under the passphrase" } else { "without a passphrase" };
-    format!("keyring: {path} ({made}{sealed}); without it the volume cannot be read: keep a copy elsewhere\n")
+    format!("keyring: {path} ({made}{sealed}); without it the volume cannot be read: keep a copy elsewhere")
 }
 
 /// A passphrase that the keyring does not have is a mistake: the caller believes that it protects the volume.

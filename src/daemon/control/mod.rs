@@ -137,9 +137,10 @@ mod tests {
         let _socket = socket(&directory);
         let status = connect(&directory).unwrap().tell(Ask::Status, DEADLINE).unwrap();
         assert_eq!(status, r#"{"answer":42}"#);
-        let other = Client::connect_in(&[directory.clone()], "0:4712", rustix::process::geteuid().as_raw());
+        let other = Client::connect_in(std::slice::from_ref(&directory), "0:4712", rustix::process::geteuid().as_raw());
         assert!(matches!(other, Err(ClientError::NotServed)));
-        let stranger = Client::connect_in(&[directory.clone()], "0:4711", rustix::process::geteuid().as_raw() + 1);
+        let stranger =
+            Client::connect_in(std::slice::from_ref(&directory), "0:4711", rustix::process::geteuid().as_raw() + 1);
         assert!(matches!(stranger, Err(ClientError::NotServed)));
     }
 
@@ -162,7 +163,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let directory = home.path().join("kmsfs");
         let _socket = socket(&directory);
-        let wait = || Client::connect(&directory, Path::new("/mnt")).unwrap().wait(DEADLINE);
+        let wait = || connect(&directory).unwrap().wait(DEADLINE);
         for _ in 0..100 {
             drop(wait().unwrap());
         }
