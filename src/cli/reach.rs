@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::daemon::sandbox::Reach;
 use crate::format::config::VolumeConfig;
 use crate::keys::ProviderKind;
+use crate::keys::providers;
 
 use super::environment::Environment;
 use super::settings::Settings;
@@ -97,10 +98,11 @@ pub(crate) fn of_mount(
             .get("NOTIFY_SOCKET")
             .is_some_and(|name| name.as_encoded_bytes().starts_with(b"@")),
     };
-    let keyrings =
-        config.wrapping_keys.iter().filter(|key| is_local(&key.provider)).filter_map(|key| key.location.as_ref());
-    let keyrings = settings.keyring.iter().cloned().chain(keyrings.map(PathBuf::from));
-    reach.read.extend(keyrings.map(|keyring| around(&keyring)));
+    reach.read.extend(settings.keyring.iter().map(|keyring| around(keyring)));
+    let local = config.wrapping_keys.iter().filter(|key| is_local(&key.provider));
+    let located = local.filter_map(|key| Some((Path::new(key.location.as_ref()?), &key.key)));
+    // The seal is not checked yet: whoever writes the cipher directory chooses these, and gets no more than keyrings.
+    reach.read.extend(located.filter(|(file, id)| providers::is_keyring_with(file, id)).map(|(file, _)| around(file)));
     reach.read.extend(settings.age.identity_file.iter().map(|file| around(file)));
     reach.make.extend(places.watched.iter().cloned());
     if module {
@@ -173,8 +175,12 @@ mod tests {
     use crate::format::config::{End, Holes, WrappingKey};
 
     fn reach(provider: &str, variables: &[(&str, &str)]) -> Reach {
+        reach_at(provider, "/keys/ring.toml", variables)
+    }
+
+    fn reach_at(provider: &str, location: &str, variables: &[(&str, &str)]) -> Reach {
         let mut config = VolumeConfig::new([7; 16], "xaes-256-gcm", Holes::Allow, End::Lenient, 1);
-        let location = (provider == "local").then(|| "/keys/ring.toml".to_owned());
+        let location = (provider == "local").then(|| location.to_owned());
         config.wrapping_keys.push(WrappingKey { provider: provider.into(), key: "k".into(), location });
         let places = Places {
             cipher_directory: Path::new("/c"),
@@ -194,12 +200,38 @@ mod tests {
 
     #[test]
     fn a_local_keyring_needs_no_network_and_nothing_of_the_system() {
-        let local = reach("local", &[("HOME", "/nowhere"), ("AWS_CA_BUNDLE", "/ca/bundle.pem")]);
+        let variables =
+            [("HOME", "/nowhere"), ("AWS_CA_BUNDLE", "/ca/bundle.pem"), ("KMSFS_KEYRING", "/keys/ring.toml")];
+        let local = reach("local", &variables);
         assert!(!local.network && !local.programs);
         assert!(reads(&local, "/keys/ring.toml") && !reads(&local, "/other/ring.toml"));
         assert!(
             !reads(&local, "/etc/shadow") && !reads(&local, "/ca/bundle.pem") && !reads(&local, "/nowhere/.ssh/id")
         );
+    }
+
+    /// Before the seal of the config is checked.
+    #[test]
+    fn a_volume_names_no_place_but_of_a_keyring() {
+        let directory = tempfile::tempdir().unwrap();
+        let [keyring, other] = ["ring.toml", "secret"].map(|name| directory.path().join(name));
+        providers::create_local(&keyring, None).unwrap();
+        let text = fs::read_to_string(&keyring).unwrap();
+        let read = |file: &Path| {
+            let name = file.to_str().unwrap();
+            reads(&reach_at("local", name, &[("HOME", "/nowhere")]), name)
+        };
+        assert!(!read(&keyring), "it is that of another key");
+        let id = text.split('"').find(|part| part.starts_with("k-")).unwrap();
+        fs::write(&keyring, text.replace(id, "k")).unwrap();
+        assert!(read(&keyring));
+        fs::write(&other, "\"k\"").unwrap();
+        fs::set_permissions(&other, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        assert!(!read(&other) && !read(Path::new("/root/.ssh/id")));
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&keyring, Some(1), None).unwrap();
+            assert!(!read(&keyring), "it is a stranger's");
+        }
     }
 
     #[test]

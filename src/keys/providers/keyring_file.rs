@@ -48,7 +48,7 @@ pub(super) fn within(directory: &OwnedFd, path: &Path) -> Option<PathBuf> {
     Some(Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(path.file_name()?))
 }
 
-/// The keyring file at `path`, which must be a regular file that only its owner may touch.
+/// The keyring file at `path`, which must be a regular file that only its owner may touch: this user or root.
 ///
 /// # Errors
 /// `KeyNotFound` if there is none, `Denied`, or `Misconfigured` if others may read it or it is no file.
@@ -67,6 +67,11 @@ fn open(path: &Path) -> Result<File, ProviderError> {
     let mode = metadata.mode();
     if !metadata.is_file() {
         return Err(misconfigured(path, "is not a regular file"));
+    }
+    let (owner, user) = (metadata.uid(), rustix::process::geteuid().as_raw());
+    if owner != user && owner != 0 {
+        let message = format!("belongs to user {owner}, who can use its keys and put others in: chown {user} it");
+        return Err(misconfigured(path, &message));
     }
     if mode & 0o077 != 0 {
         let message = format!("has mode {:04o}, so that others can use its keys: chmod 600 it", mode & 0o7777);

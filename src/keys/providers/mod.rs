@@ -268,6 +268,16 @@ pub fn is_sealed(path: &Path) -> Result<bool, ProviderError> {
     Ok(Keyring::is_sealed(&keyring_file::read(path)?.0))
 }
 
+/// Whether a keyring with the key `id` lies at `path`, by its text alone: nothing of it is interpreted.
+#[must_use]
+pub fn is_keyring_with(path: &Path, id: &str) -> bool {
+    let has = |file: &[u8]| {
+        let text = std::str::from_utf8(file).unwrap_or_default();
+        text.contains("[[key]]") && text.contains(&format!("\"{id}\""))
+    };
+    keyring_file::read(path).is_ok_and(|(file, _)| has(&file))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
