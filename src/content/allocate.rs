@@ -22,14 +22,20 @@ impl Content {
     pub fn allocate(&self, offset: u64, len: u64, grow: bool) -> Result<(), ContentError> {
         let (offset, end, pages) = span(offset, len)?;
         let (_lock, shape) = self.lock_for_change(|shape| shape.end_range(offset.page().0))?;
+        let grows = grow && end > shape.size;
+        if grows {
+            self.ledger.check_gap(shape.size.0..end.0)?;
+            self.pay_end()?;
+        }
         if let Some(pages) = pages {
             let first = PageIndex(*pages.start()).disk().0;
             self.file.allocate(first, PageIndex(*pages.end()).disk().0 + PAGE_SIZE - first)?;
         }
-        if !grow || end <= shape.size {
-            return Ok(());
+        if grows {
+            self.grow(end).inspect_err(|_| self.shrink_back(shape.size))?;
+            self.ledger.add_gap(shape.size.0..end.0);
         }
-        self.grow(end).inspect_err(|_| self.shrink_back(shape.size))
+        Ok(())
     }
 
     /// Makes the range zeros, as far as the file reaches. Whole pages become holes where the volume has holes; with `keep`
@@ -45,6 +51,7 @@ impl Content {
             true => range,
             false => shape.end_range(range.first),
         })?;
+        self.ledger.check(offset.0..end.0)?;
         let end = end.min(shape.size);
         if shape.disk == DiskShape::Headerless || offset >= end {
             return Ok(());

@@ -15,6 +15,7 @@ use crate::format::page::Page;
 use crate::storage::RawFile;
 
 use super::buffers::Plain;
+use super::ledger::Ledger;
 use super::pages::{self, Opened};
 use super::ranges::{Range, RangeGuard, RangeLock};
 use super::rhythm::Rhythm;
@@ -67,6 +68,12 @@ pub enum ContentError {
         /// The index of the page that is the last one now.
         page: u64,
     },
+    /// What was to be written there was refused or failed, and the kernel was told before that it is written.
+    #[error("what was written from byte {offset} on is lost: write it again, or open the file anew")]
+    Lost {
+        /// Where that begins.
+        offset: u64,
+    },
     /// The backing file ends before the page.
     #[error("the file ends before page {page}: it was cut while it was open")]
     Cut {
@@ -87,12 +94,23 @@ pub enum ContentError {
     NoKey,
 }
 
+impl ContentError {
+    /// What the backing file said, if it was that.
+    pub(super) fn os_error(&self) -> Option<i32> {
+        match self {
+            Self::Io(error) => error.raw_os_error(),
+            _ => None,
+        }
+    }
+}
+
 /// One sealed file. Shared by all its handles and hard links.
 pub struct Content {
     pub(super) file: Arc<dyn RawFile>,
     pub(super) rules: Rules,
     pub(super) ranges: RangeLock,
     pub(super) rhythm: Rhythm,
+    pub(super) ledger: Arc<Ledger>,
     keys: OnceLock<FileKeys>,
     /// The header that goes to disk with the first write.
     new_header: Mutex<Option<Box<HeaderPage>>>,
@@ -159,6 +177,7 @@ impl Content {
             rules,
             ranges: RangeLock::default(),
             rhythm: Rhythm::default(),
+            ledger: Arc::default(),
             keys: keys.map_or_else(OnceLock::new, OnceLock::from),
             new_header: Mutex::default(),
             shape: Mutex::new(shape),
@@ -168,6 +187,12 @@ impl Content {
             content.find_size()?;
         }
         Ok(content)
+    }
+
+    /// The same with what is known of the file's losses, which outlives the content.
+    #[must_use]
+    pub fn with_ledger(self, ledger: Arc<Ledger>) -> Self {
+        Self { ledger, ..self }
     }
 
     fn find_size(&self) -> Result<(), ContentError> {
@@ -228,6 +253,10 @@ impl Content {
     /// # Errors
     /// [`ContentError::Io`].
     pub fn sync(&self, metadata: bool) -> Result<(), ContentError> {
+        if self.ledger.owed().is_some() {
+            let _lock = self.lock_for_change(|shape| shape.end_range(u64::MAX))?;
+            self.pay_end()?;
+        }
         let _no_writer = self.share(Range::ALL)?;
         self.rhythm.sync();
         Ok(self.file.sync(metadata)?)

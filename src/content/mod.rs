@@ -4,6 +4,7 @@
 //! * nothing is returned that did not authenticate, other than holes where the volume allows them;
 //! * the size, and everything else about the file's end, changes only under the exclusive lock of the range that begins at
 //!   its last page and never ends;
+//! * a byte that a program has written and that is not stored is never read as a zero: see [`Ledger`];
 //! * at every moment the bytes on disk are a file that opens, with the old content or the new.
 
 mod allocate;
@@ -15,6 +16,9 @@ mod crash_header_tests;
 #[cfg(test)]
 mod crash_tests;
 mod file;
+mod ledger;
+#[cfg(test)]
+mod ledger_tests;
 mod pages;
 mod ranges;
 mod read;
@@ -27,6 +31,7 @@ mod tests;
 mod write;
 
 pub use file::{Content, ContentError, Events, Rules};
+pub use ledger::Ledger;
 pub use pages::{Opened, open as open_page};
 pub use rekey::{KeepsLog, apply_log};
-pub use settle::Unsettled;
+pub use settle::{Unsettled, settled};

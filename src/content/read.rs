@@ -1,7 +1,7 @@
 //! Reading: map the range, one read, open, crop.
 
 use crate::format::config::Holes;
-use crate::format::geometry::{DiskOffset, PAGE_LEN, PAYLOAD_LEN, PageIndex, PlainOffset, pages_of};
+use crate::format::geometry::{DiskOffset, MAX_PLAIN_SIZE, PAGE_LEN, PAYLOAD_LEN, PageIndex, PlainOffset, pages_of};
 use crate::format::page::Page;
 
 use super::buffers::{Plain, with_disk_buffer};
@@ -16,8 +16,11 @@ impl Content {
     /// # Errors
     /// [`ContentError`]; the content of `plain` must then not be used.
     pub fn read(&self, offset: u64, plain: &mut [u8]) -> Result<usize, ContentError> {
-        let Some(asked) = pages_of(PlainOffset(offset), plain.len() as u64) else { return Ok(0) };
+        // No file reaches further than the greatest size.
+        let end = offset.saturating_add(plain.len() as u64).min(MAX_PLAIN_SIZE);
+        let Some(asked) = pages_of(PlainOffset(offset), end.saturating_sub(offset)) else { return Ok(0) };
         let _lock = self.share(Range { first: *asked.start(), last: *asked.end() })?;
+        self.ledger.check(offset..end)?;
         let left = self.size().saturating_sub(offset);
         let len = usize::try_from(left).map_or(plain.len(), |left| left.min(plain.len()));
         let Some(found) = pages_of(PlainOffset(offset), len as u64) else { return Ok(0) };

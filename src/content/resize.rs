@@ -26,11 +26,20 @@ impl Content {
         let size = PlainOffset(size);
         let first = last_page(size).map_or(0, |last| last.0);
         let (_lock, shape) = self.lock_for_change(|shape| shape.end_range(first))?;
+        self.pay_end()?;
         match size.cmp(&shape.size) {
-            Ordering::Equal => Ok(()),
-            Ordering::Less => self.cut(size),
-            Ordering::Greater => self.grow(size).inspect_err(|_| self.shrink_back(shape.size)),
+            Ordering::Equal => {}
+            Ordering::Less => self.cut(size)?,
+            Ordering::Greater => {
+                self.ledger.check_gap(shape.size.0..size.0)?;
+                self.grow(size).inspect_err(|_| self.shrink_back(shape.size))?;
+                self.ledger.cut(size.0);
+                self.ledger.add_gap(shape.size.0..size.0);
+                return Ok(());
+            }
         }
+        self.ledger.cut(size.0);
+        Ok(())
     }
 
     /// Makes the file shorter. Needs the exclusive lock from the new last page on.

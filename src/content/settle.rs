@@ -1,6 +1,6 @@
 //! Settling: letting the disk size carry the plain size again, once the content is durable.
 
-use crate::format::geometry::settled_size;
+use crate::format::geometry::{PlainOffset, settled_size};
 
 use super::file::DiskShape;
 use super::{Content, ContentError};
@@ -9,12 +9,19 @@ use super::{Content, ContentError};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unsettled(u64);
 
+/// The disk size that tells the plain size by itself.
+#[must_use]
+pub fn settled(size: u64) -> u64 {
+    settled_size(PlainOffset(size)).0
+}
+
 impl Content {
     /// Whether the disk size does not tell the plain size.
     #[must_use]
     pub fn unsettled(&self) -> Option<Unsettled> {
         let shape = self.shape();
-        (shape.disk == DiskShape::Aligned && shape.partial_len().is_some()).then_some(Unsettled(shape.version))
+        let is_aligned = shape.disk == DiskShape::Aligned && shape.partial_len().is_some();
+        (is_aligned || self.ledger.owed().is_some()).then_some(Unsettled(shape.version))
     }
 
     /// Settles the file, unless its end has moved since `found`. Everything written before `found` must be durable by
@@ -25,6 +32,10 @@ impl Content {
     pub fn settle(&self, found: Unsettled) -> Result<bool, ContentError> {
         let (_lock, shape) = self.lock_for_change(|shape| shape.end_range(u64::MAX))?;
         if shape.version != found.0 {
+            return Ok(false);
+        }
+        self.pay_end()?;
+        if shape.disk == DiskShape::Headerless {
             return Ok(false);
         }
         self.file.set_size_quietly(settled_size(shape.size).0)?;

@@ -6,7 +6,7 @@ use crate::crypto::random_array;
 use crate::format::config::Holes;
 use crate::format::geometry::{
     PAGE_LEN, PAYLOAD, PAYLOAD_LEN, PageIndex, PlainOffset, aligned_size, last_page, last_page_len, page_count,
-    pages_of,
+    pages_of, settled_size,
 };
 use crate::format::page::{self, Page, Payload, Trailer};
 
@@ -35,7 +35,7 @@ struct Request<'s> {
 
 impl Content {
     /// Writes `bytes` at `offset`; the file grows if they end past its end. A failed write that would have grown the file
-    /// leaves its size as it was, and each page of it old or new.
+    /// leaves its size as it was, and each page of it old or new. Of a failed write into a gap nothing stays behind the gap.
     ///
     /// # Errors
     /// [`ContentError`]; [`ContentError::NoKey`] if the file needs keys first.
@@ -47,15 +47,62 @@ impl Content {
         let pages = pages_of(offset, bytes.len() as u64).ok_or(ContentError::TooLarge)?;
         let end = PlainOffset(offset.0 + bytes.len() as u64);
         let in_place = Range { first: *pages.start(), last: *pages.end() };
-        let (_lock, shape) = self.lock_for_change(|shape| match end <= shape.size {
+        let (lock, shape) = self.lock_for_change(|shape| match end <= shape.size {
             true => in_place,
             false => shape.end_range(in_place.first),
         })?;
-        if end <= shape.size {
-            return self.overwrite(offset, bytes);
+        let written = match end <= shape.size {
+            true => self.overwrite(offset, bytes),
+            false => self.write_at_the_end(shape.size, offset, bytes),
+        };
+        let Err(error) = written else {
+            self.ledger.stored(offset.0..end.0);
+            return Ok(());
+        };
+        // Under the lock: whoever comes next must know.
+        let gap = self.ledger.lose(offset.0..end.0, self.shape().size.0, error.os_error());
+        drop(lock);
+        if let Some(Err(why)) = gap.map(|start| self.take_back(PlainOffset(start))) {
+            // What is lost stays inside the file, where nobody can read it.
+            tracing::debug!("what lies behind lost bytes cannot be cut: {why}");
         }
+        Err(error)
+    }
+
+    /// A write that moves the end; what lies between the old one and its begin becomes a hole. If it fails, the end is put back.
+    fn write_at_the_end(&self, size: PlainOffset, offset: PlainOffset, bytes: &[u8]) -> Result<(), ContentError> {
+        self.ledger.check_gap(size.0..offset.0)?;
+        self.pay_end()?;
         let grown = self.prepare_to_grow(offset).and_then(|()| self.extend(offset, bytes));
-        grown.inspect_err(|_| self.shrink_back(shape.size))
+        grown.inspect_err(|_| self.shrink_back(size))?;
+        if size < offset {
+            self.ledger.add_gap(size.0..offset.0);
+        }
+        Ok(())
+    }
+
+    /// What was to be written there, is not stored, because the write never came this far.
+    ///
+    /// # Errors
+    /// [`ContentError`] if something that was stored behind it has to go and cannot: it is lost all the same.
+    pub fn lose(&self, range: std::ops::Range<u64>) -> Result<(), ContentError> {
+        let (lock, shape) = self.lock_for_change(|shape| shape.end_range(PlainOffset(range.start).page().0))?;
+        let gap = self.ledger.lose(range, shape.size.0, None);
+        drop(lock);
+        gap.map_or(Ok(()), |start| self.take_back(PlainOffset(start)))
+    }
+
+    /// Cuts the file where a gap begins that was never filled. What is cut is lost.
+    fn take_back(&self, start: PlainOffset) -> Result<(), ContentError> {
+        let (_lock, shape) = self.lock_for_change(|shape| shape.end_range(start.page().0.saturating_sub(1)))?;
+        if shape.size <= start {
+            return Ok(());
+        }
+        self.ledger.lose(start.0..shape.size.0, start.0, None);
+        self.pay_end()?;
+        self.cut(start)?;
+        self.ledger.end_at(start.0);
+        Ok(())
     }
 
     /// A write within the file. Needs the exclusive lock of its pages.
@@ -65,11 +112,33 @@ impl Content {
         self.write_pages(&Request { offset, bytes, pages, old_size: size, new_size: size, old_last: None })
     }
 
-    /// Takes back what a failed change has grown the file by, as well as the disk allows.
+    /// Takes back what a failed change has grown the file by.
     pub(super) fn shrink_back(&self, size: PlainOffset) {
-        if self.shape().size > size {
-            let _ = self.cut(size);
+        if self.shape().size > size && self.cut(size).is_err() {
+            self.owe_end(size);
         }
+    }
+
+    /// Neither the old nor the new end could be made. The file ends at `size` all the same: the disk size alone will say so,
+    /// now or before anything is believed of it again.
+    fn owe_end(&self, size: PlainOffset) {
+        let disk = match self.shape().disk {
+            DiskShape::Headerless => 0,
+            DiskShape::Settled | DiskShape::Aligned => settled_size(size).0,
+        };
+        if disk > 0 {
+            self.set_shape(size, DiskShape::Settled, Tail::Unknown);
+        }
+        self.ledger.owe(self.file.set_size(disk).is_err().then_some(disk));
+    }
+
+    /// Gives the file the disk size that it is owed, if it is. Needs the exclusive lock of the end.
+    pub(super) fn pay_end(&self) -> Result<(), ContentError> {
+        if let Some(disk) = self.ledger.owed() {
+            self.file.set_size(disk)?;
+            self.ledger.owe(None);
+        }
+        Ok(())
     }
 
     /// Makes the end ready to move to a write at `start`. Needs the exclusive lock of the end.
@@ -147,13 +216,19 @@ impl Content {
         Ok(Some(old))
     }
 
-    /// Undoes a failed extension as well as the disk allows: cuts what it added, and puts the last page's length back.
+    /// Undoes a failed extension: cuts what it added, and puts the last page's length back.
     fn put_back(&self, request: &Request<'_>) {
         let headerless = self.shape().disk == DiskShape::Headerless;
         let disk = if headerless { 0 } else { aligned_size(request.old_size).0 };
-        let cut = self.file.set_size(disk);
-        if let (Ok(()), Some(old), Some(last)) = (cut, &request.old_last, last_page(request.old_size)) {
-            let _ = self.write_page(last, Trailer::last(last_page_len(request.old_size)), old);
+        let cut = self.file.set_size(disk).map_err(ContentError::from);
+        let undone = match (&request.old_last, last_page(request.old_size)) {
+            (Some(old), Some(last)) => {
+                cut.and_then(|()| self.write_page(last, Trailer::last(last_page_len(request.old_size)), old))
+            }
+            _ => cut,
+        };
+        if undone.is_err() {
+            self.owe_end(request.old_size);
         }
     }
 

@@ -1,6 +1,7 @@
 //! Attributes: what `stat` shows, and what `chmod`, `chown`, `truncate` and `utimensat` change.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::format::geometry::{DiskOffset, PAGE_LEN, PAYLOAD_LEN, PageIndex, SizeHint, size_hint, size_with_last_page};
 use crate::format::page::{Trailer, part};
@@ -15,6 +16,8 @@ use super::{Caller, Error, Filesystem, InodeId, ROOT};
 pub struct Attributes {
     /// The inode.
     pub id: InodeId,
+    /// Rises when the kernel has to forget what it knew of the inode.
+    pub generation: u32,
     /// Kind.
     pub kind: NodeKind,
     /// Permission, set-id and sticky bits: `0o7777`.
@@ -78,6 +81,7 @@ impl Filesystem {
         let nlink = if inode.id == ROOT { stat.nlink.saturating_sub(1).max(2) } else { stat.nlink };
         Ok(Attributes {
             id: inode.id,
+            generation: inode.generation.load(Ordering::Relaxed),
             kind: stat.kind,
             mode: stat.mode,
             nlink,
@@ -158,7 +162,10 @@ impl Filesystem {
 
     /// What the disk size says, or the trailer of the last page where the disk size does not. A disk size that no file has
     /// shows as it is; opening such a file says what is wrong.
-    fn size_at_rest(&self, inode: &Inode, stat: &Stat) -> u64 {
+    pub(super) fn size_at_rest(&self, inode: &Inode, stat: &Stat) -> u64 {
+        if inode.has_zero_header.load(Ordering::Relaxed) {
+            return 0;
+        }
         match size_hint(DiskOffset(stat.size)) {
             Ok(SizeHint::Known(size)) => size.0,
             Ok(SizeHint::AskLastPage(last)) => size_with_last_page(last, self.len_of_last_page(inode, last)).0,

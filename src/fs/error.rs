@@ -125,7 +125,9 @@ impl Error {
     #[must_use]
     pub fn is_alarming(&self) -> bool {
         match self {
-            Self::Content(error) => !matches!(error, ContentError::Io(_) | ContentError::TooLarge),
+            Self::Content(error) => {
+                !matches!(error, ContentError::Io(_) | ContentError::TooLarge | ContentError::Lost { .. })
+            }
             Self::Key(_)
             | Self::Lease(_)
             | Self::DirectoryId
@@ -185,6 +187,7 @@ fn content_errno(error: &ContentError) -> i32 {
         | ContentError::Hole { .. }
         | ContentError::NoEndMark { .. }
         | ContentError::Cut { .. }
+        | ContentError::Lost { .. }
         | ContentError::Retired
         | ContentError::ImpossibleSize(_) => Errno::IO.raw_os_error(),
     }

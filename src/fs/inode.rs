@@ -5,10 +5,10 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::content::Content;
+use crate::content::{Content, Ledger};
 use crate::storage::{DiskFile, Node, NodeKind, SetTime, Stat, Timestamp};
 
 use super::Error;
@@ -38,6 +38,15 @@ pub(super) struct Inode {
     /// The file has no capabilities for programs, or has lost them; where nobody can set attributes that stays so.
     pub(super) lacks_capabilities: AtomicBool,
     pub(super) slot: Mutex<Slot>,
+    /// What programs take for written and is not stored.
+    pub(super) ledger: Arc<Ledger>,
+    /// Towards the kernel, the inode of another generation is another one: nothing that it knew of the old one counts.
+    pub(super) generation: AtomicU32,
+    /// The kernel has not looked it up since its generation changed.
+    pub(super) must_be_looked_up: AtomicBool,
+    /// The header turned out to be zeros: the file is empty, and the kernel may have heard otherwise.
+    pub(super) has_zero_header: AtomicBool,
+    pub(super) is_without_size: AtomicBool,
     /// A modification time that the kernel has set on an open file and the disk has not. Held while times are set, so that
     /// settling does not put older ones back.
     late_mtime: Mutex<Option<Timestamp>>,
@@ -103,6 +112,11 @@ impl Inode {
             default_acl: DefaultAcl::default(),
             lacks_capabilities: AtomicBool::new(false),
             slot: Mutex::default(),
+            ledger: Arc::default(),
+            generation: AtomicU32::new(0),
+            must_be_looked_up: AtomicBool::new(false),
+            has_zero_header: AtomicBool::new(false),
+            is_without_size: AtomicBool::new(false),
             late_mtime: Mutex::default(),
             sealing: AtomicBool::new(false),
             keys: Mutex::default(),
@@ -244,6 +258,9 @@ impl InodeTable {
         inode.lookups.store(left, Ordering::Relaxed);
         known.drop_unused(id);
         drop(known);
+        if left == 0 {
+            inode.ledger.clear();
+        }
         (left == 0 && inode.watched.load(Ordering::Relaxed)).then_some(inode)
     }
 

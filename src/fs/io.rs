@@ -107,6 +107,8 @@ impl Filesystem {
             drop(inode.write_late_mtime()?);
         }
         self.enforce_order()?;
+        // The kernel has handed over what it had.
+        inode.ledger.confirm();
         loop {
             let open = inode.slot().current();
             let synced = match open {

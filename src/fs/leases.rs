@@ -155,7 +155,7 @@ impl Filesystem {
         self.invalidate(inode.id);
     }
 
-    fn invalidate(&self, id: InodeId) {
+    pub(super) fn invalidate(&self, id: InodeId) {
         if let Some(invalidate) = self.invalidate.get() {
             invalidate(id);
         }

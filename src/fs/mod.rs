@@ -16,6 +16,7 @@ mod lane;
 mod leases;
 mod link_targets;
 mod listing;
+mod losses;
 mod measures;
 mod moves;
 mod names;
@@ -63,6 +64,7 @@ use inode::{Inode, InodeTable};
 use lane::Lane;
 use leases::Keeper;
 use listing::OpenDirectories;
+use losses::Losses;
 use moves::Moves;
 use order::NameOrder;
 use prefetch::Prefetch;
@@ -128,6 +130,7 @@ pub struct Filesystem {
     order: NameOrder,
     settler: Arc<Settler>,
     keeper: Arc<Keeper>,
+    losses: Arc<Losses>,
     trimmer: Arc<Trimmer>,
     /// What says that nobody else writes the volume; none where a lock says it.
     tenure: OnceLock<Tenure>,
@@ -197,6 +200,7 @@ impl Filesystem {
             directories: OpenDirectories::default(),
             settler: Arc::default(),
             keeper: Arc::default(),
+            losses: Arc::default(),
             trimmer: Arc::new(Trimmer::new()),
             tenure: OnceLock::new(),
             forget_entry: OnceLock::new(),
@@ -247,6 +251,7 @@ impl Filesystem {
     /// Settles every file, wipes every key, and makes everything durable. For after the unmount: nothing may be asked of it any more.
     pub fn shutdown(&self) {
         self.keeper.stop();
+        self.losses.stop();
         self.trimmer.stop();
         self.settler.stop();
         if !self.read_only {
@@ -265,7 +270,7 @@ impl Filesystem {
     }
 
     /// From now on a write does not change a modification time: the kernel has a writeback cache, notes the time when a
-    /// program writes, and sets it.
+    /// program writes, and sets it. Programs then take for written what was not handed over yet.
     pub fn let_kernel_set_mtime(&self) {
         self.kernel_sets_mtime.store(true, Ordering::Relaxed);
     }

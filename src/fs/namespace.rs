@@ -32,7 +32,11 @@ impl Filesystem {
         let directory = self.inodes.get(directory)?;
         let stored = self.stored_name(&directory, name)?;
         match self.trimmer.with_patience(|| directory.node.lookup(stored.entry())) {
-            Ok(node) => Ok(self.learn(node)?.1),
+            Ok(node) => {
+                let (inode, attributes) = self.learn(node)?;
+                inode.must_be_looked_up.store(false, Ordering::Relaxed);
+                Ok(attributes)
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::NoEntry),
             Err(error) => Err(error.into()),
         }

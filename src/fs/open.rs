@@ -40,6 +40,7 @@ impl Filesystem {
             if access == Access::ReadWrite {
                 self.check_writable()?;
             }
+            inode.check_is_fresh()?;
             Ok(inode)
         });
         match opened {
@@ -47,6 +48,11 @@ impl Filesystem {
             Ok(inode) => {
                 self.prefetch_after(id);
                 self.with_content(inode, access, answer, move |fs, inode, open| {
+                    if inode.is_without_size.load(Ordering::Relaxed) {
+                        // What was found out must outlive that the kernel forgets the inode.
+                        fs.settler.watch(&fs.inodes, inode);
+                        inode.check_is_fresh()?;
+                    }
                     fs.count_open(inode, open, access);
                     Ok(())
                 });
@@ -123,6 +129,8 @@ impl Filesystem {
             self.alarm("end", || format!("{}: the end of the file is missing: it was cut off", inode.node.describe()));
         }
         let is_condemned = inode.condemned.load(Ordering::Relaxed);
+        // The kernel hands its pages over when a handle is closed.
+        inode.ledger.confirm();
         let waits = |open: &OpenFile| inode.watched.load(Ordering::Relaxed) && open.content.unsettled().is_some();
         let last = slot.handles == 0;
         if last && !slot.open.as_ref().is_some_and(waits) {
@@ -379,7 +387,8 @@ impl Filesystem {
 
     fn authenticate(&self, inode: &Inode, page: &HeaderPage) -> Result<Option<AuthenticHeader>, Error> {
         let header = self.volume.ring.authenticate(page)?;
-        if header.is_none() {
+        if header.is_none() && !inode.has_zero_header.swap(true, Ordering::Relaxed) {
+            inode.is_without_size.store(self.kernel_sets_mtime.load(Ordering::Relaxed), Ordering::Relaxed);
             let place = || inode.node.describe();
             self.alarm("header", || format!("{}: a header of zeros never became durable: the file is empty", place()));
         }
@@ -434,7 +443,15 @@ impl Filesystem {
             return Ok(open);
         }
         // Under the slot's lock: nobody changes the file between finding its size and making this its content.
+        if let Some(disk) = inode.ledger.owed() {
+            raw.set_size(disk)?;
+            inode.ledger.owe(None);
+        }
+        if self.kernel_sets_mtime.load(Ordering::Relaxed) {
+            inode.ledger.believe();
+        }
         let content = Content::open(raw, keys, self.rules, Arc::clone(&self.events))
+            .map(|content| content.with_ledger(Arc::clone(&inode.ledger)))
             .map_err(Error::from)
             .inspect_err(|error| self.report(inode, error))?;
         let lease = Lease::new(since.unwrap_or_else(Moment::now));
@@ -454,6 +471,7 @@ pub(super) fn first_key(config: &VolumeConfig) -> String {
 
 fn adopt(inode: &Inode, open: &OpenFile, (opened, header): (OpenedKeys, Box<HeaderPage>)) {
     drop_lost_attributes(inode);
+    inode.has_zero_header.store(false, Ordering::Relaxed);
     open.content.adopt(opened.keys, header);
     open.lease.extend(opened.since);
 }

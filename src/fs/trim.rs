@@ -344,7 +344,7 @@ impl Filesystem {
     }
 
     /// An entry that names the inode, if its directory is known.
-    fn entry_of(&self, inode: &Inode) -> Option<(InodeId, Vec<u8>)> {
+    pub(super) fn entry_of(&self, inode: &Inode) -> Option<(InodeId, Vec<u8>)> {
         let path = inode.node.describe();
         let path = Path::new(&path);
         let parent = Node::stat_directory(path.parent()?).ok()?;

@@ -9,17 +9,19 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use fuser::{
-    BsdFileFlags, FileHandle, FopenFlags, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags,
-    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner,
+    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use crate::fs::{Attributes, Begun, Change, DirectoryHandle, Error, Filesystem, NodeKind, Operation, OperationCounts};
+use crate::fs::{Begun, Change, DirectoryHandle, Error, Filesystem, NodeKind, Operation, OperationCounts};
 
 use super::Options;
 use super::convert;
 use super::low_latency::LowLatency;
-use super::reply::{FIRST, KEEP, name_alone, reply_attributes, reply_empty, reply_entry, reply_xattr};
+use super::reply::{
+    KEEP, NO_HANDLE, name_alone, reply_attributes, reply_created, reply_empty, reply_entry, reply_xattr,
+};
 
 /// Bytes of a request at most: the kernel's own limit.
 const MAX_REQUEST: u32 = 1024 * 1024;
@@ -41,8 +43,6 @@ const WANTED: [InitFlags; 9] = [
     InitFlags::FUSE_DONT_MASK,
 ];
 const NAME_MAX: u32 = 255;
-/// Files need no handle: content is kept per inode.
-const NO_HANDLE: FileHandle = FileHandle(0);
 
 thread_local! {
     /// Plaintext on its way to the kernel, reused.
@@ -240,13 +240,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let begun = self.begin_to_end_anywhere(Operation::Create, request);
-        let answer = move |result: Result<Attributes, Error>| match begun.end(result) {
-            Ok(made) => {
-                let made = convert::attributes(&made);
-                reply.created(&KEEP, &made, FIRST, NO_HANDLE, FopenFlags::FOPEN_KEEP_CACHE);
-            }
-            Err(error) => reply.error(convert::errno(&error)),
-        };
+        let answer = move |result| reply_created(reply, begun.end(result));
         let (parent, caller) = (convert::inode(parent), convert::creator(request, umask));
         self.fs.create(parent, name.as_bytes(), mode & 0o7777, caller, Box::new(answer));
     }
@@ -289,11 +283,13 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let begun = self.begin_to_end_anywhere(Operation::Write, request);
-        let size = data.len();
-        let len = u32::try_from(size).unwrap_or(u32::MAX);
+        let (fs, size) = (Arc::clone(&self.fs), data.len());
         let answer = move |written| match begun.end_moving(written, |()| size) {
-            Ok(()) => reply.written(len),
-            Err(error) => reply.error(convert::errno(&error)),
+            Ok(()) => reply.written(u32::try_from(size).unwrap_or(u32::MAX)),
+            Err(error) => {
+                fs.lose(convert::inode(ino), offset, size);
+                reply.error(convert::errno(&error));
+            }
         };
         if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
             && let Err(error) = self.fs.drop_set_ids(convert::inode(ino), convert::caller(request))
@@ -363,8 +359,9 @@ impl fuser::Filesystem for Adapter {
         let begun = self.begin(Operation::Readdir, request);
         let listed = self.fs.list(DirectoryHandle(handle.0), offset, true, |entry| {
             let attributes = entry.attributes.as_ref().map_or_else(|| name_alone(entry), convert::attributes);
+            let generation = Generation(entry.attributes.as_ref().map_or(0, |entry| entry.generation.into()));
             let name = OsStr::from_bytes(entry.name);
-            !reply.add(attributes.ino, entry.next_position, name, &KEEP, &attributes, FIRST)
+            !reply.add(attributes.ino, entry.next_position, name, &KEEP, &attributes, generation)
         });
         match begun.end(listed) {
             Ok(()) => reply.ok(),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use fuser::{Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr};
+use fuser::{FileHandle, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyEmpty, ReplyEntry, ReplyXattr};
 
 use crate::fs::{Attributes, Error, Listed, NodeKind, UNREADABLE};
 
@@ -10,13 +10,15 @@ use super::convert;
 
 /// Nobody but this mount changes the cipher directory, so the kernel may keep what it knows.
 pub(super) const KEEP: Duration = Duration::from_secs(3600);
-pub(super) const FIRST: Generation = Generation(0);
+
+/// Files need no handle: content is kept per inode.
+pub(super) const NO_HANDLE: FileHandle = FileHandle(0);
 
 /// A lookup that found nothing is worth remembering too.
 pub(super) fn reply_entry(reply: ReplyEntry, result: Result<Attributes, Error>) {
     match result {
-        Ok(found) => reply.entry(&KEEP, &convert::attributes(&found), FIRST),
-        Err(Error::NoEntry) => reply.entry_with_ttls(&KEEP, &KEEP, &nothing(), FIRST),
+        Ok(found) => reply.entry(&KEEP, &convert::attributes(&found), Generation(found.generation.into())),
+        Err(Error::NoEntry) => reply.entry_with_ttls(&KEEP, &KEEP, &nothing(), Generation(0)),
         Err(error) => reply.error(convert::errno(&error)),
     }
 }
@@ -40,6 +42,17 @@ fn nothing() -> fuser::FileAttr {
         rdev: 0,
         blksize: 0,
         flags: 0,
+    }
+}
+
+/// A file that was made is open.
+pub(super) fn reply_created(reply: ReplyCreate, result: Result<Attributes, Error>) {
+    match result {
+        Ok(made) => {
+            let generation = Generation(made.generation.into());
+            reply.created(&KEEP, &convert::attributes(&made), generation, NO_HANDLE, FopenFlags::FOPEN_KEEP_CACHE);
+        }
+        Err(error) => reply.error(convert::errno(&error)),
     }
 }
 

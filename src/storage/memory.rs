@@ -13,6 +13,7 @@ pub struct MemoryFile(Mutex<State>);
 struct State {
     bytes: Vec<u8>,
     capacity: Option<usize>,
+    keeps_size: bool,
     log: Vec<Recorded>,
 }
 
@@ -74,6 +75,11 @@ impl MemoryFile {
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Self {
         Self(Mutex::new(State { bytes, ..State::default() }))
+    }
+
+    /// Lets every change of the size by itself fail with `EIO`, until told otherwise.
+    pub fn keep_size(&self, keeps: bool) {
+        self.state().keeps_size = keeps;
     }
 
     /// Lets the file grow to `capacity` bytes; a write beyond it writes what fits and fails with `ENOSPC`.
@@ -145,6 +151,9 @@ impl RawFile for MemoryFile {
 
     fn set_size(&self, size: u64) -> io::Result<()> {
         let mut state = self.state();
+        if state.keeps_size {
+            return Err(rustix::io::Errno::IO.into());
+        }
         state.record(Change::Size(size));
         state.bytes.resize(position(size)?, 0);
         Ok(())

@@ -1,0 +1,173 @@
+//! What is done when something is lost that programs take for written.
+//!
+//! The kernel counts lost bytes in the file's size and has them in its pages. It drops the pages when it is told, and the size
+//! with the inode. Invariants:
+//! * until then what is lost is neither read nor jumped over: see [`crate::content::Ledger`];
+//! * a file that nobody has open is a new one to the kernel when it is next opened, with the size and content that are stored;
+//! * nothing here costs anything while nothing is lost.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use crate::content;
+use crate::storage::{Access, RawFile};
+
+use super::inode::Inode;
+use super::trim::is_in_background;
+use super::{ContentError, Error, Filesystem, InodeId};
+
+/// How often the kernel is asked to drop a file that it may just have closed.
+const ROUND: Duration = Duration::from_millis(20);
+/// After so many rounds in which nothing new was lost the files that are left are in use, and asked after less often.
+const ROUNDS: u32 = 50;
+const SELDOM: Duration = Duration::from_secs(1);
+
+/// Files that have lost something.
+#[derive(Default)]
+pub(super) struct Losses {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// With each, whether the kernel still has pages of what is lost.
+    files: HashMap<InodeId, (Weak<Inode>, bool)>,
+    at_work: bool,
+    stopped: bool,
+}
+
+impl Losses {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn stop(&self) {
+        self.state().stopped = true;
+        self.changed.notify_all();
+    }
+
+    /// The files to look after, and which of them have lost something since the last look. None: there is nothing to do.
+    fn next(&self, pause: Duration) -> Option<Vec<(Arc<Inode>, bool)>> {
+        let state = self.state();
+        let is_news = |state: &State| state.files.values().any(|(_, is_new)| *is_new);
+        let waited = self.changed.wait_timeout_while(state, pause, |state| !state.stopped && !is_news(state));
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let mut found = Vec::new();
+        state.files.retain(|_, (inode, is_new)| {
+            let inode = inode.upgrade().filter(|inode| *is_new || inode.ledger.has_lost());
+            let stays = inode.is_some();
+            found.extend(inode.map(|inode| (inode, std::mem::take(is_new))));
+            stays
+        });
+        if state.stopped || found.is_empty() {
+            state.at_work = false;
+            return None;
+        }
+        Some(found)
+    }
+}
+
+impl Filesystem {
+    /// The kernel was told that these bytes cannot be written, and has told programs before that it is.
+    pub fn lose(self: &Arc<Self>, id: InodeId, offset: u64, len: usize) {
+        let range = offset..offset.saturating_add(len as u64);
+        if !self.kernel_sets_mtime.load(Ordering::Relaxed) {
+            return;
+        }
+        let Ok(inode) = self.inodes.get(id) else { return };
+        loop {
+            let open = inode.slot().current();
+            let lost = match open {
+                Some(open) => open.content.lose(range.clone()).map_err(Error::from),
+                None => self.lose_unopened(&inode, range.clone()),
+            };
+            match lost {
+                Err(Error::Content(ContentError::Retired)) => {}
+                Ok(()) => break,
+                Err(error) => {
+                    self.alarm("lost", || format!("{}: what is lost cannot be cut: {error}", inode.node.describe()));
+                    break;
+                }
+            }
+        }
+        self.alarm("lost", || format!("{}: a program has written what cannot be stored", inode.node.describe()));
+        self.look_after(&inode);
+    }
+
+    /// Without its key, a file gets a shorter end by its disk size alone.
+    fn lose_unopened(&self, inode: &Inode, range: Range<u64>) -> Result<(), Error> {
+        let mut slot = inode.slot();
+        if slot.current().is_some() {
+            return Err(ContentError::Retired.into());
+        }
+        let size = self.size_at_rest(inode, &inode.node.stat()?);
+        if let Some(start) = inode.ledger.lose(range, size, None) {
+            let disk = content::settled(start);
+            inode.ledger.owe(Some(disk));
+            self.open_backing(inode, Access::ReadWrite)?.set_size(disk)?;
+            inode.ledger.owe(None);
+        }
+        drop(slot);
+        Ok(())
+    }
+
+    fn look_after(self: &Arc<Self>, inode: &Arc<Inode>) {
+        let mut state = self.losses.state();
+        state.files.insert(inode.id, (Arc::downgrade(inode), true));
+        self.losses.changed.notify_all();
+        if state.at_work || state.stopped {
+            return;
+        }
+        let (losses, weak) = (Arc::clone(&self.losses), Arc::downgrade(self));
+        let started = std::thread::Builder::new().name("kmsfs-losses".to_owned()).spawn(move || run(&losses, &weak));
+        state.at_work = started.is_ok();
+    }
+
+    /// What the kernel may be told about files that have lost something, from a thread that does not serve it.
+    fn tell_of_losses(&self, files: &[(Arc<Inode>, bool)]) {
+        for (inode, _) in files.iter().filter(|(_, is_new)| *is_new) {
+            self.invalidate(inode.id);
+        }
+        let is_unused = |inode: &Arc<Inode>| inode.ledger.has_lost() && inode.slot().handles == 0;
+        let unused: Vec<_> = files.iter().filter(|(inode, _)| is_unused(inode)).collect();
+        let ids: Vec<_> = unused.iter().map(|(inode, _)| inode.id).collect();
+        if ids.is_empty() || self.drop_unused.get().is_some_and(|drop_unused| drop_unused(&ids)) {
+            return;
+        }
+        for (inode, _) in unused {
+            if let (Some(forget), Some((directory, name))) = (self.forget_entry.get(), self.entry_of(inode)) {
+                forget(directory, &name);
+            }
+        }
+    }
+}
+
+fn run(losses: &Losses, weak: &Weak<Filesystem>) {
+    is_in_background();
+    let mut rounds = 0;
+    while let Some(files) = losses.next(if rounds < ROUNDS { ROUND } else { SELDOM }) {
+        let Some(fs) = weak.upgrade() else { return };
+        rounds = if files.iter().any(|(_, is_new)| *is_new) { 0 } else { rounds + 1 };
+        fs.tell_of_losses(&files);
+    }
+}
+
+impl Inode {
+    /// The file is being opened. Fails if the kernel has to look it up again first, because it counts what is not there: then
+    /// it takes the file for another one than before, and has all of it anew.
+    pub(super) fn check_is_fresh(&self) -> Result<(), Error> {
+        let slot = self.slot();
+        let is_wrong = || self.ledger.has_lost() || self.is_without_size.swap(false, Ordering::Relaxed);
+        if slot.handles == 0 && is_wrong() {
+            self.generation.fetch_add(1, Ordering::Relaxed);
+            self.must_be_looked_up.store(true, Ordering::Relaxed);
+            self.ledger.clear();
+        }
+        drop(slot);
+        if self.must_be_looked_up.load(Ordering::Relaxed) { Err(Error::UnknownInode) } else { Ok(()) }
+    }
+}
