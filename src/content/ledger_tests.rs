@@ -100,6 +100,17 @@ fn a_page_that_fails_after_one_behind_it_takes_that_one_back() {
     assert_eq!(bench.anew(), [b'a'; 100]);
 }
 
+/// The last page is a hole: a clean end would need space for it.
+#[test]
+fn a_full_disk_takes_back_what_was_grown_over_what_is_lost() {
+    let bench = Bench::new();
+    bench.content.resize(20_001).unwrap();
+    bench.disk.fail_writes(true);
+    assert!(bench.content.write(100, &[b'b'; 9000]).is_err());
+    bench.disk.fail_writes(false);
+    assert_eq!(bench.anew(), [b'a'; 100]);
+}
+
 #[test]
 fn a_hole_that_was_there_at_a_sync_stays_one() {
     let bench = Bench::new();

@@ -14,6 +14,7 @@ struct State {
     bytes: Vec<u8>,
     capacity: Option<usize>,
     keeps_size: bool,
+    fails_writes: bool,
     log: Vec<Recorded>,
 }
 
@@ -82,6 +83,11 @@ impl MemoryFile {
         self.state().keeps_size = keeps;
     }
 
+    /// Lets every write fail with `ENOSPC`, until told otherwise.
+    pub fn fail_writes(&self, fails: bool) {
+        self.state().fails_writes = fails;
+    }
+
     /// Lets the file grow to `capacity` bytes; a write beyond it writes what fits and fails with `ENOSPC`.
     pub fn limit(&self, capacity: Option<usize>) {
         self.state().capacity = capacity;
@@ -131,6 +137,9 @@ impl RawFile for MemoryFile {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut state = self.state();
+        if state.fails_writes {
+            return Err(rustix::io::Errno::NOSPC.into());
+        }
         let start = position(offset)?;
         let end = start + bytes.len();
         let allowed = end.min(state.capacity.unwrap_or(end).max(state.bytes.len()));
