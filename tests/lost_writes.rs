@@ -1,19 +1,22 @@
 //! Writes that are lost after a program was told that they are done: it hears of them, and nobody reads or stores a zero in
 //! their place.
 #![cfg(feature = "mount")]
-#![allow(clippy::unwrap_used)] // it is how a test fails
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // how a test fails, and how it tells what it met
 
 #[path = "support/mount.rs"]
 mod support;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
-use support::{Home, Volume, errno, eventually, run};
+use support::{Home, Volume, bytes, errno, eventually, run};
 
-/// A volume under a keyring's key that is asked for again after two seconds.
+/// A volume under a keyring's key that can be taken away from it.
 struct Revocable {
     volume: Volume,
     keyring: PathBuf,
@@ -22,10 +25,14 @@ struct Revocable {
 
 impl Revocable {
     fn new() -> Self {
-        let home = Home::new();
+        Self::in_home(Home::new(), "2")
+    }
+
+    /// The key is asked for again after so many seconds.
+    fn in_home(home: Home, age: &str) -> Self {
         let keyring = home.path("keyring");
         let key = format!("local:{}", keyring.display());
-        let volume = Volume::in_home(home, &["--key", &key], &["--key-max-age", "2"]);
+        let volume = Volume::in_home(home, &["--key", &key], &["--key-max-age", age]);
         let key = volume.home.ok(&[&"keys", &"list", &volume.cipher, &"--json"]);
         let start = key.find("k-").unwrap();
         Self { keyring, key: key[start..start + 18].to_owned(), volume }
@@ -151,4 +158,83 @@ fn the_last_bytes_of_the_largest_file_are_what_was_written() {
     file.read_exact_at(&mut found, MOST - 100).unwrap();
     assert_eq!(found, [b'z'; 100]);
     assert_eq!(errno(file.write_all_at(b"z", MOST).and_then(|()| file.sync_all())), Some(libc::EFBIG));
+}
+
+const SECONDS: &str = "KMSFS_FAULTS_SECONDS";
+const SEED: &str = "KMSFS_FAULTS_SEED";
+
+/// A number in the environment.
+fn number(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).map_or(otherwise, |value| value.parse().unwrap())
+}
+
+/// Takes all space that is left.
+fn fill(ballast: &File) {
+    let mut len = 32 << 20;
+    while len >= 4096 {
+        let end = ballast.metadata().unwrap().len();
+        if rustix::fs::fallocate(ballast, rustix::fs::FallocateFlags::empty(), end, len).is_err() {
+            len /= 2;
+        }
+    }
+}
+
+/// Appenders, overwriters, programs that write far, truncate and map, on a disk that fills up and under a key that is refused. Each
+/// knows what it may find (`support/writers.py`).
+#[test]
+fn no_fault_leaves_a_zero_that_nobody_wrote() {
+    support::needs_root();
+    let (seconds, seed) = (number(SECONDS, 12), number(SEED, 1));
+    let home = Home::new();
+    let (image, disk, script, stop) =
+        (home.path("image"), home.path("cipher"), home.path("writers.py"), home.path("stop"));
+    File::create(&image).unwrap().set_len(24 << 20).unwrap();
+    run("mkfs.ext4", &[&"-q", &"-F", &"-b", &"4096", &"-m", &"0", &image], Path::new("/"));
+    fs::create_dir(&disk).unwrap();
+    run("mount", &[&"-o", &"loop", &image, &disk], Path::new("/"));
+    fs::remove_dir(disk.join("lost+found")).unwrap();
+    fs::write(&script, include_str!("support/writers.py")).unwrap();
+    let of = Revocable::in_home(home, "1");
+    let ballast = OpenOptions::new().create(true).truncate(true).write(true).open(disk.join(".ballast")).unwrap();
+    let mut writers: Vec<Child> = ["append", "overwrite", "far", "truncate", "map"]
+        .iter()
+        .zip(1..)
+        .map(|(kind, n)| {
+            let mut program = Command::new("python3");
+            program.arg(&script).arg(of.volume.path(kind)).arg(kind).arg(n.to_string());
+            program.arg((seed * 100 + n).to_string()).arg(seconds.to_string()).arg(&stop);
+            program.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    let mut answers: Vec<_> =
+        writers.iter_mut().map(|writer| BufReader::new(writer.stdout.take().unwrap()).lines()).collect();
+    let (until, mut faults) = (Instant::now() + Duration::from_secs(seconds), 0_u64);
+    while Instant::now() < until {
+        faults += 1;
+        let pause = Duration::from_millis(bytes(seed + faults, 1)[0].into());
+        if faults % 8 == 0 {
+            of.set("disable");
+            sleep(Duration::from_secs(1) + pause);
+            of.set("enable");
+        } else {
+            fill(&ballast);
+            sleep(pause);
+            ballast.set_len(0).unwrap();
+        }
+        sleep(pause);
+    }
+    fs::write(&stop, "").unwrap();
+    let mut told = 0;
+    for line in &mut answers {
+        let line = line.next().unwrap().unwrap();
+        told += line.split(' ').nth(1).and_then(|count| count.parse::<u64>().ok()).unwrap_or_else(|| panic!("{line}"));
+    }
+    of.volume.remount();
+    for (writer, line) in writers.iter_mut().zip(&mut answers) {
+        writeln!(writer.stdin.take().unwrap()).unwrap();
+        assert_eq!(line.next().unwrap().unwrap(), "well");
+        assert!(writer.wait().unwrap().success());
+    }
+    println!("{faults} faults, and programs were told of {told} errors (seed {seed})");
+    assert!(told > 0, "nothing failed");
 }
