@@ -237,6 +237,27 @@ fn a_stalled_server_is_unavailable_in_time() {
     });
 }
 
+/// An answer may hold a key in clear, and who has hung up wants none.
+#[test]
+fn hanging_up_ends_a_call_before_its_answer() {
+    isolated("hanging_up_ends_a_call_before_its_answer", || {
+        let server = FakeKms::start(vec![stalled()]);
+        let provider = provider(ARN, server.endpoint());
+        std::thread::scope(|scope| {
+            let (began, waiting) = (Instant::now(), scope.spawn(|| generate_error(provider.as_ref())));
+            while server.requests() == 0 {
+                assert!(began.elapsed() < Duration::from_secs(20));
+                std::thread::yield_now();
+            }
+            let hung_up = Instant::now();
+            provider.hang_up();
+            assert_eq!(waiting.join().unwrap().kind, ProviderErrorKind::Unavailable);
+            assert!(hung_up.elapsed() < Duration::from_secs(10), "an attempt takes twice as long");
+        });
+        assert_eq!(server.requests(), 1, "and it is not tried again");
+    });
+}
+
 #[test]
 fn success_without_the_right_content_is_a_bad_answer() {
     isolated("success_without_the_right_content_is_a_bad_answer", || {

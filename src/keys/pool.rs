@@ -228,7 +228,8 @@ impl Pool {
         if state.current.as_ref().is_some_and(|(minted, _)| is_its(minted)) {
             state.current = None;
         }
-        let unused = if state.ready.iter().any(is_its) { state.drop_ready() } else { Vec::new() };
+        let is_of_any = state.ready.iter().chain(&state.stale).any(is_its);
+        let unused = if is_of_any { state.drop_ready() } else { Vec::new() };
         drop(state);
         self.shared.put_back(unused);
     }

@@ -19,6 +19,8 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_kms::Client;
 use aws_sdk_kms::config::retry::{RetryPartition, TokenBucket};
 use aws_smithy_runtime_api::client::result::ConnectorError;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use super::super::{ProviderError, ProviderErrorKind};
 use super::AwsSettings;
@@ -63,6 +65,7 @@ pub(super) struct Clients {
     paced: Paced,
     /// The one of the Region that the SDK finds by itself, under `None`.
     by_region: Mutex<BTreeMap<Option<String>, Arc<AwsClient>>>,
+    hung_up: Notify,
 }
 
 impl Clients {
@@ -75,7 +78,13 @@ impl Clients {
             .map_err(|why| ProviderError::new(ProviderErrorKind::Misconfigured, format!("AWS KMS: {why}")))?;
         let tokens = TokenBucket::builder().capacity(RETRY_TOKENS).refill_rate(RETRY_TOKENS_EACH_SECOND).build();
         let retries = RetryPartition::custom("kmsfs").token_bucket(tokens).build();
-        Ok(Self { settings: settings.clone(), retries, paced: Paced::default(), by_region: Mutex::default() })
+        Ok(Self {
+            settings: settings.clone(),
+            retries,
+            paced: Paced::default(),
+            by_region: Mutex::default(),
+            hung_up: Notify::new(),
+        })
     }
 
     /// From now on throttled calls are tried again by whoever makes them.
@@ -110,8 +119,14 @@ impl Clients {
         }
     }
 
+    /// Ends when everything is hung up after this call: whoever waits for an answer then takes none.
+    pub(super) fn hung_up(&self) -> Notified<'_> {
+        self.hung_up.notified()
+    }
+
     /// Drops all clients, and their connections with them.
     pub(super) fn hang_up(&self) {
+        self.hung_up.notify_waiters();
         let clients = std::mem::take(&mut *self.by_region());
         // Their own threads close them; the lock is not held for it.
         drop(clients);

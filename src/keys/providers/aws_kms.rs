@@ -6,6 +6,7 @@
 
 use std::error::Error as StdError;
 use std::fmt::Write as _;
+use std::pin::pin;
 use std::sync::Arc;
 
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
@@ -16,6 +17,7 @@ use super::super::uses::note_request_id;
 use super::super::{ProviderError, ProviderErrorKind};
 use super::AwsSettings;
 use super::aws_client::{AwsClient, Clients, causes, explain_unsent};
+use futures_util::future::{Either, select};
 
 /// The longest name of a key that KMS takes.
 const MAX_KEY_LEN: usize = 2048;
@@ -65,7 +67,12 @@ impl AwsKmsProvider {
     ) -> Result<T, ProviderError> {
         let deadline = self.clients.deadline();
         let late = |_| call.error(ProviderErrorKind::Unavailable, &format!("no answer within {deadline:?}"));
-        tokio::time::timeout(deadline, self.send(call, send)).await.map_err(late)?
+        let hung_up = self.clients.hung_up();
+        let answer = tokio::time::timeout(deadline, self.send(call, send));
+        match select(pin!(hung_up), pin!(answer)).await {
+            Either::Left(_) => Err(call.error(ProviderErrorKind::Unavailable, "the connections were closed meanwhile")),
+            Either::Right((answer, _)) => answer.map_err(late)?,
+        }
     }
 
     async fn send<T: RequestId, E: Failure>(
