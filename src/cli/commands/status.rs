@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use serde::Serialize;
 
+#[cfg(feature = "mount")]
 use crate::cli::environment::Environment;
 use crate::cli::error::{CliError, Exit};
 use crate::cli::settings::SettingsArgs;
@@ -19,10 +21,10 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// Show what is mounted, how much of it is in use, and how the keys fare
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
-    /// The mount point
-    mountpoint: PathBuf,
+    /// The mount point [default: a list of all mounts]
+    mountpoint: Option<PathBuf>,
     /// Show the volume's wrapping keys instead, and how many files still need each of them, as `kmsfs keys list --files` does
-    #[arg(long)]
+    #[arg(long, requires = "mountpoint")]
     keys: bool,
     /// Print JSON
     #[arg(long)]
@@ -31,7 +33,8 @@ pub(crate) struct StatusArgs {
 
 /// Shows it.
 pub(crate) fn run(args: &StatusArgs) -> Result<(), CliError> {
-    let mountpoint = canonical(&args.mountpoint)?;
+    let Some(mountpoint) = &args.mountpoint else { return report::print(&mounts(), args.json) };
+    let mountpoint = canonical(mountpoint)?;
     if args.keys {
         let volumes = check_paths::volumes(std::slice::from_ref(&mountpoint))?;
         return volumes.iter().try_for_each(|(cipher_directory, _)| {
@@ -43,6 +46,39 @@ pub(crate) fn run(args: &StatusArgs) -> Result<(), CliError> {
         .and_then(|client| client.tell(Ask::Status, DEADLINE))
         .map_err(|e| failure(&mountpoint, &e))?;
     report::print_json(&status, args.json)
+}
+
+/// A mount in the list of all.
+#[derive(Serialize)]
+struct Listed {
+    mountpoint: PathBuf,
+    cipher_directory: PathBuf,
+    /// Who mounted it.
+    user: u32,
+    /// The process behind it, if it answers this user.
+    process: Option<u64>,
+}
+
+/// All mounts that this process sees.
+#[cfg(feature = "mount")]
+fn mounts() -> Vec<Listed> {
+    let process = |mount: &crate::mount::Found| {
+        let answer = connect_to(mount).and_then(|client| client.tell(Ask::Status, DEADLINE)).ok()?;
+        serde_json::from_str::<serde_json::Value>(&answer).ok()?.get("pid")?.as_u64()
+    };
+    let listed = crate::mount::mounts().into_iter().map(|mount| Listed {
+        process: process(&mount),
+        mountpoint: mount.place,
+        cipher_directory: mount.source,
+        user: mount.user,
+    });
+    listed.collect()
+}
+
+/// There are none.
+#[cfg(not(feature = "mount"))]
+fn mounts() -> Vec<Listed> {
+    Vec::new()
 }
 
 /// The canonical path of something that should be a mount.
