@@ -114,6 +114,20 @@ fn a_mount_is_found_whatever_session_asks_and_whatever_its_path_is_called() {
 }
 
 #[test]
+fn all_mounts_are_listed() {
+    let volume = Volume::new(&[]);
+    let listed =
+        || -> Vec<serde_json::Value> { serde_json::from_str(&volume.home.ok(&[&"status", &"--json"])).unwrap() };
+    let ours = || listed().into_iter().find(|mount| mount["mountpoint"] == *volume.plain.to_str().unwrap());
+    let pid = volume.pid();
+    let found = ours().unwrap();
+    assert_eq!(found["cipher_directory"], *volume.cipher.to_str().unwrap());
+    assert_eq!(found["process"], pid.as_raw_nonzero().get());
+    volume.unmount();
+    assert!(ours().is_none());
+}
+
+#[test]
 fn without_a_runtime_directory_an_ordinary_user_has_mounts_too() {
     let mut home = Home::of_nobody();
     home.set("XDG_RUNTIME_DIR", "");

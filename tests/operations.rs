@@ -28,6 +28,11 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("kmsfs init /srv/cipher --key local:/etc/kmsfs/data.toml", "tests/systemd_booted.rs", "the_document_is_followed"),
     ("mount -t kmsfs CIPHERDIR MOUNTPOINT", "tests/mount.rs", "mount_8_has_a_helper"),
     ("mount -o remount,ro MOUNTPOINT", "tests/mount.rs", "mount_8_has_a_helper"),
+    (
+        "kmsfs umount --force MOUNTPOINT",
+        "tests/mounting.rs",
+        "a_mount_that_another_namespace_has_is_named_and_can_be_ended",
+    ),
     ("kmsfs top MOUNTPOINT", "tests/watch.rs", "top_fits_a_terminal_and_leaves_it_as_it_was"),
 ];
 

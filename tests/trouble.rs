@@ -19,7 +19,7 @@ use std::process::{Command, Stdio};
 use refusal::Refusal;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::process::{Pid, Signal, kill_process};
-use support::{Argument, Home, Volume, bytes, errno, eventually, flip, needs_root, python, run, walk};
+use support::{Argument, Home, Volume, bytes, errno, eventually, flip, needs_root, python, run, text, walk};
 
 /// Bytes of plaintext in a page.
 const PAGE: usize = 4048;
@@ -94,6 +94,21 @@ fn a_part_of(found: &[u8], tried: &[u8], from: usize) {
     assert_eq!(wrong, None, "not what was written");
 }
 
+/// Mounts anew. Everything opens. A filesystem that refuses even to cut a file (btrfs at its quota) leaves it too long: then the
+/// unmount says so, and this is false.
+fn leaves_nothing_uncut(volume: &Volume) -> bool {
+    let mut said = String::new();
+    eventually("nothing keeps the mount in use", || {
+        let output = volume.home.kmsfs(&[&"umount", &volume.plain]);
+        said = text(&output.stderr);
+        output.status.success() || output.status.code() == Some(14)
+    });
+    assert!(said.is_empty() || said.contains("cannot be cut"), "{said}");
+    volume.mount();
+    everything_opens(volume);
+    said.is_empty()
+}
+
 /// Fills a disk that says `full` when it is.
 fn fills_up_and_recovers(on: &OnDisk, full: i32, larger_than_disk: usize) {
     let volume = &on.volume;
@@ -104,27 +119,28 @@ fn fills_up_and_recovers(on: &OnDisk, full: i32, larger_than_disk: usize) {
     let open = File::create(volume.path("filler")).unwrap();
     open.write_all_at(&more, 0).unwrap();
     assert_eq!(errno(open.sync_all()), Some(full), "a new file");
-    // The kernel counts what is lost in the size: who has the file open is told.
-    let copied = Command::new("cp").arg(volume.path("filler")).arg("/dev/null").stderr(Stdio::null()).status();
-    assert!(!copied.unwrap().success(), "a copy with zeros in it");
+    // The kernel counts what is lost in the size: who has the file open is told, unless the kernel still has what was written.
+    let copy = volume.home.path("copy");
+    let copied = Command::new("cp").arg(volume.path("filler")).arg(&copy).stderr(Stdio::null()).status();
+    assert!(!copied.unwrap().success() || fs::read(&copy).unwrap() == more, "a copy with zeros in it");
     drop(open);
     let stored = || fs::read(volume.path("filler"));
     eventually("the kernel has the size that is stored", || stored().is_ok_and(|found| found.len() < more.len()));
     a_part_of(&stored().unwrap(), &more, 0);
-    volume.remount();
-    everything_opens(volume);
-    a_part_of(&fs::read(volume.path("filler")).unwrap(), &more, 0);
+    if leaves_nothing_uncut(volume) {
+        a_part_of(&fs::read(volume.path("filler")).unwrap(), &more, 0);
+    }
     // To the last block.
     let fill = |number: u64| written(&volume.path(format!("small-{number}")), 0, &bytes(number, 3 * PAGE));
     let failed = (0..20_000).find_map(|number| fill(number).err()).expect("the disk has an end");
     assert_eq!(failed.raw_os_error(), Some(full));
     assert_eq!(errno(written(&volume.path("grown"), grown.len() as u64, &more)), Some(full), "a file that grows");
     assert!(fs::read(volume.path("kept")).unwrap() == kept);
-    volume.remount();
-    everything_opens(volume);
+    let is_cut = leaves_nothing_uncut(volume);
     assert!(fs::read(volume.path("kept")).unwrap() == kept);
     let tried = [grown.as_slice(), &more].concat();
-    a_part_of(&fs::read(volume.path("grown")).unwrap(), &tried, grown.len());
+    let found = fs::read(volume.path("grown")).unwrap();
+    a_part_of(if is_cut { &found } else { &found[..grown.len()] }, &tried, grown.len());
     // It is over.
     for path in walk(&volume.plain).iter().filter(|path| !path.ends_with("kept") && !path.ends_with("grown")) {
         fs::remove_file(path).unwrap();

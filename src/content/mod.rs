@@ -34,4 +34,4 @@ pub use file::{Content, ContentError, Events, Rules};
 pub use ledger::Ledger;
 pub use pages::{Opened, open as open_page};
 pub use rekey::{KeepsLog, apply_log, complete};
-pub use settle::{Unsettled, settled};
+pub use settle::{Unsettled, set_end, settled};

@@ -1,6 +1,9 @@
 //! Settling: letting the disk size carry the plain size again, once the content is durable.
 
-use crate::format::geometry::{PlainOffset, settled_size};
+use std::io;
+
+use crate::format::geometry::{PAGE_SIZE, PlainOffset, settled_size};
+use crate::storage::RawFile;
 
 use super::file::DiskShape;
 use super::{Content, ContentError};
@@ -13,6 +16,19 @@ pub struct Unsettled(u64);
 #[must_use]
 pub fn settled(size: u64) -> u64 {
     settled_size(PlainOffset(size)).0
+}
+
+/// Gives a file the disk size `disk`. Whole pages go first: where a shrink to a size inside of a page fails (btrfs at its quota), the
+/// rest of that page may be zeros by then, and the page still there.
+///
+/// # Errors
+/// Those of the backing file.
+pub fn set_end(file: &dyn RawFile, disk: u64) -> io::Result<()> {
+    let whole = disk / PAGE_SIZE * PAGE_SIZE;
+    if whole < disk && file.size()? > disk {
+        file.set_size(whole)?;
+    }
+    file.set_size(disk)
 }
 
 impl Content {

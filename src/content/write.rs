@@ -14,6 +14,7 @@ use super::buffers::{Plain, with_disk_buffer};
 use super::file::{DiskShape, Tail};
 use super::pages;
 use super::ranges::Range;
+use super::settle::set_end;
 use super::{Content, ContentError};
 
 /// Pages of zeros written at a time where holes are denied.
@@ -129,13 +130,13 @@ impl Content {
         if disk > 0 {
             self.set_shape(size, DiskShape::Settled, Tail::Unknown);
         }
-        self.ledger.owe(self.file.set_size(disk).is_err().then_some(disk));
+        self.ledger.owe(set_end(self.file.as_ref(), disk).is_err().then_some(disk));
     }
 
     /// Gives the file the disk size that it is owed, if it is. Needs the exclusive lock of the end.
     pub(super) fn pay_end(&self) -> Result<(), ContentError> {
         if let Some(disk) = self.ledger.owed() {
-            self.file.set_size(disk)?;
+            set_end(self.file.as_ref(), disk)?;
             self.ledger.owe(None);
         }
         Ok(())

@@ -13,7 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::content;
-use crate::storage::{Access, RawFile};
+use crate::storage::Access;
 
 use super::inode::Inode;
 use super::trim::is_in_background;
@@ -108,7 +108,7 @@ impl Filesystem {
         if let Some(start) = inode.ledger.lose(range, size, None) {
             let disk = content::settled(start);
             inode.ledger.owe(Some(disk));
-            self.open_backing(inode, Access::ReadWrite)?.set_size(disk)?;
+            content::set_end(self.open_backing(inode, Access::ReadWrite)?.as_ref(), disk)?;
             inode.ledger.owe(None);
         }
         drop(slot);

@@ -275,6 +275,7 @@ impl Filesystem {
         }
         self.volume.ring.clear();
         let synced = if self.changed.load(Ordering::Relaxed) { self.sync_filesystem() } else { Ok(()) };
+        let settled = if self.owes_an_end() { settled.and(self.take_ends_away()) } else { settled };
         let durable = settled.and(synced.map_err(Error::from)).inspect_err(|error| {
             tracing::error!(
                 "what was written last may not be durable: the backing filesystem cannot be synced: {error}"
@@ -282,6 +283,16 @@ impl Filesystem {
         });
         self.tenure.get().into_iter().for_each(Tenure::end);
         durable
+    }
+
+    /// Takes away what the backing filesystem could not cut before: a sync gives space back that a quota had counted twice.
+    fn take_ends_away(&self) -> Result<(), Error> {
+        self.settle_rested(true)?;
+        self.sync_filesystem()?;
+        if self.owes_an_end() {
+            return Err(std::io::Error::other("a file that ran out of space cannot be cut").into());
+        }
+        Ok(())
     }
 
     /// From now on a write does not change a modification time: the kernel has a writeback cache, notes the time when a

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use crate::content::Content;
+use crate::content::{Content, set_end};
 use crate::format::config::{End, VolumeConfig};
 use crate::format::geometry::{ImpossibleSize, PAGE_LEN};
 use crate::format::header::HeaderPage;
@@ -467,7 +467,7 @@ impl Filesystem {
         }
         // Under the slot's lock: nobody changes the file between finding its size and making this its content.
         if let Some(disk) = inode.ledger.owed() {
-            raw.set_size(disk)?;
+            set_end(raw.as_ref(), disk)?;
             inode.ledger.owe(None);
         }
         if self.kernel_sets_mtime.load(Ordering::Relaxed) {

@@ -187,6 +187,11 @@ impl Filesystem {
         self.inodes.unwatch(inode);
     }
 
+    /// Whether a file still has an end that was lost.
+    pub(super) fn owes_an_end(&self) -> bool {
+        self.settler.state().watched.values().any(|watched| watched.inode.ledger.owed().is_some())
+    }
+
     /// How many files are known to be unsettled.
     pub(super) fn unsettled_files(&self) -> u64 {
         let state = self.settler.state();
