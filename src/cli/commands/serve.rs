@@ -357,7 +357,7 @@ impl Job<'_> {
         let mut watched = None;
         let options = self.mount_options(&place);
         let served = mount::serve(Arc::clone(&filesystem), &options, &attendant, (end, &ended), |device| {
-            if let Err(error) = socket.name(device) {
+            if let Err(error) = socket.name(device, &place.mountpoint) {
                 tracing::warn!("the control socket is not found by the mount: {error}");
             }
             usable = self.usable(&place, records, background, &attendant);

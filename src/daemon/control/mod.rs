@@ -122,7 +122,7 @@ mod tests {
 
     fn socket(directory: &Path) -> ControlSocket {
         let socket = ControlSocket::bind(directory, |_| r#"{"answer":42}"#.to_owned()).unwrap();
-        socket.name("0:4711").unwrap();
+        socket.name("0:4711", Path::new("/mnt")).unwrap();
         socket
     }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
+use sha2::{Digest as _, Sha256};
 
 use crate::daemon::own_socket::listen_at;
 
@@ -71,15 +73,17 @@ impl ControlSocket {
         Ok(Self { path, directory: held, shared })
     }
 
-    /// Answers under the device of the mount too.
+    /// Answers under the device of the mount too, and under the place where it was mounted, for scripts that know only that.
     ///
     /// # Errors
     /// Those of `linkat(2)`.
-    pub fn name(&self, device: &str) -> io::Result<()> {
-        // No live mount has the device of another.
-        let _ = rustix::fs::unlinkat(&self.directory, device, AtFlags::empty());
-        let own = self.path.file_name().unwrap_or_default();
-        Ok(rustix::fs::linkat(&self.directory, own, &self.directory, device, AtFlags::empty())?)
+    pub fn name(&self, device: &str, mountpoint: &Path) -> io::Result<()> {
+        // No live mount has the device of another, and the last one at a place is the one that is seen there.
+        [device, place_name(mountpoint).as_str()].into_iter().try_for_each(|name| {
+            let _ = rustix::fs::unlinkat(&self.directory, name, AtFlags::empty());
+            let own = self.path.file_name().unwrap_or_default();
+            Ok(rustix::fs::linkat(&self.directory, own, &self.directory, name, AtFlags::empty())?)
+        })
     }
 
     /// Tells those who wait how the mount ended, and removes the socket. What is returned keeps their connections open:
@@ -109,6 +113,12 @@ impl Drop for ControlSocket {
             }
         }
     }
+}
+
+/// The first 16 bytes of the path's SHA-256 in hexadecimal.
+fn place_name(mountpoint: &Path) -> String {
+    let hash = Sha256::digest(mountpoint.as_os_str().as_bytes());
+    hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Binds `path` and accepts in a thread of its own. What a dead process left at `path` is replaced.
