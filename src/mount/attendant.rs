@@ -208,6 +208,8 @@ fn perform(request: Request, options: &Options, device: &mut Option<String>) -> 
         Request::LatencyDevice => low_latency::open_device().map(Some),
         Request::Attach => {
             let descriptor = attach::attach(options, rustix::stdio::stdout())?;
+            // The directory below the mount is held no longer: an automount point that is held never expires.
+            rustix::stdio::dup2_stdout(rustix::stdio::stderr()).map_err(|error| MountError::Session(error.into()))?;
             *device = table::mounts_at(mountpoint).pop().map(|mount| mount.device);
             Ok(Some(descriptor))
         }
