@@ -322,7 +322,8 @@ fn two_hosts_without_locks_never_write_one_volume() {
     home.refused(14, &[&"sync", &plain]);
     drop(open);
     assert!(home.logs().contains("has taken the volume over"), "{}", home.logs());
-    home.ok(&[&"umount", &plain]);
+    let said = home.refused(14, &[&"umount", &plain]);
+    assert!(said.contains("another has taken the volume over") && !Home::is_mounted(&plain), "{said}");
     assert_eq!(fs::read_to_string(other_plain.join("file")).unwrap(), "of two");
     home.ok(&[&"umount", &other_plain]);
     home.ok(&[&"check", &cipher]);

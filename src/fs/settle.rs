@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::content::Unsettled;
 
+use super::error::lacks_descriptors;
 use super::inode::{Inode, InodeTable, OpenFile};
 use super::trim::is_in_background;
 use super::{ContentError, Error, Filesystem, InodeId, ROOT};
@@ -122,7 +123,12 @@ impl Filesystem {
                 Ok(Ok(_) | Err(ContentError::Retired)) | Err(ContentError::Retired) => {}
                 Ok(Err(error)) => self.alarm("settling a file", || format!("{} cannot be settled: {error}", place())),
                 Err(error) => {
-                    self.alarm("settling", || format!("{} cannot be made durable: {error}", place()));
+                    let what = || format!("{} cannot be made durable: {error}", place());
+                    match &error {
+                        // It is so for every file, until some are closed.
+                        ContentError::Io(io) if lacks_descriptors(io) => self.alarm("settling", what),
+                        _ => tracing::warn!("{}", what()),
+                    }
                     result = Err(error.into());
                 }
             }
