@@ -227,7 +227,7 @@ mod tests {
         assert!(read(&keyring));
         fs::write(&other, "\"k\"").unwrap();
         fs::set_permissions(&other, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-        assert!(!read(&other) && !read(Path::new("/root/.ssh/id")));
+        assert!(!read(&other) && !read(Path::new("/home/other/.ssh/id")));
         if rustix::process::geteuid().is_root() {
             std::os::unix::fs::chown(&keyring, Some(1), None).unwrap();
             assert!(!read(&keyring), "it is a stranger's");
