@@ -15,7 +15,7 @@ use crate::format::name::{self, DIRECTORY_ID, Entry, Stored};
 use crate::keys::Volume;
 use crate::storage::{Access, CipherDirectory, DiskFile, Node, NodeKind, RawFile, SetTime};
 
-/// So often a file is looked at again that was replaced meanwhile.
+/// The most looks at a file that is replaced meanwhile.
 const TRIES: u32 = 64;
 /// The longest path that one system call is given.
 const MAX_PATH: usize = 3000;
@@ -121,7 +121,7 @@ impl HeaderFiles {
                 node => node.map_err(failed)?,
             };
             let judged = match open(&node, Access::Read).and_then(|file| read_page(&file)) {
-                // What has no header now needs none.
+                // A file without a header needs none.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
                 page => page.map_err(failed)?,
             };

@@ -1,4 +1,4 @@
-//! Who writes a header that `kmsfs rewrap` has made: the mount that has the volume for writing, or, where there is none, this
+//! The writer of a header that `kmsfs rewrap` has made: the mount that has the volume for writing, or, where there is none, this
 //! process.
 //!
 //! Invariant: a header is written only over the one that it was made from.
@@ -29,7 +29,7 @@ const DEADLINE: Duration = Duration::from_secs(600);
 const CHANGE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// What became of a header.
+/// The fate of a header.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Written {
     Done,

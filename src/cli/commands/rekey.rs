@@ -129,7 +129,7 @@ struct File {
     len: u64,
 }
 
-/// So often files that were moved meanwhile are looked for, and the wait before.
+/// Passes that look for files that were moved meanwhile, and the wait before each.
 const PASSES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -171,7 +171,7 @@ pub(crate) fn run(args: &RekeyArgs) -> Result<(), CliError> {
             let found = find(&directory, &volume, start)?;
             let walked = hold.moves(&directory);
             let end = if pass(found, &through) { hold.moves(&directory) } else { walked };
-            // Who has seen every file at its place has missed none.
+            // A walk that finds every file at its place has missed none.
             whole = begin.is_some() && begin == end;
             if whole {
                 break;
