@@ -234,9 +234,9 @@ impl Filesystem {
     pub fn tell_space(&self, id: InodeId, roughly: bool) {
         let Ok(inode) = self.inodes.get(id) else { return };
         let told = inode.told_blocks.load(Ordering::Relaxed);
-        let stat = inode.node.stat().ok().filter(|stat| stat.blocks > told && !(roughly && stat.blocks / 2 < told));
-        if let Some(stat) = stat.filter(|_| inode.slot().handles > 0) {
-            inode.told_blocks.store(stat.blocks, Ordering::Relaxed);
+        let blocks = inode.node.blocks().ok().filter(|blocks| *blocks > told && !(roughly && blocks / 2 < told));
+        if let Some(blocks) = blocks.filter(|_| inode.slot().handles > 0) {
+            inode.told_blocks.store(blocks, Ordering::Relaxed);
             self.forget_attributes(id);
         }
     }

@@ -6,12 +6,14 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{
-    self, AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid,
+    self, AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags, Timespec, Timestamps, UTIME_NOW,
+    UTIME_OMIT, Uid,
 };
 use rustix::io::Errno;
 use rustix::path::Arg;
 
 use super::DirStream;
+use super::file::stat_without_times;
 
 /// How a file is to be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -296,6 +298,14 @@ impl Node {
     /// Those of `fstat(2)`.
     pub fn stat(&self) -> io::Result<Stat> {
         to_stat(&fs::fstat(&self.fd)?)
+    }
+
+    /// The units of 512 bytes that the inode takes on the disk.
+    ///
+    /// # Errors
+    /// Those of `statx(2)`.
+    pub fn blocks(&self) -> io::Result<u64> {
+        Ok(stat_without_times(&self.fd, StatxFlags::BLOCKS)?.stx_blocks)
     }
 
     /// Makes a directory.
