@@ -32,11 +32,20 @@ fn without_arguments_it_says_where_to_begin() {
 #[test]
 fn a_mistyped_command_or_option_is_answered_with_what_may_have_been_meant() {
     let home = Home::new();
-    assert!(told(&home, 2, &[&"mout", &"a", &"b"]).contains("'mount'"));
-    assert!(told(&home, 2, &[&"inti", &"a"]).contains("'init'"));
-    assert!(told(&home, 2, &[&"mount", &"a", &"b", &"--log-fil", &"x"]).contains("'--log-file'"));
-    let said = told(&home, 2, &[&"mount", &"a"]);
-    assert!(said.contains("<MOUNTPOINT>") && said.contains("Usage: kmsfs mount"), "{said}");
+    let two_lines = |arguments: &[Argument<'_>]| {
+        let said = told(&home, 2, arguments);
+        assert!(said.starts_with("kmsfs: ") && said.lines().count() == 2, "{said}");
+        assert!(said.lines().last().unwrap().starts_with("hint: "), "{said}");
+        said
+    };
+    assert!(two_lines(&[&"mout", &"a", &"b"]).contains("there is mount"));
+    assert!(two_lines(&[&"inti", &"a"]).contains("there is init"));
+    assert!(two_lines(&[&"mount", &"a", &"b", &"--log-fil", &"x"]).contains("there is --log-file"));
+    assert!(two_lines(&[&"mount", &"a", &"b", &"--ro"]).contains("-o ro"));
+    assert!(two_lines(&[&"/a", &"/b", &"-o", &"foo"]).contains("-o foo"));
+    assert!(two_lines(&[&"keys"]).contains("kmsfs keys --help"));
+    let said = two_lines(&[&"mount", &"a"]);
+    assert!(said.contains("<MOUNTPOINT>") && said.contains("usage: kmsfs mount"), "{said}");
     assert!(told(&home, 2, &[&"init", &"a", &"--key", &"aws:alias/x"]).contains("aws-kms:KEY"));
 }
 

@@ -1,15 +1,18 @@
 //! The arguments, as clap reads them; help, completions and manual pages come from here.
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use super::commands::{
     audit, cat, check, completions, copy_trees, demo, doctor, estimate, forget, init, inspect, keys, lock, ls, man,
     mount, recipients, rekey, rewrap, shred, speed, status, sync, top, umount,
 };
 
-const EXIT_CODES: &str = "\
-Exit codes:
-   0  success
+use super::examples;
+use super::settings;
+
+/// What each exit code means, one a line.
+pub(super) const EXIT_CODES: &str = "\
+\x20  0  success
    1  any other failure
    2  wrong usage or settings
    3  cipher directory missing, not a volume, not empty at init, or in use elsewhere
@@ -25,11 +28,11 @@ Exit codes:
   13  something does not authenticate, or a part of it is missing
   14  read-only or full filesystem, or another I/O error
   15  check found something that is not as it should be, and nothing that is lost; or an audit log that lacks records
+ 130  interrupted (Ctrl-C)";
 
-Environment: KMSFS_PASSPHRASE, KMSFS_PASSPHRASE_FILE, KMSFS_KEYRING, KMSFS_REGION, KMSFS_ENDPOINT_URL, KMSFS_FIPS,
-KMSFS_KMS_ATTEMPT_TIMEOUT, KMSFS_KMS_OPERATION_TIMEOUT, KMSFS_LOG, KMSFS_LOG_FORMAT, KMSFS_LOG_FILE, KMSFS_CONFIG.
-Settings files: /etc/kmsfs/config.toml and $XDG_CONFIG_HOME/kmsfs/config.toml, or the one of --config.
-A flag wins over the environment, that over the user's file, and that over the system's.";
+const PRECEDENCE: &str = "\
+Settings: a flag wins over the environment (KMSFS_*), that over $XDG_CONFIG_HOME/kmsfs/config.toml, and that over
+/etc/kmsfs/config.toml. `kmsfs man DIR` writes kmsfs-config(5), which lists them.";
 
 /// What is said to somebody who gives no arguments.
 pub(super) const FIRST_STEPS: &str = "\
@@ -46,7 +49,7 @@ kmsfs encrypts directories transparently with keys from a KMS.
 
 /// Encrypt directories transparently with keys from a KMS.
 #[derive(Debug, Parser)]
-#[command(name = "kmsfs", version, after_help = EXIT_CODES)]
+#[command(name = "kmsfs", version)]
 pub(super) struct Arguments {
     /// This process is the one that `kmsfs mount` left in the background.
     #[arg(long, hide = true)]
@@ -86,14 +89,56 @@ pub(super) enum Command {
     Man(man::ManArgs),
 }
 
+/// The command line, with examples in each command's help. `-h` leaves out the settings that all commands share.
+pub(super) fn command() -> clap::Command {
+    let command = with_examples(Arguments::command(), "");
+    command
+        .max_term_width(100)
+        .after_help("`kmsfs --help` has the exit codes; `kmsfs COMMAND --help` the options of a command.")
+        .after_long_help(format!("Exit codes:\n{EXIT_CODES}\n\n{PRECEDENCE}"))
+}
+
+fn with_examples(command: clap::Command, path: &str) -> clap::Command {
+    let examples = examples::help(path);
+    let shared = |arg: &clap::Arg| arg.get_help_heading().is_some_and(|heading| settings::HEADINGS.contains(&heading));
+    let short = if command.get_arguments().any(shared) {
+        format!("{examples}\n\n`--help` also has settings, and the options of each key provider.")
+    } else {
+        examples.clone()
+    };
+    command
+        .after_help(short)
+        .after_long_help(examples)
+        .mut_args(|arg| if shared(&arg) { arg.hide_short_help(true) } else { arg })
+        .mut_subcommands(|inner| {
+            let path = format!("{path} {}", inner.get_name()).trim().to_owned();
+            with_examples(inner, &path)
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_arguments_are_consistent() {
-        Arguments::command().debug_assert();
+        command().debug_assert();
+    }
+
+    /// No option of a command's own stands below the heading of settings, and no setting elsewhere.
+    #[test]
+    fn settings_stand_below_their_headings() {
+        fn visit(command: &clap::Command) {
+            let settings = <settings::SettingsArgs as clap::Args>::augment_args(clap::Command::new("settings"));
+            for arg in command.get_arguments() {
+                let is_setting = settings.get_arguments().any(|setting| setting.get_id() == arg.get_id());
+                let heading = arg.get_help_heading();
+                let below = heading.is_some_and(|heading| settings::HEADINGS.contains(&heading));
+                assert_eq!(is_setting, below, "{} {}: {heading:?}", command.get_name(), arg.get_id());
+            }
+            command.get_subcommands().for_each(visit);
+        }
+        visit(&command());
     }
 
     #[test]

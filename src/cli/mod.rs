@@ -1,7 +1,7 @@
 //! The command line: arguments, settings, the assembly of everything else, and what is said to people.
 //!
 //! Invariants:
-//! * silence on success; an error is one line, `kmsfs: what is wrong`, and at most one `hint:` line on standard error;
+//! * silence on success; an error, wrong usage included, is one line, `kmsfs: what is wrong`, and at most one `hint:` line on standard error;
 //! * every failure has a documented exit code ([`error::Exit`]);
 //! * usage errors come before anything is touched, and a command that fails leaves nothing behind that it made;
 //! * no secret is printed.
@@ -15,6 +15,7 @@ mod arguments;
 mod commands;
 mod environment;
 mod error;
+mod examples;
 mod held_directory;
 mod key_spec;
 mod mount_helper;
@@ -29,13 +30,15 @@ mod provider_settings;
 mod reach;
 mod report;
 mod settings;
+mod settings_reference;
 mod unlock;
+mod usage;
 mod watched;
 mod writing;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::FromArgMatches;
 
 use crate::daemon::HardenError;
 
@@ -53,8 +56,7 @@ pub fn main() -> ExitCode {
         eprint!("{FIRST_STEPS}");
         return ExitCode::from(Exit::Usage as u8);
     }
-    let arguments = Arguments::parse_from(mount_helper::as_command(std::env::args_os().collect()));
-    let code = match run(&arguments) {
+    let code = match parse().and_then(|arguments| run(&arguments)) {
         Ok(()) => 0,
         Err(error) => {
             error.print();
@@ -65,6 +67,18 @@ pub fn main() -> ExitCode {
         crate::daemon::leave(code);
     }
     ExitCode::from(code)
+}
+
+/// The process's arguments. Help and version are printed, and end it.
+fn parse() -> Result<Arguments, CliError> {
+    let words = mount_helper::as_command(std::env::args_os().collect());
+    let parsed = arguments::command().try_get_matches_from(&words);
+    parsed.and_then(|matches| Arguments::from_arg_matches(&matches)).map_err(|error| {
+        if !error.use_stderr() {
+            error.exit();
+        }
+        usage::error(&error, &words)
+    })
 }
 
 fn run(arguments: &Arguments) -> Result<(), CliError> {

@@ -7,6 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
+use super::arguments;
 use super::mount_options::MountFlags;
 
 /// The arguments as the command line knows them.
@@ -53,13 +54,24 @@ fn options(list: &OsStr, by_mount8: bool) -> Vec<OsString> {
             continue;
         }
         let (name, value) = option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
-        flags.push(OsString::from(format!("--{}", name.replace('_', "-"))));
-        flags.extend(value.map(OsString::from));
+        let flag = name.replace('_', "-");
+        if !is_flag(&flag) {
+            // It is refused there, by the name that was written.
+            ours.push(option);
+            continue;
+        }
+        flags.push(value.map_or(format!("--{flag}"), |value| format!("--{flag}={value}")).into());
     }
     if !ours.is_empty() {
         flags.extend(["-o".into(), ours.join(",").into()]);
     }
     flags
+}
+
+/// Whether `kmsfs mount` has a flag of this name.
+fn is_flag(name: &str) -> bool {
+    let command = arguments::command();
+    command.find_subcommand("mount").is_some_and(|mount| mount.get_arguments().any(|arg| arg.get_long() == Some(name)))
 }
 
 #[cfg(test)]
@@ -73,7 +85,7 @@ mod tests {
 
     #[test]
     fn a_helper_call_becomes_a_command() {
-        let expected = ["kmsfs", "mount", "/c", "/m", "--keyring", "/k", "--no-prefetch", "-o"];
+        let expected = ["kmsfs", "mount", "/c", "/m", "--keyring=/k", "--no-prefetch", "-o"];
         let with = |options| [&expected[..], &[options]].concat();
         assert_eq!(
             command(&["/sbin/mount.kmsfs", "/c", "/m", "-s", "-o", "ro,keyring=/k,_netdev,no_prefetch"]),
@@ -93,6 +105,17 @@ mod tests {
         assert!(!flags("rw,noexec,nosuid,nodev,user").suid && !flags("rw,nosuid,nodev,user").dev);
         let remount = command(&["mount.kmsfs", "/c", "/m", "-o", "rw,remount"]);
         assert_eq!(remount, ["kmsfs", "mount", "/c", "/m", "-o", "rw,remount"]);
+    }
+
+    #[test]
+    fn what_is_neither_an_option_nor_a_flag_is_refused_by_its_name() {
+        for (list, named) in [("foo", "foo"), ("ro,foo_bar=1", "foo_bar=1"), ("init=x,bar", "bar")] {
+            let command = command(&["mount.kmsfs", "/c", "/m", "-o", list]);
+            let refused = MountFlags::parse(&[command.last().unwrap().clone()]).unwrap_err();
+            assert!(refused.to_string().contains(&format!("-o {named}:")), "{refused}");
+        }
+        let command = command(&["mount.kmsfs", "/c", "/m", "-o", "users,key_max_age=1h"]);
+        assert_eq!(command[4..], ["--key-max-age=1h", "-o", "suid,dev,users"]);
     }
 
     #[test]

@@ -42,7 +42,7 @@ const NOT_OURS: [&str; 18] = [
     "norelatime",
     "nostrictatime",
 ];
-const NOT_OURS_PREFIXES: [&str; 3] = ["x-", "X-", "comment="];
+const NOT_OURS_PREFIXES: [&str; 6] = ["x-", "X-", "comment=", "user=", "uhelper=", "helper="];
 /// Options that the kernel heeds by itself, and whether they set it or clear it.
 const VFS: [(&str, Vfs, bool); 10] = [
     ("nodiratime", Vfs::NODIRATIME, true),
@@ -58,7 +58,8 @@ const VFS: [(&str, Vfs, bool); 10] = [
 ];
 /// `MS_NOSYMFOLLOW` in the kernel's `include/uapi/linux/mount.h`, which rustix lacks.
 const NOSYMFOLLOW: Vfs = Vfs::from_bits_retain(1 << 8);
-const KNOWN: &str = "ro, rw, allow_other, suid, nosuid, dev, nodev, exec, noexec, noatime, relatime, xattr, noxattr, lowlatency, \
+/// The options by name, for people.
+pub(crate) const KNOWN: &str = "ro, rw, allow_other, suid, nosuid, dev, nodev, exec, noexec, noatime, relatime, xattr, noxattr, lowlatency, \
      nolowlatency, remount, and of mount(8)'s atime, (no)diratime, strictatime, (no)lazytime, (a)sync, dirsync, (no)symfollow";
 
 impl Default for MountFlags {

@@ -11,9 +11,15 @@ use super::environment::Environment;
 use super::error::CliError;
 use super::settings::variable;
 
+/// The headings of the help below which they stand.
+pub(super) const VAULT: &str = "OpenBao and Vault";
+pub(super) const PKCS11: &str = "PKCS #11";
+pub(super) const AGE: &str = "age";
+
 /// What one source says of OpenBao and Vault.
 #[derive(Clone, Debug, Default, PartialEq, Args, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[command(next_help_heading = VAULT)]
 pub(super) struct VaultLayer {
     /// The URL of OpenBao or Vault [default: BAO_ADDR or VAULT_ADDR]
     #[arg(id = "vault_address", long = "vault-address", value_name = "URL")]
@@ -41,6 +47,7 @@ pub(super) struct VaultLayer {
 /// What one source says of PKCS #11.
 #[derive(Clone, Debug, Default, PartialEq, Args, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[command(next_help_heading = PKCS11)]
 pub(super) struct Pkcs11Layer {
     /// Load this module of PKCS #11
     #[arg(id = "pkcs11_module", long = "pkcs11-module", value_name = "FILE")]
@@ -53,6 +60,7 @@ pub(super) struct Pkcs11Layer {
 /// What one source says of age.
 #[derive(Clone, Debug, Default, PartialEq, Args, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[command(next_help_heading = AGE)]
 pub(super) struct AgeLayer {
     /// Unwrap what is under age recipients with the identities in this file
     #[arg(id = "age_identity", long = "age-identity", value_name = "FILE")]

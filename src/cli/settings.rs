@@ -16,8 +16,14 @@ use crate::keys::providers::{AgeSettings, AwsSettings, Passphrase, Pkcs11Setting
 use super::environment::Environment;
 use super::error::{CliError, Exit};
 use super::passphrase::PassphraseSource;
-use super::provider_settings::{AgeLayer, Pkcs11Layer, VaultLayer};
+use super::provider_settings::{self, AgeLayer, Pkcs11Layer, VaultLayer};
 
+pub(super) const SETTINGS: &str = "Settings";
+const KEYRING: &str = "Local keyring";
+const AWS: &str = "AWS KMS";
+/// The headings of the help below which settings stand, which every command that uses keys has.
+pub(crate) const HEADINGS: [&str; 6] =
+    [SETTINGS, KEYRING, AWS, provider_settings::VAULT, provider_settings::PKCS11, provider_settings::AGE];
 /// The variable that holds a passphrase; the background process does not inherit it.
 pub(crate) const PASSPHRASE_VARIABLE: &str = "KMSFS_PASSPHRASE";
 const MAX_FILE_LEN: u64 = 65536;
@@ -26,12 +32,13 @@ const MAX_TIMEOUT: f64 = 600.0;
 
 /// The flags that all commands share that use keys.
 #[derive(Debug, Default, Args)]
+#[command(next_help_heading = SETTINGS)]
 pub(crate) struct SettingsArgs {
     /// Read settings from this file instead of the usual ones
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Ask for the passphrase of the local keyring on the terminal
-    #[arg(long, conflicts_with = "passphrase_file")]
+    #[arg(long, conflicts_with = "passphrase_file", help_heading = KEYRING)]
     passphrase: bool,
     #[command(flatten)]
     layer: Layer,
@@ -40,21 +47,29 @@ pub(crate) struct SettingsArgs {
 /// What one source says.
 #[derive(Clone, Debug, Default, PartialEq, Args, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[command(next_help_heading = SETTINGS)]
 struct Layer {
     /// Read the passphrase of the local keyring from this file (- is standard input)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = KEYRING)]
     passphrase_file: Option<PathBuf>,
     /// The local keyring, if it is not where the volume config says
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", help_heading = KEYRING)]
     keyring: Option<PathBuf>,
     /// The AWS Region of the KMS
-    #[arg(long)]
+    #[arg(long, help_heading = AWS)]
     region: Option<String>,
     /// The URL of the KMS, if it is not AWS's own
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", help_heading = AWS)]
     endpoint_url: Option<String>,
     /// Use the FIPS endpoints of AWS
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = AWS
+    )]
     fips: Option<bool>,
     /// The longest wait for one attempt of a call of the KMS, in seconds [default: 2]
     #[arg(long, value_name = "SECONDS")]
@@ -291,6 +306,27 @@ mod tests {
 
     fn args(layer: Layer) -> SettingsArgs {
         SettingsArgs { layer, ..SettingsArgs::default() }
+    }
+
+    /// What documentation says of keys and variables is what is read.
+    #[test]
+    fn each_setting_of_the_reference_is_read_from_files_and_the_environment() {
+        let settings = crate::cli::settings_reference::reference();
+        assert!(settings.len() > 20, "{}", settings.len());
+        for setting in settings {
+            let is_number = setting.flag.contains("SECONDS");
+            let value = if is_number { "2" } else { "true" };
+            if let Some(key) = &setting.key {
+                let value = if is_number || key == "fips" { value.to_owned() } else { format!("'{value}'") };
+                let layer: Layer = toml::from_str(&format!("{key} = {value}")).unwrap();
+                assert_ne!(layer, Layer::default(), "{key}");
+            }
+            let variable = setting.variable.filter(|name| name != "KMSFS_CONFIG");
+            if let Some(variable) = variable {
+                let layer = Layer::of_environment(&Environment::of(false, &[(&variable, value)])).unwrap();
+                assert_ne!(layer, Layer::default(), "{variable}");
+            }
+        }
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! `kmsfs completions`.
 
-use clap::{Args, CommandFactory};
+use clap::Args;
 use clap_complete::Shell;
 
-use crate::cli::arguments::Arguments;
+use crate::cli::arguments;
 use crate::cli::error::CliError;
 use crate::cli::report;
 
@@ -17,6 +17,6 @@ pub(crate) struct CompletionsArgs {
 /// Prints it.
 pub(crate) fn run(args: &CompletionsArgs) -> Result<(), CliError> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Arguments::command(), "kmsfs", &mut script);
+    clap_complete::generate(args.shell, &mut arguments::command(), "kmsfs", &mut script);
     report::say(&String::from_utf8_lossy(&script))
 }

@@ -64,6 +64,7 @@ pub(crate) struct MountArgs {
 
 /// How long unwrapped keys are kept.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Keys")]
 pub(super) struct KeyLimitArgs {
     /// Ask the key's provider again after so many seconds, for open files too: a revoked key takes effect within them
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]

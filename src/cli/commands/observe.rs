@@ -15,6 +15,7 @@ const MIB: u64 = 1 << 20;
 
 /// Who may watch.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Observability")]
 pub(super) struct ObserveArgs {
     /// Record each use of a wrapping key in this file: who, when, which file, what came of it (`kmsfs audit` reads it)
     #[arg(long, value_name = "FILE")]
