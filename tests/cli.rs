@@ -75,9 +75,9 @@ fn lasting(root: &Path) -> BTreeMap<PathBuf, Entry> {
 #[test]
 fn passphrases() {
     let mut home = Home::new();
-    fs::write(home.path("right"), "correct horse\n").unwrap();
-    fs::write(home.path("wrong"), "battery staple\n").unwrap();
-    fs::write(home.path("empty"), "\n").unwrap();
+    home.secret("right", "correct horse\n");
+    home.secret("wrong", "battery staple\n");
+    home.secret("empty", "\n");
     home.set("KMSFS_PASSPHRASE", "correct horse");
     let mut unmounted = Unmounted::in_home(home, &[]);
     let keyring = fs::read_to_string(unmounted.volume.home.path("data/kmsfs/keyring.toml")).unwrap();

@@ -39,7 +39,7 @@ fn a_passphrase_that_protects_nothing_is_refused() {
     let keyring = home.path("data/kmsfs/keyring.toml");
     assert!(said.contains(keyring.to_str().unwrap()) && said.contains("without a passphrase"), "{said}");
     assert!(said.ends_with("mount it: kmsfs mount first MOUNTPOINT\n"), "{said}");
-    fs::write(home.path("pw"), "secret").unwrap();
+    home.secret("pw", "secret");
     let said = home.refused(7, &[&"init", &"second", &"--passphrase-file", &"pw"]);
     assert!(said.contains("has no passphrase") && said.contains("kmsfs keys passphrase --keyring"), "{said}");
     assert!(!home.path("second").exists());
@@ -115,9 +115,9 @@ fn a_disabled_key_stops_a_mount_and_an_enabled_one_goes_on() {
 #[test]
 fn a_keyring_gets_another_passphrase_and_none() {
     let mut home = Home::new();
-    fs::write(home.path("old"), "old\n").unwrap();
-    fs::write(home.path("new"), "new\n").unwrap();
-    fs::write(home.path("empty"), "\n").unwrap();
+    home.secret("old", "old\n");
+    home.secret("new", "new\n");
+    home.secret("empty", "\n");
     home.set("KMSFS_PASSPHRASE_FILE", home.path("old"));
     let volume = Volume::in_home(home, &[], &[]);
     fs::write(volume.path("file"), "content").unwrap();

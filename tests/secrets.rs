@@ -219,8 +219,8 @@ fn plaintexts() -> Vec<Secret> {
 fn nothing_of_a_sealed_keyring_and_its_volume_is_told() {
     let mut home = Home::new();
     home.set("KMSFS_LOG", "trace");
-    fs::write(home.path("passphrase"), format!("{PASSPHRASE}\n")).unwrap();
-    fs::write(home.path("wrong"), "no horse\n").unwrap();
+    home.secret("passphrase", &format!("{PASSPHRASE}\n"));
+    home.secret("wrong", "no horse\n");
     let flags = ["--key=local:keys.toml", "--passphrase-file=passphrase"];
     cycle(&home, &flags, &[&[], &["--passphrase-file=wrong"], &["--passphrase-file=missing"]]);
     let mut secrets = plaintexts();

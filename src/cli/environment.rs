@@ -47,9 +47,12 @@ impl Environment {
         Some(directory?.join("kmsfs"))
     }
 
-    /// Where keyrings and remembered volumes lie.
+    /// Where keyrings and remembered volumes lie. Root's units and root's shells have one place.
     pub(crate) fn data_directory(&self) -> Option<PathBuf> {
-        self.xdg("XDG_DATA_HOME", ".local/share").or_else(|| self.root.then(|| PathBuf::from("/var/lib/kmsfs")))
+        if self.root && self.directory("XDG_DATA_HOME").is_none() {
+            return Some(PathBuf::from("/var/lib/kmsfs"));
+        }
+        self.xdg("XDG_DATA_HOME", ".local/share")
     }
 
     /// Where the logs of background mounts lie.
@@ -85,9 +88,12 @@ mod tests {
         let home = Environment::of(false, &[("XDG_DATA_HOME", "relative"), ("HOME", "/h")]);
         assert_eq!(home.data_directory().unwrap(), Path::new("/h/.local/share/kmsfs"));
         assert_eq!(home.log_directory().unwrap(), Path::new("/h/.local/state/kmsfs"));
-        let root = Environment::of(true, &[("HOME", "")]);
-        assert_eq!(root.data_directory().unwrap(), Path::new("/var/lib/kmsfs"));
-        assert_eq!(root.log_directory().unwrap(), Path::new("/var/log/kmsfs"));
+        // A unit sets the first, a shell the second, cron neither.
+        for variables in [("XDG_DATA_HOME", "/var/lib"), ("HOME", "/root"), ("HOME", "")] {
+            let root = Environment::of(true, &[variables]);
+            assert_eq!(root.data_directory().unwrap(), Path::new("/var/lib/kmsfs"));
+            assert_eq!(root.log_directory().unwrap(), Path::new("/var/log/kmsfs"));
+        }
         let nobody = Environment::of(false, &[]);
         assert_eq!((nobody.data_directory(), nobody.log_directory()), (None, None));
     }

@@ -18,6 +18,7 @@ mod error;
 mod examples;
 mod held_directory;
 mod key_spec;
+mod listed_key;
 mod mount_helper;
 mod mount_options;
 mod mount_point;

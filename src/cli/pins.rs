@@ -39,6 +39,35 @@ impl Pin {
     }
 }
 
+/// A pin, and the file that has it.
+#[derive(Clone, Debug)]
+pub(crate) struct Remembered {
+    pub(crate) pin: Pin,
+    file: PathBuf,
+}
+
+impl Remembered {
+    /// Whether the volume at `directory` has the remembered id.
+    pub(crate) fn check_volume(&self, directory: &Path, found: &str) -> Result<(), CliError> {
+        self.check("volume", directory, &self.pin.volume_id, found)
+    }
+
+    /// Whether its volume key has the remembered fingerprint.
+    pub(crate) fn check_fingerprint(&self, directory: &Path, found: &[u8; 16]) -> Result<(), CliError> {
+        self.check("key fingerprint", directory, &self.pin.fingerprint, &hex::encode(found))
+    }
+
+    fn check(&self, what: &str, directory: &Path, expected: &str, found: &str) -> Result<(), CliError> {
+        check(what, directory, expected, found).map_err(|error| {
+            error.hint(format_args!(
+                "{} remembers another volume there; only if you replaced it yourself: `kmsfs forget {}`",
+                self.file.display(),
+                directory.display()
+            ))
+        })
+    }
+}
+
 #[derive(Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Known {
@@ -67,13 +96,14 @@ impl Pins {
     }
 
     /// What is remembered of the canonical cipher directory.
-    pub(crate) fn get(&self, cipher_directory: &Path) -> Result<Option<Pin>, CliError> {
-        Ok(self.load()?.volumes.remove(&key(cipher_directory)))
+    pub(crate) fn get(&self, cipher_directory: &Path) -> Result<Option<Remembered>, CliError> {
+        let pin = self.load()?.volumes.remove(&key(cipher_directory));
+        Ok(pin.map(|pin| Remembered { pin, file: self.path() }))
     }
 
     /// Remembers `pin`; one that is the same already is left alone.
     pub(crate) fn set(&self, cipher_directory: &Path, pin: Pin) -> Result<(), CliError> {
-        if self.get(cipher_directory)?.as_ref() == Some(&pin) {
+        if self.get(cipher_directory)?.is_some_and(|known| known.pin == pin) {
             return Ok(());
         }
         self.change(|known| known.volumes.insert(key(cipher_directory), pin)).map(drop)
@@ -87,8 +117,8 @@ impl Pins {
         self.change(|known| known.volumes.remove(&key(cipher_directory))).map(|before| before.is_some())
     }
 
-    /// As it is called.
-    fn path(&self) -> PathBuf {
+    /// The file, as it is called.
+    pub(crate) fn path(&self) -> PathBuf {
         self.directory.join(FILE)
     }
 
@@ -155,16 +185,6 @@ pub(crate) fn check(what: &str, cipher_directory: &Path, expected: &str, found: 
     ))
 }
 
-/// [`check`] against a remembered value.
-pub(crate) fn check_remembered(what: &str, directory: &Path, expected: &str, found: &str) -> Result<(), CliError> {
-    check(what, directory, expected, found).map_err(|error| {
-        error.hint(format_args!(
-            "another volume was at this place before; only if you put the new one there yourself: `kmsfs forget {}`",
-            directory.display()
-        ))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,13 +201,14 @@ mod tests {
         let pins = pins(home.path());
         let odd = Path::new(OsStr::from_bytes(b"/odd \"path\"\n\xff"));
         let (first, second) = (Pin::new("first", &[1; 16]), Pin::new("second", &[2; 16]));
-        assert_eq!(pins.get(odd).unwrap(), None);
+        let get = |path: &Path| pins.get(path).unwrap().map(|known| known.pin);
+        assert_eq!(get(odd), None);
         pins.set(Path::new("/a.b c"), first.clone()).unwrap();
         pins.set(odd, second.clone()).unwrap();
-        assert_eq!((pins.get(Path::new("/a.b c")).unwrap(), pins.get(odd).unwrap()), (Some(first), Some(second)));
+        assert_eq!((get(Path::new("/a.b c")), get(odd)), (Some(first), Some(second)));
         assert!(pins.forget(odd).unwrap());
         assert!(!pins.forget(odd).unwrap());
-        assert_eq!(pins.get(odd).unwrap(), None);
+        assert_eq!(get(odd), None);
         assert_eq!(fs::metadata(pins.path()).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(&pins.directory).unwrap().count(), 1);
     }
@@ -219,11 +240,13 @@ mod tests {
 
     #[test]
     fn a_mismatch_shows_both() {
-        check("volume", Path::new("/c"), "a", "a").unwrap();
-        let error = check_remembered("volume", Path::new("/c"), "aaa", "bbb").unwrap_err();
+        let known = Remembered { pin: Pin::new("aaa", &[1; 16]), file: PathBuf::from("/d/known-volumes.toml") };
+        known.check_volume(Path::new("/c"), "aaa").unwrap();
+        let error = known.check_volume(Path::new("/c"), "bbb").unwrap_err();
         assert_eq!(error.code(), Exit::WrongVolume as u8);
         for shown in ["/c", "aaa", "bbb"] {
             assert!(error.to_string().contains(shown));
         }
+        assert!(format!("{error:?}").contains("/d/known-volumes.toml remembers"), "{error:?}");
     }
 }

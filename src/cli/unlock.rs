@@ -5,7 +5,6 @@
 use std::path::Path;
 
 use crate::format::config::{self, SealedConfig, VolumeConfig};
-use crate::format::hex;
 use crate::keys::providers::{self, ProviderSettings};
 use crate::keys::volume::{self, Unlocked};
 use crate::keys::{KeyError, KeyLimits, ProviderKind, Recipient, Volume};
@@ -13,7 +12,8 @@ use crate::storage::CipherDirectory;
 
 use super::error::{CliError, Exit};
 use super::key_spec::KeySpec;
-use super::pins::{self, Pin, Pins};
+use super::listed_key::name_of;
+use super::pins::{self, Pins, Remembered};
 
 /// What the caller says the volume must be.
 #[derive(Debug, Default)]
@@ -65,9 +65,8 @@ pub(crate) fn unlock_to_change(
     let remembered = check_before_key(directory, &sealed.config, expected, pins)?;
     let recipients = recipients(&sealed.config, settings);
     let unlocked = unlock_with_any(sealed, &recipients)?;
-    if let Some(pin) = remembered {
-        let found = hex::encode(&unlocked.fingerprint());
-        pins::check_remembered("key fingerprint", directory, &pin.fingerprint, &found)?;
+    if let Some(remembered) = remembered {
+        remembered.check_fingerprint(directory, &unlocked.fingerprint())?;
     }
     Ok((unlocked, recipients))
 }
@@ -125,14 +124,14 @@ fn check_before_key(
     config: &VolumeConfig,
     expected: &Expected<'_>,
     pins: Option<&Pins>,
-) -> Result<Option<Pin>, CliError> {
+) -> Result<Option<Remembered>, CliError> {
     if let Some(id) = expected.volume_id {
         pins::check("volume", directory, id, &config.volume_id)?;
     }
     check_keys(directory, config, expected.keys)?;
     let remembered = pins.map(|pins| pins.get(directory)).transpose()?.flatten();
-    if let Some(pin) = &remembered {
-        pins::check_remembered("volume", directory, &pin.volume_id, &config.volume_id)?;
+    if let Some(remembered) = &remembered {
+        remembered.check_volume(directory, &config.volume_id)?;
     }
     Ok(remembered)
 }
@@ -147,15 +146,22 @@ fn check_keys(directory: &Path, config: &VolumeConfig, expected: &[KeySpec]) -> 
     let expected: Vec<String> = expected.iter().map(KeySpec::to_string).collect();
     let stranger =
         wrapping.chain(volume).map(|(provider, key)| format!("{provider}:{key}")).find(|key| !expected.contains(key));
-    stranger.map_or(Ok(()), |key| pins::check("key", directory, &expected.join(" or "), &key))
+    stranger.map_or(Ok(()), |key| {
+        let hint = format!(
+            "if that key may protect the volume, expect it too: `kmsfs recipients list {}` shows the names",
+            directory.display()
+        );
+        pins::check("key", directory, &expected.join(" or "), &key).map_err(|error| error.hint(hint))
+    })
 }
 
 /// Tries each key that can unlock the volume and whose provider is known, local ones first. A recipient of age says nothing of
 /// who wrapped for it, so it comes last; without its identity it is not asked if another can be.
 fn unlock_with_any(sealed: &SealedConfig, recipients: &[Recipient]) -> Result<Unlocked, CliError> {
-    let mut keys: Vec<_> = recipients.iter().filter(|recipient| recipient.wraps_new).collect();
-    if keys.iter().any(|recipient| recipient.provider.can_unwrap()) {
-        keys.retain(|recipient| recipient.provider.can_unwrap());
+    let keys = recipients.iter().filter(|recipient| recipient.wraps_new);
+    let (mut keys, mut wrap_only): (Vec<_>, Vec<_>) = keys.partition(|recipient| recipient.provider.can_unwrap());
+    if keys.is_empty() {
+        std::mem::swap(&mut keys, &mut wrap_only);
     }
     keys.sort_by_key(|recipient| recipient.kind.rank_to_unlock());
     let mut failures: Vec<CliError> = Vec::new();
@@ -172,17 +178,26 @@ fn unlock_with_any(sealed: &SealedConfig, recipients: &[Recipient]) -> Result<Un
             Err(error) => failures.push(error.into()),
         }
     }
-    Err(combine(failures))
+    let unasked = wrap_only.into_iter().map(|Recipient { kind, key, .. }| format!("{kind}:{key}: {UNASKED}"));
+    let config = &sealed.config;
+    let unknown = config.wrapping_keys.iter().filter(|key| ProviderKind::from_name(&key.provider).is_none());
+    let unknown = unknown.map(|key| format!("{}: {UNKNOWN}", name_of(key)));
+    Err(combine(failures, unasked.chain(unknown).collect()))
 }
 
-/// All failures in one, with the exit code of the last.
-fn combine(mut failures: Vec<CliError>) -> CliError {
-    if failures.len() > 1 {
-        let messages: Vec<String> = failures.iter().map(CliError::to_string).collect();
-        let last = failures.pop().map_or(Exit::Other as u8, |error| error.code());
+/// Why a recipient was not asked.
+const UNASKED: &str = "not asked: give the file of its identity with --age-identity";
+const UNKNOWN: &str = "this program does not know the provider: use a newer kmsfs, or one built with more providers";
+
+/// All failures in one, with the exit code of the last, and those that nobody could ask.
+fn combine(mut failures: Vec<CliError>, others: Vec<String>) -> CliError {
+    if failures.len() + others.len() > 1 {
+        let messages: Vec<String> = failures.iter().map(CliError::to_string).chain(others).collect();
+        let last = failures.pop().map_or(Exit::KeyRefused as u8, |error| error.code());
         return CliError::with_code(last, format_args!("no key unlocks the volume: {}", messages.join("; ")));
     }
-    failures.pop().unwrap_or_else(|| {
+    let other = others.into_iter().next().map(|message| CliError::new(Exit::KeyRefused, message));
+    failures.pop().or(other).unwrap_or_else(|| {
         CliError::new(Exit::KeyRefused, "no provider that this program knows can unlock the volume")
             .hint("use a newer kmsfs, or one that was built with more providers")
     })

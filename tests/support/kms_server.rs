@@ -29,6 +29,7 @@ pub(crate) mod tls;
 #[path = "kms_server/wire.rs"]
 pub(crate) mod wire;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
@@ -184,6 +185,11 @@ impl KmsServer {
     /// How many calls of `operation` it has got, refused ones included.
     pub(crate) fn calls(&self, operation: &str) -> u64 {
         self.service.calls.iter().find(|(name, _)| *name == operation).map_or(0, |(_, n)| n.load(Ordering::SeqCst))
+    }
+
+    /// The actions that were used since this was asked last, each with the key as the caller named it; refused by a policy none.
+    pub(crate) fn take_used(&self) -> BTreeSet<(String, String)> {
+        std::mem::take(&mut *locked(&self.service.used))
     }
 
     /// How many calls it has got.

@@ -71,6 +71,13 @@ impl Home {
         self.directory.path().join(name)
     }
 
+    /// Writes a file that nobody else can read.
+    pub(crate) fn secret(&self, name: &str, content: &str) {
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::write(self.path(name), content).unwrap();
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
     /// Gives all later commands an environment variable.
     pub(crate) fn set(&mut self, name: impl Into<OsString>, value: impl Into<OsString>) {
         self.variables.insert(name.into(), value.into());

@@ -110,7 +110,7 @@ fn open(path: &std::path::Path, args: &SettingsArgs) -> Result<Volume, CliError>
     settings::log_to_stderr(&settings, Level::WARN)?;
     let directory = CipherDirectory::open(path)?;
     let sealed = unlock::read_config(&directory)?;
-    let secret = settings.passphrase.as_ref().map(|source| source.read(&environment, false)).transpose()?;
+    let secret = passphrase::for_volume(&settings, &environment, Some(&sealed.config))?;
     let providers = settings.for_providers(secret.map(passphrase::for_provider));
     let pins = Pins::of(&environment);
     unlock::unlock(directory.path(), &sealed, &Expected::default(), pins.as_ref(), &providers, KeyLimits::default())

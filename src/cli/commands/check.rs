@@ -20,9 +20,11 @@ use crate::cli::passphrase;
 use crate::cli::pins::Pins;
 use crate::cli::progress;
 use crate::cli::settings::{self, Settings, SettingsArgs};
+use crate::cli::unlock;
 use crate::daemon::log::Level;
 use crate::keys::KeyLimits;
 use crate::keys::providers::ProviderSettings;
+use crate::storage::CipherDirectory;
 
 use super::check_config::{Opening, Subject};
 use super::check_paths;
@@ -78,9 +80,13 @@ pub(crate) fn run(args: &CheckArgs) -> Result<(), CliError> {
         return Err(CliError::usage("--salvage takes one volume at a time"));
     }
     let salvage = args.salvage.as_deref().map(|into| prepare(into, &volumes)).transpose()?;
-    let secret = match &settings.passphrase {
-        Some(source) if !args.structure => Some(source.read(&environment, false)?),
-        _ => None,
+    // One passphrase is for all of them.
+    let first = volumes.first().and_then(|(path, _)| CipherDirectory::open(path).ok());
+    let first = first.and_then(|directory| unlock::read_config(&directory).ok());
+    let config = first.as_ref().map(|sealed| &sealed.config);
+    let secret = match args.structure {
+        false => passphrase::for_volume(&settings, &environment, config)?,
+        true => None,
     };
     let providers = settings.for_providers(secret.map(passphrase::for_provider));
     let mut first_failure = None;

@@ -3,14 +3,15 @@
 //! Invariants: nothing is changed, on disk or in a KMS; no provider is asked before everything that needs no key has held;
 //! what a key opens is dropped at once, and what others wrote (configs, answers) does not steer the terminal.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
 
 use crate::cli::environment::Environment;
 use crate::cli::error::{CliError, Exit};
-use crate::cli::pins::{self, Pin, Pins};
+use crate::cli::key_spec::KeySpec;
+use crate::cli::pins::{Pins, Remembered};
 use crate::cli::settings::{self, Settings, SettingsArgs};
 use crate::cli::unlock;
 use crate::cli::{passphrase, report};
@@ -25,7 +26,8 @@ use super::{doctor_host, doctor_keys, policy};
 /// Check whether this host can read and create files in a volume, and say what to mend
 ///
 /// Nothing is changed. Under AWS KMS each wrapping key costs one call of DescribeKey, GetKeyRotationStatus and Decrypt,
-/// and the volume one more Decrypt, which must be refused, and one GenerateDataKey, whose key is dropped.
+/// and each further recipient one of Encrypt. The volume costs one more Decrypt, which must be refused, and one
+/// GenerateDataKey, whose key is dropped. Of a large volume it looks at the headers of some files only, and says so.
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
     /// The directory that holds the ciphertext
@@ -41,6 +43,15 @@ pub(crate) struct DoctorArgs {
     /// With --policy: for whoever runs `kmsfs keys provision`
     #[arg(long, requires = "policy", conflicts_with = "read_only")]
     provision: bool,
+    /// With --policy: for whoever runs `kmsfs rewrap`
+    #[arg(long, requires = "policy", conflicts_with_all = ["read_only", "provision"])]
+    rewrap: bool,
+    /// With --rewrap: for `kmsfs rewrap --to` this key
+    #[arg(long, value_name = "PROVIDER:ID", requires = "rewrap")]
+    to: Option<KeySpec>,
+    /// With --to: the key that it replaces, if the volume has several
+    #[arg(long, value_name = "PROVIDER:ID", requires = "to")]
+    from: Option<KeySpec>,
     /// Whom the key policy allows
     #[arg(long, value_name = "ARN", requires = "policy")]
     principal: Option<String>,
@@ -107,6 +118,11 @@ impl Findings {
         self.0.iter_mut().filter(|finding| finding.grade == Grade::Fail).for_each(|f| f.grade = Grade::Warn);
     }
 
+    /// The exit code of the first failure.
+    pub(super) fn first_failure(&self) -> Option<u8> {
+        self.0.iter().find(|finding| finding.grade == Grade::Fail).map(|finding| finding.code)
+    }
+
     fn text(&self) -> String {
         let width = self.0.iter().map(|finding| finding.check.len()).max().unwrap_or(0);
         let mut text = String::new();
@@ -143,13 +159,15 @@ struct Report<'a> {
 pub(crate) fn run(args: &DoctorArgs) -> Result<(), CliError> {
     let environment = Environment::of_process();
     if args.policy {
-        let role = match (args.read_only, args.provision) {
-            (true, _) => Role::Decrypt,
-            (_, true) => Role::Provision,
+        let role = match (args.read_only, args.provision, args.rewrap) {
+            (true, ..) => Role::Decrypt,
+            (_, true, _) => Role::Provision,
+            (.., true) => Role::Rewrap,
             _ => Role::Full,
         };
         let request = policy::Request { principal: args.principal.as_deref(), role };
-        return policy::print(&args.cipher_directory, &request, &environment);
+        let (to, from) = (args.to.as_ref(), args.from.as_ref());
+        return policy::print(&args.cipher_directory, &request, to, from, &environment);
     }
     let settings = Settings::load(&args.settings, &environment)?;
     settings::log_to_stderr(&settings, Level::WARN)?;
@@ -176,18 +194,17 @@ fn check_volume(args: &DoctorArgs, settings: &Settings, environment: &Environmen
     doctor_host::check_backing(&directory, args.read_only, findings);
     doctor_host::check_lock(&directory, findings);
     let Some(sealed) = check_config(&directory, findings) else { return };
-    let Ok(pin) = check_pin(&directory, &sealed, environment, findings) else { return };
-    let secret = settings.passphrase.as_ref().map(|source| source.read(environment, false)).transpose();
-    let secret = match secret {
+    let Ok(remembered) = check_pin(&directory, &sealed, environment, findings) else { return };
+    let secret = match passphrase::for_volume(settings, environment, Some(&sealed.config)) {
         Ok(secret) => secret.map(passphrase::for_provider),
         Err(error) => return findings.fail("passphrase", error.code(), &error, None),
     };
     let stock = directory.key_stock().ok();
     let subject = Subject {
-        directory: directory.path(),
+        directory: &directory,
         stock: stock.as_ref(),
         sealed: &sealed,
-        pin: pin.as_ref(),
+        remembered: remembered.as_ref(),
         providers: &settings.for_providers(secret),
         read_only: args.read_only,
     };
@@ -215,14 +232,14 @@ fn check_pin(
     sealed: &SealedConfig,
     environment: &Environment,
     findings: &mut Findings,
-) -> Result<Option<Pin>, ()> {
+) -> Result<Option<Remembered>, ()> {
     const CHECK: &str = "remembered";
-    let checked = Pins::of(environment).map(|pins| pins.get(directory.path())).transpose().and_then(|pin| {
-        let pin = pin.flatten();
-        if let Some(pin) = &pin {
-            pins::check_remembered("volume", directory.path(), &pin.volume_id, &sealed.config.volume_id)?;
+    let checked = Pins::of(environment).map(|pins| pins.get(directory.path())).transpose().and_then(|remembered| {
+        let remembered = remembered.flatten();
+        if let Some(remembered) = &remembered {
+            remembered.check_volume(directory.path(), &sealed.config.volume_id)?;
         }
-        Ok(pin)
+        Ok(remembered)
     });
     match &checked {
         Ok(Some(_)) => findings.ok(CHECK, "the volume that was here before"),
@@ -232,12 +249,16 @@ fn check_pin(
             "say what to expect at the first mount: --volume-id and --expect-key",
         ),
         Err(error) if error.code() == Exit::WrongVolume as u8 => {
-            let mend = "if you moved or replaced the volume yourself: `kmsfs forget CIPHERDIR`";
-            findings.fail(CHECK, error.code(), error, Some(mend));
+            findings.fail(CHECK, error.code(), error, Some(&forget_hint(directory.path())));
         }
         Err(error) => findings.fail(CHECK, error.code(), error, None),
     }
     checked.map_err(drop)
+}
+
+/// What to do where another volume is remembered.
+pub(super) fn forget_hint(directory: &Path) -> String {
+    format!("if you moved or replaced the volume yourself: `kmsfs forget {}`", directory.display())
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::time::{Duration, Instant};
 
 use super::header_writer::{HeaderWriter, Written};
 use crate::cli::error::{CliError, Exit};
@@ -19,6 +20,46 @@ use crate::storage::{Access, CipherDirectory, DiskFile, Node, NodeKind, RawFile,
 const TRIES: u32 = 64;
 /// The longest path that one system call is given.
 const MAX_PATH: usize = 3000;
+
+/// How far a walk goes.
+pub(super) struct Bound {
+    /// How many files more; none if all.
+    files: Option<usize>,
+    until: Option<Instant>,
+    reached: bool,
+}
+
+impl Bound {
+    fn none() -> Self {
+        Self { files: None, until: None, reached: false }
+    }
+
+    /// So many files, in so much time.
+    pub(super) fn new(files: usize, time: Duration) -> Self {
+        Self { files: Some(files), until: Some(Instant::now() + time), reached: false }
+    }
+
+    /// Whether something was left out.
+    pub(super) fn was_reached(&self) -> bool {
+        self.reached
+    }
+
+    fn count(&mut self) {
+        self.files = self.files.map(|files| files.saturating_sub(1));
+    }
+
+    fn is_over(&mut self) -> bool {
+        self.is_enough(0)
+    }
+
+    /// Whether no more than the entries that are known of will be looked at.
+    fn is_enough(&mut self, entries: usize) -> bool {
+        let is_over =
+            self.files.is_some_and(|files| files <= entries) || self.until.is_some_and(|at| Instant::now() >= at);
+        self.reached |= is_over;
+        is_over
+    }
+}
 
 /// The tree of a cipher directory.
 pub(super) struct HeaderFiles {
@@ -57,12 +98,25 @@ impl HeaderFiles {
     pub(super) fn walk_with_sizes(
         &self,
         start: &str,
+        each: impl FnMut(&str, u64, io::Result<Option<Box<HeaderPage>>>),
+    ) {
+        self.walk_within(start, &mut Bound::none(), each);
+    }
+
+    /// The same, up to a bound.
+    pub(super) fn walk_within(
+        &self,
+        start: &str,
+        bound: &mut Bound,
         mut each: impl FnMut(&str, u64, io::Result<Option<Box<HeaderPage>>>),
     ) {
         let mut linked = HashSet::new();
         let mut waiting = vec![start.to_owned()];
         while let Some(path) = waiting.pop() {
-            match self.visit(&path, &mut linked, &mut waiting, &mut each) {
+            if bound.is_over() {
+                return;
+            }
+            match self.visit(&path, &mut linked, &mut waiting, bound, &mut each) {
                 // A program of a mount has removed it.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => each(&path, 0, Err(error)),
@@ -76,6 +130,7 @@ impl HeaderFiles {
         path: &str,
         linked: &mut HashSet<(u64, u64)>,
         waiting: &mut Vec<String>,
+        bound: &mut Bound,
         each: &mut impl FnMut(&str, u64, io::Result<Option<Box<HeaderPage>>>),
     ) -> io::Result<()> {
         let node = self.node(path)?;
@@ -85,6 +140,9 @@ impl HeaderFiles {
                 let mut stream = node.open_directory()?;
                 let mut position = 0;
                 while let Some(entry) = stream.entry_at(position)? {
+                    if bound.is_enough(waiting.len()) {
+                        break;
+                    }
                     position = entry.next_position;
                     if matches!(name::classify(&entry.name), Entry::Short(_) | Entry::Long(_)) {
                         let prefix = if path.is_empty() { String::new() } else { format!("{path}/") };
@@ -99,6 +157,7 @@ impl HeaderFiles {
                 } else {
                     open(&node, Access::Read).and_then(|file| read_page(&file)).map(Some)
                 };
+                bound.count();
                 each(path, stat.blocks * 512, page);
             }
             _ => {}

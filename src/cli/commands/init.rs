@@ -8,8 +8,8 @@ use clap::{Args, ValueEnum};
 use crate::cli::environment::Environment;
 use crate::cli::error::{CliError, Exit};
 use crate::cli::key_spec::KeySpec;
-use crate::cli::passphrase;
-use crate::cli::pins::{self, Pin, Pins};
+use crate::cli::passphrase::{self, Secret};
+use crate::cli::pins::{Pin, Pins};
 use crate::cli::settings::{self, Settings, SettingsArgs};
 use crate::cli::{mount_point, report};
 use crate::crypto::Suite;
@@ -139,6 +139,22 @@ impl NewVolumeArgs {
     }
 }
 
+/// The passphrase of the keyring of a new volume, if it is to have one.
+pub(super) fn read_passphrase(
+    args: &NewVolumeArgs,
+    settings: &Settings,
+    environment: &Environment,
+) -> Result<Option<Secret>, CliError> {
+    let key = args.wrapping_key(settings, environment)?;
+    match key.kind {
+        ProviderKind::Local => {
+            let path = Path::new(&key.id);
+            passphrase::for_keyring(settings, environment, path, !path.exists())
+        }
+        _ => passphrase::for_volume(settings, environment, None),
+    }
+}
+
 /// The keyring of whoever names none.
 pub(super) fn default_keyring(environment: &Environment) -> Result<PathBuf, CliError> {
     let data = environment.data_directory().map(|directory| directory.join("keyring.toml"));
@@ -158,8 +174,8 @@ pub(crate) fn run(args: &InitArgs) -> Result<(), CliError> {
     settings::log_to_stderr(&settings, Level::WARN)?;
     CipherDirectory::check_vacant(&args.cipher_directory)?;
     let new = args.volume.needs_keyring(&settings, &environment)?;
-    let secret = settings.passphrase.as_ref().map(|source| source.read(&environment, new)).transpose()?;
     let key = args.volume.wrapping_key(&settings, &environment)?;
+    let secret = read_passphrase(&args.volume, &settings, &environment)?;
     let providers = settings.for_providers(secret.map(passphrase::for_provider));
     let made = create(&args.cipher_directory, &args.volume.new_volume(), &key, &providers, &environment)?;
     let volume = hex::encode_uuid(&made.volume_id);
@@ -201,8 +217,8 @@ pub(super) fn create_if_vacant(
         Err(CipherDirectoryError::AlreadyAVolume(_)) => return Ok(()),
         other => other?,
     }
-    if let Some(pin) = Pins::of(environment).map(|pins| pins.get(path)).transpose()?.flatten() {
-        pins::check_remembered("volume", path, &pin.volume_id, "nothing")?;
+    if let Some(remembered) = Pins::of(environment).map(|pins| pins.get(path)).transpose()?.flatten() {
+        remembered.check_volume(path, "nothing")?;
     }
     let key = args.wrapping_key(settings, environment)?;
     create(path, &args.new_volume(), &key, providers, environment).map(drop)

@@ -44,7 +44,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), CliError> {
     let environment = Environment::of_process();
     let settings = Settings::load(&args.settings, &environment)?;
     settings::log_to_stderr(&settings, Level::WARN)?;
-    let secret = settings.passphrase.as_ref().map(|source| source.read(&environment, false)).transpose()?;
+    let secret = passphrase::for_volume(&settings, &environment, None)?;
     let providers = settings.for_providers(secret.map(passphrase::for_provider));
     let mut volumes = Volumes { providers, pins: Pins::of(&environment), known: HashMap::new() };
     if let Some(page) = &args.html {

@@ -8,6 +8,8 @@ use std::path::Path;
 use crate::cli::environment::Environment;
 use crate::cli::error::{CliError, Exit};
 use crate::cli::key_spec::KeySpec;
+use crate::cli::listed_key;
+pub(super) use crate::cli::listed_key::name_of;
 use crate::cli::passphrase;
 use crate::cli::pins::Pins;
 use crate::cli::settings::Settings;
@@ -45,7 +47,7 @@ impl KeyChange {
         let directory = CipherDirectory::open(path).map_err(|error| explain(path, error))?;
         let mut hold = Hold::take(&directory, LockMode::Exclusive)?;
         let sealed = unlock::read_config(&directory)?;
-        let secret = settings.passphrase.as_ref().map(|source| source.read(environment, false)).transpose()?;
+        let secret = passphrase::for_volume(settings, environment, Some(&sealed.config))?;
         let providers = settings.for_providers(secret.map(passphrase::for_provider));
         let expected = Expected::default();
         let (unlocked, _) = unlock::unlock_to_change(directory.path(), &sealed, &expected, pins, &providers)?;
@@ -79,15 +81,18 @@ impl KeyChange {
     ) -> Result<Option<WrappingKey>, CliError> {
         let (key, wrapped, keyring) = self.wrap_for(to)?;
         let config = self.config();
-        let others: Vec<_> = config.wrapping_keys.iter().filter(|other| !same(other, &key)).collect();
+        let others: Vec<_> = config.wrapping_keys.iter().filter(|other| !same(other, &key)).cloned().collect();
         let listed = others.len() < config.wrapping_keys.len();
-        let named = from.map(|from| others.iter().find(|other| name_of(other) == from.to_string()));
+        let named = from.map(|from| listed_key::find(from, &others, &self.providers)).transpose()?;
         let old = match (named, &others[..]) {
-            (Some(Some(old)), _) | (None, [old]) => *old,
+            (Some(Some(old)), _) | (None, [old]) => old,
             (Some(None) | None, []) | (Some(None), _) if listed => return Ok(None),
-            (Some(None), _) | (_, []) => return Err(CliError::usage("the key of --from is no key of the volume")),
+            (Some(None), _) | (_, []) => {
+                let unknown = from.map(|from| listed_key::unknown(from, &others));
+                return Err(unknown.unwrap_or_else(|| CliError::usage("the volume has no other key")));
+            }
             (None, _) => {
-                let all: Vec<_> = others.iter().map(|key| name_of(key)).collect();
+                let all: Vec<_> = others.iter().map(listed_key::described).collect();
                 let hint = format!("say which one with --from: {}", all.join(", "));
                 return Err(CliError::usage("the volume has several wrapping keys").hint(hint));
             }
@@ -140,6 +145,13 @@ impl KeyChange {
             .collect()
     }
 
+    /// The key on the list that `spec` names.
+    pub(super) fn listed(&self, spec: &KeySpec) -> Result<WrappingKey, CliError> {
+        let keys = &self.config().wrapping_keys;
+        let found = listed_key::find(spec, keys, &self.providers)?;
+        found.cloned().ok_or_else(|| listed_key::unknown(spec, keys))
+    }
+
     fn lists(&self, key: &WrappingKey) -> bool {
         self.config().wrapping_keys.iter().any(|other| same(other, key))
     }
@@ -153,7 +165,11 @@ impl KeyChange {
         let (location, made) = init::local_keyring(&spec, self.directory.path(), &self.providers)?;
         // Here the keyring is the one that was named, whatever the settings say of the volume's.
         let (provider, id) = match &location {
-            Some(path) => (providers::open_keyring(path, self.providers.passphrase.as_ref())?, ""),
+            Some(path) => {
+                let asks = self.providers.passphrase.is_none() && providers::is_sealed(path)?;
+                let asked = if asks { passphrase::ask(path)?.map(passphrase::for_provider) } else { None };
+                (providers::open_keyring(path, self.providers.passphrase.as_ref().or(asked.as_ref()))?, "")
+            }
             None => (providers::open_named(spec.kind, &spec.id, None, &self.providers)?, spec.key()),
         };
         let wrapped = self.unlocked.wrap(provider.as_ref(), id)?;
@@ -238,11 +254,6 @@ fn text_of(path: &Path) -> Result<String, CliError> {
 
 fn same(a: &WrappingKey, b: &WrappingKey) -> bool {
     (&a.provider, &a.key) == (&b.provider, &b.key)
-}
-
-/// A key as arguments and reports name it.
-pub(super) fn name_of(key: &WrappingKey) -> String {
-    format!("{}:{}", key.provider, key.key)
 }
 
 /// All keys on a config's list.

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::cli::environment::Environment;
 use crate::cli::error::CliError;
-use crate::cli::pins::{self, Pins};
+use crate::cli::pins::Pins;
 use crate::cli::settings::{self, Settings, SettingsArgs};
 use crate::cli::{passphrase, report, unlock};
 use crate::daemon::log::Level;
@@ -74,6 +74,9 @@ struct KeyReport {
     wraps_new: bool,
     /// It unwraps the volume key.
     unlocks: bool,
+    /// Where a local key was when it came onto the list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keyring: Option<String>,
     /// Files with a record of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     files: Option<u64>,
@@ -119,10 +122,10 @@ pub(super) fn list_volume(
     settings::log_to_stderr(&settings, Level::WARN)?;
     let directory = CipherDirectory::open(path)?;
     let config = unlock::read_config(&directory)?.config;
-    if let Some(pin) = Pins::of(&environment).map(|pins| pins.get(directory.path())).transpose()?.flatten() {
-        pins::check_remembered("volume", directory.path(), &pin.volume_id, &config.volume_id)?;
+    if let Some(remembered) = Pins::of(&environment).map(|pins| pins.get(directory.path())).transpose()?.flatten() {
+        remembered.check_volume(directory.path(), &config.volume_id)?;
     }
-    let secret = settings.passphrase.as_ref().map(|source| source.read(&environment, false)).transpose()?;
+    let secret = passphrase::for_volume(&settings, &environment, Some(&config))?;
     let providers = settings.for_providers(secret.map(passphrase::for_provider));
     let stock = directory.key_stock().and_then(|stock| stock.names());
     let mut usage = files.then(|| Usage::of(&directory)).transpose()?;
@@ -134,6 +137,7 @@ pub(super) fn list_volume(
             key,
             wraps_new: false,
             unlocks: false,
+            keyring: None,
             files: Some(files),
             description: "not a key of this volume: nothing opens with it".to_owned(),
             rotation: None,
@@ -171,6 +175,7 @@ fn describe(
         wraps_new: volume::wraps_new(config, key),
         files,
         unlocks: unlocking.iter().any(|(_, other)| other == key),
+        keyring: key.location.clone(),
         description: description.unwrap_or_else(|| "this program does not know the provider".to_owned()),
         rotation: local.as_ref().map(|local| keys_usage::rotation(local, due_after)),
         versions: local.map(|local| keys_usage::versions(&local, counts.as_ref())).unwrap_or_default(),

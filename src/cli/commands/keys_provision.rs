@@ -94,7 +94,7 @@ pub(super) fn run(args: &ProvisionArgs) -> Result<(), CliError> {
         let in_stock = stock.names().map_err(failed)?.len() as u64;
         return report::print(&Plan::of(in_stock, args.count, kind, args.kms_rate), args.json);
     }
-    let secret = settings.passphrase.as_ref().map(|source| source.read(&environment, false)).transpose()?;
+    let secret = passphrase::for_volume(&settings, &environment, Some(&sealed.config))?;
     let providers = settings.for_providers(secret.map(passphrase::for_provider));
     let limits = KeyLimits { calls_per_second: args.kms_rate, ..KeyLimits::default() };
     let pins = Pins::of(&environment);

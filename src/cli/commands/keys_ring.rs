@@ -81,11 +81,11 @@ impl Ring {
         let environment = Environment::of_process();
         let settings = Settings::load(args, &environment)?;
         settings::log_to_stderr(&settings, Level::WARN)?;
-        let path = match settings.keyring {
-            Some(path) => path,
+        let path = match &settings.keyring {
+            Some(path) => path.clone(),
             None => init::default_keyring(&environment)?,
         };
-        let secret = settings.passphrase.as_ref().map(|source| source.read(&environment, false)).transpose()?;
+        let secret = passphrase::for_keyring(&settings, &environment, &path, false)?;
         Ok(Self { path, passphrase: secret.map(passphrase::for_provider), environment })
     }
 
@@ -130,7 +130,7 @@ pub(super) fn change_passphrase(args: &PassphraseArgs) -> Result<(), CliError> {
         return ring.change(&KeyringChange::Passphrase(None)).map(drop);
     }
     let source = args.new_passphrase_file.clone().map_or(PassphraseSource::Terminal, PassphraseSource::File);
-    let new = passphrase::for_provider(source.read(&ring.environment, true)?);
+    let new = passphrase::for_provider(source.read(&ring.environment, Some(&ring.path), true)?);
     ring.change(&KeyringChange::Passphrase(Some(&new))).map(drop)
 }
 

@@ -12,6 +12,7 @@ pub(super) mod completions;
 pub(super) mod copy_trees;
 pub(super) mod demo;
 pub(super) mod doctor;
+mod doctor_create;
 mod doctor_host;
 mod doctor_keys;
 mod doctor_wakes;
@@ -25,6 +26,7 @@ pub(super) mod inspect;
 mod inspect_file;
 mod inspect_html;
 mod key_change;
+mod key_coverage;
 mod key_hold;
 #[cfg(feature = "mount")]
 mod key_reload;

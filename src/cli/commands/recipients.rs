@@ -18,6 +18,7 @@ use crate::storage::CipherDirectory;
 
 use super::header_files::HeaderFiles;
 use super::key_change::{KeyChange, name_of};
+use super::key_coverage::{self, Coverage};
 
 /// Show, add or remove the wrapping keys each of which opens the volume by itself
 #[derive(Debug, Args)]
@@ -43,14 +44,16 @@ pub(crate) struct ChangeArgs {
     #[arg(value_name = "CIPHERDIR")]
     cipher_directory: PathBuf,
     /// To add: local:PATH (a keyring, made if missing), aws-kms:KEY, vault:KEY, pkcs11:URI or
-    /// age:RECIPIENT; to remove: as `kmsfs recipients list` shows it
+    /// age:RECIPIENT; to remove: the same, or as `kmsfs recipients list` shows it
     #[arg(value_name = "PROVIDER:ID")]
     key: KeySpec,
     #[command(flatten)]
     settings: SettingsArgs,
 }
 
-/// Show a volume's recipients; asks nobody, and does not check the config's seal
+/// Show a volume's recipients, and how many files have a record of each
+///
+/// Asks nobody, and authenticates neither the config nor headers. Of a large volume it looks at some files only, and says so.
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
     /// The directory that holds the ciphertext
@@ -66,13 +69,19 @@ struct KeyReport {
     key: String,
     /// It opens the volume, and new files get a record of it; if not, it only opens what it wrapped before.
     recipient: bool,
+    /// Where a local key was when it came onto the list.
     keyring: Option<String>,
+    /// Of the files that were looked at; none if one cannot be read.
+    files_with: Option<u64>,
+    files_without: Option<u64>,
+    /// Whether those are all.
+    all_files_counted: bool,
 }
 
 /// Runs one of them.
 pub(crate) fn run(args: &RecipientsArgs) -> Result<(), CliError> {
     match &args.command {
-        RecipientsCommand::Add(args) => begin(args)?.add(&args.key).map(drop),
+        RecipientsCommand::Add(args) => add(args),
         RecipientsCommand::Remove(args) => remove(args),
         RecipientsCommand::List(args) => list(args),
     }
@@ -85,29 +94,55 @@ fn begin(args: &ChangeArgs) -> Result<KeyChange, CliError> {
     KeyChange::begin(&args.cipher_directory, &settings, &environment, Pins::of(&environment).as_ref())
 }
 
+/// Adds it. Files that are there get it from `kmsfs rewrap` only.
+fn add(args: &ChangeArgs) -> Result<(), CliError> {
+    let mut change = begin(args)?;
+    let key = change.add(&args.key)?;
+    let coverage = Coverage::look(&change.directory, Some(&change.volume(KeyLimits::default()).ring));
+    let advice = match coverage {
+        Ok(coverage) => key_coverage::advice(&coverage, &key, &name_of(&key), change.directory.path()),
+        Err(error) => Some(format!("the files that lack the key could not be counted: {error}")),
+    };
+    if let Some(advice) = advice {
+        report::tell(&advice);
+    }
+    Ok(())
+}
+
 fn list(args: &ListArgs) -> Result<(), CliError> {
-    let config = unlock::read_config(&CipherDirectory::open(&args.cipher_directory)?)?.config;
+    let directory = CipherDirectory::open(&args.cipher_directory)?;
+    let config = unlock::read_config(&directory)?.config;
+    let coverage = Coverage::look(&directory, None);
+    let found = coverage.as_ref().ok();
     let keys = config.wrapping_keys.iter().map(|key| KeyReport {
         key: name_of(key),
         recipient: volume::wraps_new(&config, key),
         keyring: key.location.clone(),
+        files_with: found.map(|found| found.with(key)),
+        files_without: found.map(|found| found.without(key)),
+        all_files_counted: found.is_some_and(|found| found.whole),
     });
-    report::print(&keys.collect::<Vec<_>>(), args.json)
+    report::print(&keys.collect::<Vec<_>>(), args.json)?;
+    match coverage {
+        Err(error) => report::tell(&format!("the files were not counted: {error}")),
+        Ok(found) if !found.whole => {
+            let all = format!("`kmsfs keys list {} --files` counts all", directory.path().display());
+            report::tell(&format!("there are more files than the {} that were looked at: {all}", found.files));
+        }
+        Ok(_) => {}
+    }
+    Ok(())
 }
 
 /// Removes a key that nothing needs any more.
 fn remove(args: &ChangeArgs) -> Result<(), CliError> {
     let mut change = begin(args)?;
-    let keys = &change.config().wrapping_keys;
-    let name = args.key.to_string();
-    let key = keys.iter().find(|key| name_of(key) == name).cloned();
-    let key = key.ok_or_else(|| {
-        let all: Vec<_> = keys.iter().map(name_of).collect();
-        CliError::usage(format_args!("{name} is no key of this volume")).hint(format_args!("it has {}", all.join(", ")))
-    })?;
+    let key = change.listed(&args.key)?;
+    let (keys, name) = (&change.config().wrapping_keys, name_of(&key));
     if !keys.iter().any(|other| name_of(other) != name && volume::wraps_new(change.config(), other)) {
         return Err(CliError::usage("the last recipient cannot be removed: nothing would open the volume"));
     }
+    let path = change.directory.path().display();
     let (whole, needed) = change.walk_all(|| count_needing(&change, &key));
     let needed = needed?;
     if !whole {
@@ -116,9 +151,8 @@ fn remove(args: &ChangeArgs) -> Result<(), CliError> {
     }
     if needed > 0 {
         let what = format!("{needed} files or provisioned keys can be opened with {name} alone");
-        return Err(
-            CliError::new(Exit::Other, what).hint("`kmsfs rewrap CIPHERDIR` gives them the others' records first")
-        );
+        return Err(CliError::new(Exit::Other, what)
+            .hint(format_args!("`kmsfs rewrap {path}` gives them the others' records first")));
     }
     change.retire(&key, false)
 }

@@ -196,7 +196,7 @@ fn unlock(
     environment: &Environment,
 ) -> Result<Volume, CliError> {
     let sealed = unlock::read_config(directory)?;
-    let secret = settings.passphrase.as_ref().map(|source| source.read(environment, false)).transpose()?;
+    let secret = passphrase::for_volume(settings, environment, Some(&sealed.config))?;
     let providers = settings.for_providers(secret.map(passphrase::for_provider));
     let limits = KeyLimits { calls_per_second: args.kms_rate, ..KeyLimits::default() };
     let pins = Pins::of(environment);

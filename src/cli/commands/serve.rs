@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 use crate::cli::environment::Environment;
 use crate::cli::error::{CliError, Exit};
 use crate::cli::held_directory::HeldDirectory;
+use crate::cli::key_spec::KeySpec;
+use crate::cli::listed_key;
 use crate::cli::mount_helper;
 use crate::cli::mount_options::MountFlags;
 use crate::cli::mount_point;
@@ -135,6 +137,7 @@ struct Opened {
     place: Place,
     attendant: Attendant,
     confinement: Confinement,
+    expected_keys: Vec<KeySpec>,
 }
 
 /// Where a mount logs to. The log of the user's choice hears everything; the usual one begins when the mount can be used,
@@ -162,10 +165,13 @@ struct Place {
 
 impl Job<'_> {
     fn read_passphrase(&self) -> Result<Option<Secret>, CliError> {
-        let Some(source) = &self.settings.passphrase else { return Ok(None) };
-        let vacant = || CipherDirectory::check_vacant(&self.args.cipher_directory).is_ok();
-        let new = self.args.init && vacant() && self.args.volume.needs_keyring(&self.settings, &self.environment)?;
-        source.read(&self.environment, new).map(Some)
+        let Self { args, settings, environment, .. } = self;
+        if args.init && CipherDirectory::check_vacant(&args.cipher_directory).is_ok() {
+            return init::read_passphrase(&args.volume, settings, environment);
+        }
+        let directory = CipherDirectory::open(&args.cipher_directory).ok();
+        let sealed = directory.and_then(|directory| unlock::read_config(&directory).ok());
+        passphrase::for_volume(settings, environment, sealed.as_ref().map(|sealed| &sealed.config))
     }
 
     fn serve(&self, secret: Option<Secret>, background: Option<Background>) -> Result<(), CliError> {
@@ -244,7 +250,9 @@ impl Job<'_> {
         let lock = self.lock(&directory, &place)?;
         observers.take_places(&[&place.cipher_directory, &place.mountpoint])?;
         let sealed = unlock::read_config(&directory)?;
-        let expected = Expected { volume_id: args.volume_id.as_deref(), keys: &args.expect_key };
+        // Before the sandbox, which does not let keyrings be read that the volume does not name.
+        let expected_keys = listed_key::expected(&args.expect_key, &sealed.config);
+        let expected = Expected { volume_id: args.volume_id.as_deref(), keys: &expected_keys };
         let pins = Pins::of(environment);
         let attendant = Attendant::start(&self.mount_options(&place), held)
             .map_err(|error| CliError::io("starting the process that mounts", &error))?;
@@ -252,7 +260,7 @@ impl Job<'_> {
         let volume =
             unlock::unlock(directory.path(), &sealed, &expected, pins.as_ref(), providers, args.keys.limits())?;
         let tenure = writing::hold(&lock, self.lock_mode(), writing::seal(&volume))?;
-        Ok(Opened { directory, volume, lock, tenure, place, attendant, confinement })
+        Ok(Opened { directory, volume, lock, tenure, place, attendant, confinement, expected_keys })
     }
 
     /// Gives up what the mount will not need. From here on nothing can be mounted, and only known places can be reached.
@@ -335,7 +343,7 @@ impl Job<'_> {
         observers: &mut Observers,
         background: Option<Background>,
     ) -> Result<(), CliError> {
-        let Opened { directory, volume, lock, tenure, place, attendant, confinement } = opened;
+        let Opened { directory, volume, lock, tenure, place, attendant, confinement, expected_keys } = opened;
         let attendant = Arc::new(attendant);
         let filesystem = Filesystem::open(directory, volume, self.fs_options())?;
         filesystem.hold(tenure);
@@ -344,7 +352,7 @@ impl Job<'_> {
             log: &records.log.target,
             observers,
             confinement: confinement.clone(),
-            keys: self.key_reload(&place)?,
+            keys: self.key_reload(&place, expected_keys)?,
         };
         let (end, ended) = mpsc::channel();
         let teller = Arc::new(Teller::new(&filesystem, told, end.clone()));
@@ -385,12 +393,12 @@ impl Job<'_> {
         served.map_err(CliError::from).and(usable.map(drop)).and(durable)
     }
 
-    fn key_reload(&self, place: &Place) -> Result<KeyReload, CliError> {
+    fn key_reload(&self, place: &Place, expected_keys: Vec<KeySpec>) -> Result<KeyReload, CliError> {
         Ok(KeyReload {
             directory: CipherDirectory::open(&place.cipher_directory)?,
             providers: self.settings.for_providers(None),
             expected_volume: self.args.volume_id.clone(),
-            expected_keys: self.args.expect_key.clone(),
+            expected_keys,
         })
     }
 

@@ -41,7 +41,7 @@ pub(super) fn open(path: &Path, args: &UnlockArgs, to_write: bool) -> Result<Unm
     let directory = CipherDirectory::open(path)?;
     let lock = to_write.then(|| directory.lock(LockMode::Exclusive)).transpose()?;
     let sealed = unlock::read_config(&directory)?;
-    let secret = settings.passphrase.as_ref().map(|source| source.read(&environment, false)).transpose()?;
+    let secret = passphrase::for_volume(&settings, &environment, Some(&sealed.config))?;
     let providers = settings.for_providers(secret.map(passphrase::for_provider));
     let limits = KeyLimits { calls_per_second: args.kms_rate, ..KeyLimits::default() };
     let (expected, pins) = (Expected::default(), Pins::of(&environment));

@@ -213,7 +213,12 @@ fn check_endpoint(settings: &AwsSettings, environment: impl Fn(&str) -> Option<S
 /// cannot work, or the peer is not trusted. None for all others.
 pub(super) fn explain_unsent(error: &ConnectorError) -> Option<(ProviderErrorKind, String)> {
     if let Some(credentials) = find::<CredentialsError>(error) {
-        return Some((kind_of_missing(credentials), format!("no credentials: {}", causes(credentials))));
+        let why = match credentials {
+            // Its causes are all the places that have none.
+            CredentialsError::CredentialsNotLoaded(_) => NO_CREDENTIALS.to_owned(),
+            _ => format!("no credentials: {}", causes(credentials)),
+        };
+        return Some((kind_of_missing(credentials), why));
     }
     if let Some(rustls::Error::InvalidCertificate(reason)) = find::<rustls::Error>(error) {
         let why = format!(
@@ -229,6 +234,9 @@ pub(super) fn explain_unsent(error: &ConnectorError) -> Option<(ProviderErrorKin
     (error.is_user() || text.contains(BAD_ENDPOINT)).then_some((ProviderErrorKind::Misconfigured, text))
 }
 
+/// That nothing gives credentials, not that what gives them failed.
+const NO_CREDENTIALS: &str =
+    "no credentials for AWS: none in the environment, the profile, a web identity, this container or this instance";
 /// What the SDK says when credentials took longer than they may.
 const LATE_CREDENTIALS: &str = "identity resolver timed out";
 /// How the SDK's complaints of endpoints begin, such as of FIPS with one that a profile names.

@@ -155,7 +155,10 @@ impl Call<'_> {
             }
             ProviderErrorKind::KeyUnusable => "enable the key or cancel its deletion, in the KMS console".to_owned(),
             ProviderErrorKind::KeyNotFound => "check the key's id, its account and its Region".to_owned(),
-            ProviderErrorKind::Credentials => "renew the AWS credentials, or choose others (AWS_PROFILE)".to_owned(),
+            ProviderErrorKind::Credentials => {
+                "renew the AWS credentials, or choose others (AWS_PROFILE, AWS_ACCESS_KEY_ID, a role of this host)"
+                    .to_owned()
+            }
             ProviderErrorKind::Unavailable => "check the network, and try again".to_owned(),
             ProviderErrorKind::Throttled => "check the account's KMS quota, and try again later".to_owned(),
             ProviderErrorKind::Tampered => {

@@ -152,6 +152,19 @@ pub fn open_named(
     open(kind, key, location, settings)
 }
 
+/// The name that a volume's list has for the key that a person calls `key`, if that is known without asking anybody.
+#[must_use]
+#[allow(unused_variables)] // in a program without some of the providers
+pub fn canonical(kind: ProviderKind, key: &str) -> Option<String> {
+    match kind {
+        #[cfg(feature = "vault")]
+        ProviderKind::Vault => vault::canonical(key).ok(),
+        #[cfg(feature = "pkcs11")]
+        ProviderKind::Pkcs11 => pkcs11::canonical(key).ok(),
+        _ => None,
+    }
+}
+
 /// The provider of the newest enabled key of the keyring at `path`, whatever the settings say.
 ///
 /// # Errors
@@ -160,8 +173,7 @@ pub fn open_keyring(path: &Path, passphrase: Option<&Passphrase>) -> Result<Arc<
     Ok(Arc::new(LocalProvider::open(path, "", passphrase)?))
 }
 
-/// As [`open`]; a provider that cannot be opened comes as one whose calls all fail, so that others can take its place.
-/// `several` says that the volume has several local keys: one that is not in the settings' keyring is looked for at its `location`.
+/// As [`open_listed`]; a provider that cannot be opened comes as one whose calls all fail, so that others can take its place.
 #[must_use]
 pub fn open_or_absent(
     kind: ProviderKind,
@@ -170,14 +182,29 @@ pub fn open_or_absent(
     settings: &ProviderSettings,
     several: bool,
 ) -> Arc<dyn Provider> {
-    let opened = match (open(kind, key, location, settings), location) {
+    let opened = open_listed(kind, key, location, settings, several);
+    opened.unwrap_or_else(|why| Arc::new(AbsentProvider { kind, why }))
+}
+
+/// As [`open`], for a key on a volume's list. `several` says that there are several local ones: one that is not in the settings'
+/// keyring is looked for at its `location`.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_listed(
+    kind: ProviderKind,
+    key: &str,
+    location: Option<&Path>,
+    settings: &ProviderSettings,
+    several: bool,
+) -> Result<Arc<dyn Provider>, ProviderError> {
+    match (open(kind, key, location, settings), location) {
         (Err(error), Some(path)) if several && error.kind == ProviderErrorKind::KeyNotFound => {
             let here = LocalProvider::open(path, key, settings.passphrase.as_ref());
             here.map(|provider| recorded(Arc::new(provider), key, settings)).map_err(|_| error)
         }
         (opened, _) => opened,
-    };
-    opened.unwrap_or_else(|why| Arc::new(AbsentProvider { kind, why }))
+    }
 }
 
 fn open_local(

@@ -128,7 +128,7 @@ fn salt_of_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 16], 
 }
 
 pub(super) fn missing_passphrase() -> ProviderError {
-    let message = "sealed under a passphrase: give it with --passphrase-file or in KMSFS_PASSPHRASE";
+    let message = "sealed under a passphrase: give it with --passphrase, --passphrase-file or in KMSFS_PASSPHRASE";
     ProviderError::new(ProviderErrorKind::Credentials, message)
 }
 

@@ -165,6 +165,11 @@ fn works(open: &Open, key: ObjectHandle, error: &Error) -> bool {
         .is_ok_and(|sealed| gcm(open, key, nonce, b"", Direction::Open(&sealed)).is_ok_and(|opened| **opened == plain))
 }
 
+/// The path of a URI with its attributes in order.
+pub(super) fn canonical(path: &str) -> Result<String, ProviderError> {
+    Ok(parse(path)?.canonical())
+}
+
 fn parse(path: &str) -> Result<KeyName, ProviderError> {
     KeyName::parse(path).map_err(|why| not_a_key(path, &why))
 }

@@ -272,7 +272,7 @@ fn version_of(ciphertext: &str) -> Option<u64> {
 }
 
 /// `MOUNT/NAME` of a key that may be named without its mount.
-fn canonical(key: &str) -> Result<String, ProviderError> {
+pub(super) fn canonical(key: &str) -> Result<String, ProviderError> {
     let key = if key.contains('/') { key.to_owned() } else { format!("{USUAL_MOUNT}/{key}") };
     if key.len() > MAX_KEY_LEN || !key.split('/').all(is_path_segment) {
         let message = format!("{key:?} is not a key of the transit engine: give NAME or MOUNT/NAME");

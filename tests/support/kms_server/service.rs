@@ -51,6 +51,8 @@ pub(super) struct Service {
     pub(super) users: Mutex<BTreeMap<String, User>>,
     pub(super) calls: [(&'static str, AtomicU64); OPERATIONS.len()],
     pub(super) failures: Mutex<BTreeMap<&'static str, u64>>,
+    /// The actions that callers may use and did, with the keys as they named them.
+    pub(super) used: Mutex<BTreeSet<(String, String)>>,
     requests: AtomicU64,
 }
 
@@ -64,6 +66,7 @@ impl Service {
             users: Mutex::default(),
             calls: OPERATIONS.map(|operation| (operation, AtomicU64::new(0))),
             failures: Mutex::default(),
+            used: Mutex::default(),
             requests: AtomicU64::new(0),
         }
     }
@@ -124,7 +127,20 @@ impl Service {
         }
         let input = serde_json::from_slice(&request.body);
         let input = input.map_err(|error| failure("SerializationException", error.to_string()))?;
+        self.note(operation, &input);
         self.perform(operation, &region, &input)
+    }
+
+    /// Notes which action a policy must allow with which key.
+    fn note(&self, operation: &str, input: &Value) {
+        let fields: &[(&str, &str)] = match operation {
+            "ReEncrypt" => &[("ReEncryptFrom", "SourceKeyId"), ("ReEncryptTo", "DestinationKeyId")],
+            other => &[(other, "KeyId")],
+        };
+        for (action, field) in fields {
+            let key = input[*field].as_str().unwrap_or_default().to_owned();
+            locked(&self.used).insert((format!("kms:{action}"), key));
+        }
     }
 
     fn secret_of(&self, access_key: &str) -> Option<String> {
