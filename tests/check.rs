@@ -19,7 +19,7 @@ use kmsfs::keys::{KeyLimits, volume};
 use kmsfs::storage::CipherDirectory;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, setxattr};
 use serde_json::Value;
-use support::{Argument, Home, Volume, bytes, flip, text};
+use support::{Argument, Home, Volume, bytes, flip, text, tree};
 
 const PAGE: usize = 4048;
 /// More than one thread opens at a time.
@@ -676,6 +676,49 @@ fn look(directory: &CipherDirectory, volume: &kmsfs::keys::Volume, entry: &str) 
     checker.run(&[check::Target::Cipher(vec![entry.to_owned()])]).unwrap()
 }
 
+/// The library's view of a volume.
+fn unlocked(made: &Volume) -> (CipherDirectory, kmsfs::keys::Volume) {
+    let directory = CipherDirectory::open(&made.cipher).unwrap();
+    let sealed = kmsfs::format::config::parse(&directory.read_config().unwrap()).unwrap();
+    let (kind, key) = volume::keys_that_can_unlock(&sealed.config).remove(0);
+    let keyring = made.home.path("data/kmsfs/keyring.toml");
+    let provider = providers::open(kind, &key.key, Some(&keyring), &ProviderSettings::default()).unwrap();
+    let volume = volume::unlock(&sealed, provider, KeyLimits::default()).unwrap();
+    (directory, volume)
+}
+
+#[test]
+fn a_repair_whose_volume_another_has_taken_over_changes_nothing() {
+    let made = Volume::new(&[]);
+    for name in ["slot", "unsettled"] {
+        fs::write(made.path(name), bytes(1, PAGE + 1000)).unwrap();
+    }
+    let (slot, unsettled) = (made.behind("slot"), made.behind("unsettled"));
+    made.unmount();
+    second_slot(&slot);
+    flip(&slot, 40);
+    let file = OpenOptions::new().write(true).open(&unsettled).unwrap();
+    file.set_len(3 * 4096).unwrap();
+    symlink("x", made.cipher.join(format!("~{}.n", "A".repeat(43)))).unwrap();
+    let before = tree(&made.cipher);
+    let (directory, volume) = unlocked(&made);
+    let settings = check::Settings { parallel: 1, alone: true, salvage: false };
+    for may in [false, true] {
+        let checker = check::Checker::new(&directory, &volume.config, Some(&volume), settings).unwrap();
+        let mut findings = checker.run(&[check::Target::Cipher(Vec::new())]).unwrap();
+        let mendable = findings.iter().filter(|finding| finding.repairable).count();
+        let lost = || Err(std::io::Error::other("another has it"));
+        let settled = checker.mend(&mut findings, &|| if may { Ok(()) } else { lost() }).unwrap();
+        let mended = findings.iter().filter(|finding| finding.repaired).count();
+        assert_eq!((mended, settled), if may { (mendable, 1) } else { (0, 0) }, "{findings:?}");
+        assert!(mendable >= 2, "{findings:?}");
+        if !may {
+            support::assert_same("nothing", &tree(&made.cipher), &before);
+            assert!(findings.iter().any(|finding| finding.what.contains("not repaired: another has it")));
+        }
+    }
+}
+
 #[test]
 fn every_byte_of_a_file_counts() {
     let made = Volume::new(&[]);
@@ -683,12 +726,7 @@ fn every_byte_of_a_file_counts() {
     symlink("target", made.path("link")).unwrap();
     let (file, link) = (made.behind("file"), made.behind("link"));
     made.unmount();
-    let directory = CipherDirectory::open(&made.cipher).unwrap();
-    let sealed = kmsfs::format::config::parse(&directory.read_config().unwrap()).unwrap();
-    let (kind, key) = volume::keys_that_can_unlock(&sealed.config).remove(0);
-    let keyring = made.home.path("data/kmsfs/keyring.toml");
-    let provider = providers::open(kind, &key.key, Some(&keyring), &ProviderSettings::default()).unwrap();
-    let volume = volume::unlock(&sealed, provider, KeyLimits::default()).unwrap();
+    let (directory, volume) = unlocked(&made);
     let entry = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
     assert_eq!(look(&directory, &volume, &entry(&file)), []);
     let on_disk = OpenOptions::new().read(true).write(true).open(&file).unwrap();

@@ -249,6 +249,42 @@ fn a_rewrap_that_is_killed_leaves_a_volume_that_opens_and_goes_on() {
     check_files(volume, "f", FILES, 300);
 }
 
+/// As where this host was asleep or cut off, and another has mounted the volume meanwhile.
+#[test]
+fn a_rewrap_whose_volume_another_has_taken_over_writes_nothing_more() {
+    const FILES: usize = 60;
+    let kms = KmsVolume::new(&[]);
+    kms.files("f", FILES, 300);
+    let volume = &kms.volume;
+    let lease = volume.cipher.join(".kmsfs/lease");
+    let of_another = fs::read(&lease).unwrap();
+    volume.unmount();
+    let to = format!("aws-kms:{}", kms.server.create_key().arn);
+    // One renewal of the lease comes before half of it is done.
+    let words = arguments(volume, &["rewrap"], &["--to", &to, "--kms-rate", "3"]);
+    let words: Vec<_> = words.iter().map(|word| word as Argument<'_>).collect();
+    let running = volume.home.start("rewrap", &words);
+    let moved = || files_by_key(volume).get(&to).copied().unwrap_or(0);
+    let said = || text(&fs::read(volume.home.path("rewrap.err")).unwrap());
+    support::eventually("the first headers are written", || moved() > 0);
+    let taken = lease.with_file_name("lease.taken.new");
+    fs::write(&taken, &of_another).unwrap();
+    fs::rename(&taken, &lease).unwrap();
+    support::eventually("the lease is found to be another's", || said().contains("has taken the volume over"));
+    let (before, asked) = (tree(&volume.cipher), kms.server.calls("ReEncrypt"));
+    assert_eq!(running.end(), Some(3), "{}", said());
+    support::assert_same("after the lease was lost", &tree(&volume.cipher), &before);
+    assert!(kms.server.calls("ReEncrypt") <= asked + 3, "who may not write asks for nothing");
+    assert!(moved() < FILES as u64 && fs::read(&lease).unwrap() == of_another);
+    assert!(said().contains("nothing more was written") && said().contains("goes on from here"), "{}", said());
+
+    // That one has ended.
+    run(volume, &["rewrap"], &["--to", &to]);
+    assert_eq!(files_by_key(volume), BTreeMap::from([(to.clone(), FILES as u64)]));
+    volume.mount();
+    check_files(volume, "f", FILES, 300);
+}
+
 #[test]
 fn a_second_recipient_takes_over_when_the_first_is_away() {
     const OPERATIONS: [&str; 4] = ["Decrypt", "GenerateDataKey", "Encrypt", "ReEncrypt"];

@@ -19,11 +19,12 @@ use super::places::holds_nothing;
 use super::{Checker, locked};
 
 impl Checker<'_> {
-    /// Repairs what can be, marks it, and settles files that are whole; returns how many it settled.
+    /// Repairs what can be, marks it, and settles files that are whole; returns how many it settled. `check` says before each
+    /// change whether the volume is still the caller's to write.
     ///
     /// # Errors
     /// If what was done cannot be made durable.
-    pub fn mend(&self, findings: &mut [Finding]) -> io::Result<u64> {
+    pub fn mend(&self, findings: &mut [Finding], check: &dyn Fn() -> io::Result<()>) -> io::Result<u64> {
         let lost = lost_names(findings);
         for finding in findings.iter_mut() {
             let Some(mend) = finding.mend else { continue };
@@ -31,7 +32,7 @@ impl Checker<'_> {
                 finding.what.push_str("; not repaired: its entry may lie in another directory, and has no other name");
                 continue;
             }
-            match self.mend_one(&finding.cipher, mend) {
+            match self.mend_one(&finding.cipher, mend, check) {
                 Ok(true) => finding.repaired = true,
                 Ok(false) => finding.what.push_str("; not repaired: it has changed meanwhile"),
                 Err(error) => finding.what.push_str(&format!("; not repaired: {error}")),
@@ -40,7 +41,7 @@ impl Checker<'_> {
         let unsettled = std::mem::take(&mut *locked(&self.unsettled));
         let mut settled = 0;
         for cipher in &unsettled {
-            match self.settle(cipher) {
+            match self.settle(cipher, check) {
                 Ok(done) => settled += u64::from(done),
                 // It is complete as it is.
                 Err(error) => tracing::warn!("{cipher} cannot be settled: {error}"),
@@ -56,9 +57,10 @@ impl Checker<'_> {
         self.whole.load(Ordering::Relaxed) && entry.is_some_and(|entry| !lost.contains(entry))
     }
 
-    fn mend_one(&self, cipher: &str, mend: Mend) -> io::Result<bool> {
+    fn mend_one(&self, cipher: &str, mend: Mend, check: &dyn Fn() -> io::Result<()>) -> io::Result<bool> {
         let (above, entry) = cipher.rsplit_once('/').unwrap_or(("", cipher));
         let directory = self.node_at(above)?;
+        check()?;
         match mend {
             Mend::Remove => remove(&directory, entry),
             Mend::GiveId => self.give_id(&directory.lookup(entry)?),
@@ -95,7 +97,7 @@ impl Checker<'_> {
         Ok(true)
     }
 
-    fn settle(&self, cipher: &str) -> io::Result<bool> {
+    fn settle(&self, cipher: &str, check: &dyn Fn() -> io::Result<()>) -> io::Result<bool> {
         let Some(volume) = self.volume else { return Ok(false) };
         let file = Arc::new(DiskFile::writable(self.node_at(cipher)?.open_file(Access::ReadWrite)?));
         let mut page: HeaderPage = [0; PAGE_LEN];
@@ -105,7 +107,9 @@ impl Checker<'_> {
         let keys = self.patience.open(&volume.ring, &header).map_err(io::Error::other)?.keys;
         let content = Content::open(file, Some(keys), self.rules(), Arc::default()).map_err(io::Error::other)?;
         let Some(unsettled) = content.unsettled() else { return Ok(false) };
-        content.sync(false).and_then(|()| content.settle(unsettled)).map_err(io::Error::other)
+        content.sync(false).map_err(io::Error::other)?;
+        check()?;
+        content.settle(unsettled).map_err(io::Error::other)
     }
 }
 

@@ -7,7 +7,7 @@ use crate::cli::report;
 use crate::content::ContentError;
 use crate::format::config::ConfigError;
 use crate::keys::{KeyError, ProviderError, ProviderErrorKind};
-use crate::lease::{LeaseError, PACE};
+use crate::lease::{LeaseError, Lost, PACE};
 use crate::storage::cipher_directory::{CipherDirectoryError, LockError};
 use crate::transfer::TransferError;
 
@@ -228,6 +228,13 @@ impl From<LockError> for CliError {
     }
 }
 
+impl From<Lost> for CliError {
+    fn from(lost: Lost) -> Self {
+        Self::new(Exit::CipherDirectory, format_args!("nothing more was written: {lost}"))
+            .hint("find out who uses the volume; when they have ended, the same command goes on from here")
+    }
+}
+
 impl From<LeaseError> for CliError {
     fn from(error: LeaseError) -> Self {
         match &error {
@@ -292,6 +299,7 @@ impl From<crate::fs::Error> for CliError {
             Error::Io(error) => Self::io("the cipher directory", &error),
             Error::Key(error) => error.into(),
             Error::InUse(error) => error.into(),
+            Error::Lease(lost) => lost.into(),
             Error::DirectoryId | Error::LinkTarget | Error::NoHeader | Error::Content(_) => {
                 Self::new(Exit::Unauthentic, error)
             }

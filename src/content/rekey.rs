@@ -25,6 +25,12 @@ pub trait KeepsLog {
     /// The log: an empty file that means nothing yet.
     fn file(&self) -> &dyn RawFile;
 
+    /// Whether this host may still write: asked again and again, since a large file takes long.
+    ///
+    /// # Errors
+    /// It may not.
+    fn check(&self) -> io::Result<()>;
+
     /// Makes the log, whose content is durable, one that is found after a crash. If this fails it never is, or the file is closed
     /// to everybody.
     ///
@@ -46,10 +52,10 @@ impl Content {
         let (_nobody, _) = self.lock_for_change(|_| Range::ALL)?;
         // The log is durable before the file is touched; so must be what it says of the file's size and header.
         self.file.sync(true)?;
-        self.seal_into(keys, header, log.file())?;
+        self.seal_into(keys, header, log)?;
         log.file().sync(true)?;
         let applied = log.commit().and_then(|()| {
-            let applied = apply_log(log.file(), self.file.as_ref());
+            let applied = apply_log(log.file(), self.file.as_ref(), &|| log.check());
             log.applied(&applied);
             Ok(applied?)
         });
@@ -57,7 +63,8 @@ impl Content {
         applied
     }
 
-    fn seal_into(&self, keys: &FileKeys, header: &HeaderPage, log: &dyn RawFile) -> Result<(), ContentError> {
+    fn seal_into(&self, keys: &FileKeys, header: &HeaderPage, keeper: &dyn KeepsLog) -> Result<(), ContentError> {
+        let log = keeper.file();
         let size = self.file.size()?;
         log.set_size(size)?;
         log.write_at(&header[..], 0)?;
@@ -79,6 +86,7 @@ impl Content {
                     pages::seal(&mut new, &page::nonce(&base, index.0), index, trailer, &plain[..], page);
                 }
             }
+            keeper.check()?;
             write_pages(log, disk, offset)?;
             first += count as u64;
         }
@@ -87,17 +95,18 @@ impl Content {
 }
 
 /// Makes `file` what `log` says. Of the same log it can be done any number of times. The header comes last, when all pages are
-/// durable: a file that has the log's header needs the log no more, and may have been written since.
+/// durable: a file that has the log's header needs the log no more, and may have been written since. `check` is asked before each write.
 ///
 /// # Errors
-/// Those of the backing filesystem; then a part of it may have been done.
-pub fn apply_log(log: &dyn RawFile, file: &dyn RawFile) -> io::Result<()> {
+/// Those of the backing filesystem and of `check`; then a part of it may have been done.
+pub fn apply_log(log: &dyn RawFile, file: &dyn RawFile, check: &dyn Fn() -> io::Result<()>) -> io::Result<()> {
     let (mut disk, end) = (vec![0; BATCH * PAGE_LEN], log.size()?);
     let mut offset = PAGE_SIZE;
     while offset < end {
         let read = log.read_at(&mut disk, offset)?;
         // What comes after the last whole page is a hole that only makes the size.
         let whole = read / PAGE_LEN * PAGE_LEN;
+        check()?;
         write_pages(file, &disk[..whole], offset)?;
         if read < disk.len() {
             break;
@@ -108,6 +117,7 @@ pub fn apply_log(log: &dyn RawFile, file: &dyn RawFile) -> io::Result<()> {
     if log.read_at(&mut disk[..PAGE_LEN], 0)? < PAGE_LEN {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
+    check()?;
     file.write_at(&disk[..PAGE_LEN], 0)?;
     file.sync(true)
 }

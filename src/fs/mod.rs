@@ -72,6 +72,7 @@ use moves::Moves;
 use names::OwedIds;
 use order::NameOrder;
 use prefetch::Prefetch;
+use provisioned::Stock;
 use settle::Settler;
 use trim::{DropUnused, ForgetEntry, Trimmer};
 use unfinished::Unfinished;
@@ -140,7 +141,7 @@ pub struct Filesystem {
     losses: Arc<Losses>,
     trimmer: Arc<Trimmer>,
     /// What says that nobody else writes the volume; none where a lock says it.
-    tenure: OnceLock<Tenure>,
+    tenure: Option<Tenure>,
     /// Makes the kernel forget an entry of a directory.
     forget_entry: OnceLock<ForgetEntry>,
     drop_unused: OnceLock<DropUnused>,
@@ -185,12 +186,27 @@ impl Filesystem {
     /// # Errors
     /// [`Error`] if the root cannot be pinned or its directory id does not authenticate.
     pub fn open(directory: CipherDirectory, volume: Volume, options: Options) -> Result<Arc<Self>, Error> {
+        Self::open_held(directory, volume, options, None)
+    }
+
+    /// The same under a lease: the volume is written only as long as that holds. [`Self::shutdown`] gives it back.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`].
+    pub fn open_held(
+        directory: CipherDirectory,
+        volume: Volume,
+        options: Options,
+        tenure: Option<Tenure>,
+    ) -> Result<Arc<Self>, Error> {
         let root = Node::of_directory(directory.root_fd())?;
         let stat = root.stat()?;
         let user = rustix::process::geteuid().as_raw();
         let renames_what_is_open = root.renames_what_is_open()?;
         if !options.read_only {
-            volume.ring.use_provisioned(Box::new(directory.key_stock()?), options.provisioned_keys);
+            let permit = tenure.as_ref().map(Tenure::permit).unwrap_or_default();
+            let stock = Stock { stock: directory.key_stock()?, permit };
+            volume.ring.use_provisioned(Box::new(stock), options.provisioned_keys);
         }
         let fs = Arc::new(Self {
             wrapping_key: Mutex::new(open::first_key(&volume.config)),
@@ -213,7 +229,7 @@ impl Filesystem {
             keeper: Arc::default(),
             losses: Arc::default(),
             trimmer: Arc::new(Trimmer::new()),
-            tenure: OnceLock::new(),
+            tenure,
             forget_entry: OnceLock::new(),
             drop_unused: OnceLock::new(),
             invalidate: OnceLock::new(),
@@ -280,7 +296,7 @@ impl Filesystem {
                 "what was written last may not be durable: the backing filesystem cannot be synced: {error}"
             );
         });
-        self.tenure.get().into_iter().for_each(Tenure::end);
+        self.tenure.iter().for_each(Tenure::end);
         durable
     }
 
@@ -298,14 +314,14 @@ impl Filesystem {
         self.kernel_sets_mtime.store(true, Ordering::Relaxed);
     }
 
-    /// Writes from now on only as long as this lease holds, and gives it back at [`Self::shutdown`].
-    pub fn hold(&self, tenure: Option<Tenure>) {
-        tenure.into_iter().for_each(|tenure| drop(self.tenure.set(tenure)));
-    }
-
     /// Whether the volume is still this filesystem's to write.
     fn check_tenure(&self) -> Result<(), Error> {
-        self.tenure.get().map_or(Ok(()), |tenure| Ok(tenure.check()?))
+        self.tenure.as_ref().map_or(Ok(()), |tenure| Ok(tenure.check()?))
+    }
+
+    /// The same in the midst of long work.
+    fn check_permit(&self) -> std::io::Result<()> {
+        self.tenure.as_ref().map_or(Ok(()), |tenure| Ok(tenure.check()?))
     }
 
     fn check_writable(&self) -> Result<(), Error> {

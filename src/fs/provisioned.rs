@@ -3,27 +3,36 @@
 use std::io;
 
 use crate::keys::ProvisionedKeys;
+use crate::lease::Permit;
 use crate::storage::{Candidate, KeyStock};
 
-impl ProvisionedKeys for KeyStock {
+/// The stock of a volume, which changes only while the volume is this host's to write.
+pub(super) struct Stock {
+    pub(super) stock: KeyStock,
+    pub(super) permit: Permit,
+}
+
+impl ProvisionedKeys for Stock {
     fn next(&self) -> io::Result<Option<(String, Vec<u8>, usize)>> {
-        Ok(Self::next(self)?.map(|Candidate { name, bytes, more }| (name, bytes, more)))
+        Ok(self.stock.next()?.map(|Candidate { name, bytes, more }| (name, bytes, more)))
     }
 
     fn claim(&self, name: &str) -> io::Result<bool> {
-        Self::claim(self, name)
+        self.permit.check()?;
+        self.stock.claim(name)
     }
 
     fn put_back(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        self.add(name, bytes)?;
-        self.sync()
+        self.permit.check()?;
+        self.stock.add(name, bytes)?;
+        self.stock.sync()
     }
 
     fn reject(&self, name: &str) -> bool {
-        Self::reject(self, name)
+        self.stock.reject(name)
     }
 
     fn count(&self) -> io::Result<u64> {
-        self.names().map(|names| names.len() as u64)
+        self.stock.names().map(|names| names.len() as u64)
     }
 }

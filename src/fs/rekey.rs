@@ -126,7 +126,12 @@ impl KeepsLog for Keeper<'_> {
         self.log.file()
     }
 
+    fn check(&self) -> io::Result<()> {
+        self.fs.check_permit()
+    }
+
     fn commit(&self) -> Result<(), ContentError> {
+        self.check()?;
         let committed = self.fs.while_no_log_commits(|| {
             // Else the header may name keys that nobody opens any more.
             (self.fs.volume.ring.key_version() == self.version).then(|| self.log.commit())

@@ -43,6 +43,7 @@ impl Filesystem {
     /// Applies logs that a crash has left. A file that cannot be finished now is closed to everybody.
     pub(super) fn finish_rekeying(&self) -> Result<(), Error> {
         if !self.read_only {
+            self.check_permit()?;
             self.redo_logs.tidy()?;
         }
         let mut logs = self.redo_logs.all()?;
@@ -98,7 +99,7 @@ impl Filesystem {
 
     /// A log that means nothing goes, if this mount may write.
     fn drop_log(&self, log: &RedoLog) {
-        if self.read_only {
+        if self.read_only || self.check_permit().is_err() {
             return;
         }
         match self.redo_logs.remove(log) {
@@ -123,10 +124,11 @@ impl Filesystem {
             Meaning::ToApply if self.read_only => return Err(Error::ReadOnly),
             meaning => {
                 let stat = inode.node.stat()?;
+                self.check_permit()?;
                 open.make_durable()?;
                 match meaning {
                     Meaning::Applied => complete(open.file(), file.as_ref(), &self.keys_at(inode, &file)?)?,
-                    _ => apply_log(open.file(), file.as_ref())?,
+                    _ => apply_log(open.file(), file.as_ref(), &|| self.check_permit())?,
                 }
                 inode.node.set_times(SetTime::At(stat.atime), SetTime::At(stat.mtime))?;
                 tracing::info!("{}: has got its new data key", inode.node.describe());
@@ -202,7 +204,7 @@ impl Filesystem {
 
     /// Tries again what could not be done when it was to be: a disk that was full may have space again.
     pub(super) fn finish_what_is_left(&self) {
-        if self.read_only || !self.has_unfinished.load(Ordering::Relaxed) {
+        if self.read_only || !self.has_unfinished.load(Ordering::Relaxed) || self.check_permit().is_err() {
             return;
         }
         let (closed, useless) = {

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 pub use claim::{Claim, Notice, claim, look};
 pub use seal::Seal;
-pub use tenure::{Lost, Tenure};
+pub use tenure::{Lost, Permit, Tenure};
 
 use crate::format::lease::Lease;
 

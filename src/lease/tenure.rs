@@ -27,6 +27,29 @@ pub enum Lost {
     NotRenewed,
 }
 
+impl From<Lost> for io::Error {
+    fn from(lost: Lost) -> Self {
+        Self::other(lost)
+    }
+}
+
+/// Asked before each change of a volume. It outlives neither the lease nor the lock that it speaks for.
+#[derive(Clone, Default)]
+pub struct Permit {
+    /// None where a lock alone keeps others out, or a mount asks for itself.
+    held: Option<Arc<Held>>,
+}
+
+impl Permit {
+    /// Whether the volume may be written. As a rule this looks at a clock only.
+    ///
+    /// # Errors
+    /// [`Lost`].
+    pub fn check(&self) -> Result<(), Lost> {
+        self.held.as_ref().map_or(Ok(()), |held| held.check())
+    }
+}
+
 /// A lease that is held. Dropping it gives it back.
 pub struct Tenure {
     held: Arc<Held>,
@@ -95,6 +118,12 @@ impl Tenure {
     /// [`Lost`].
     pub fn check(&self) -> Result<(), Lost> {
         self.held.check()
+    }
+
+    /// What asks whether this lease still holds, and does not keep it.
+    #[must_use]
+    pub fn permit(&self) -> Permit {
+        Permit { held: Some(Arc::clone(&self.held)) }
     }
 
     /// Gives the lease back.

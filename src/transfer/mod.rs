@@ -104,8 +104,7 @@ impl Tree {
         let seal = Seal::new(volume.id, Arc::clone(&volume.lease));
         let tenure = lock.as_ref().map(|lock| lease::claim(lock, seal, &mut |why| tracing::warn!("{why}")));
         let tenure = tenure.transpose()?.flatten();
-        let fs = Filesystem::open(directory, volume, options)?;
-        fs.hold(tenure);
+        let fs = Filesystem::open_held(directory, volume, options, tenure)?;
         Ok(Self { side: VolumeSide::new(fs), _lock: lock })
     }
 

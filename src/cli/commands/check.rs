@@ -157,6 +157,7 @@ fn check(
     fill(&mut report, &checker, &subject, targets, args.repair, salvage)?;
     report.seconds = started.elapsed().as_secs_f64();
     report.print(args.json)?;
+    subject.permit().check()?;
     report.verdict(checker.key_failure()).map_or(Ok(()), Err)
 }
 
@@ -182,7 +183,8 @@ fn fill(
     })?;
     let io_error = |error: io::Error| CliError::io(&report.cipher_directory, &error);
     if repair {
-        report.settled = checker.mend(&mut report.findings).map_err(io_error)?;
+        let permit = subject.permit();
+        report.settled = checker.mend(&mut report.findings, &|| Ok(permit.check()?)).map_err(io_error)?;
     }
     report.findings.extend(subject.mended.clone());
     if let Some(into) = salvage {

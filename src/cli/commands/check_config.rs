@@ -10,7 +10,7 @@ use crate::cli::writing;
 use crate::format::config::{self, CONFIG_COPY_FILE, SealedConfig};
 use crate::keys::providers::ProviderSettings;
 use crate::keys::{KeyLimits, Volume};
-use crate::lease::Tenure;
+use crate::lease::{Permit, Tenure};
 use crate::storage::CipherDirectory;
 use crate::storage::cipher_directory::{CipherDirectoryError, LockMode, VolumeLock};
 
@@ -30,10 +30,17 @@ pub(super) struct Subject {
     pub(super) sealed: SealedConfig,
     pub(super) volume: Option<Volume>,
     /// Given back before the lock is.
-    pub(super) _tenure: Option<Tenure>,
-    pub(super) _lock: Option<VolumeLock>,
+    tenure: Option<Tenure>,
+    _lock: Option<VolumeLock>,
     /// The config was not as it should be, and was mended.
     pub(super) mended: Option<Finding>,
+}
+
+impl Subject {
+    /// Asked before each change.
+    pub(super) fn permit(&self) -> Permit {
+        self.tenure.as_ref().map(Tenure::permit).unwrap_or_default()
+    }
 }
 
 impl Opening<'_> {
@@ -44,7 +51,7 @@ impl Opening<'_> {
         match self.read(&directory) {
             Ok((sealed, volume)) => {
                 let tenure = tenure(lock.as_ref(), volume.as_ref())?;
-                Ok(Subject { directory, sealed, volume, _tenure: tenure, _lock: lock, mended: None })
+                Ok(Subject { directory, sealed, volume, tenure, _lock: lock, mended: None })
             }
             Err(error) if error.code() == Exit::Config as u8 => {
                 let what = error.to_string();
@@ -57,7 +64,7 @@ impl Opening<'_> {
                 restored.map_err(|error| CliError::io(directory.path().join(".kmsfs").display(), &error))?;
                 let what = format!("{what}; {CONFIG_COPY_FILE} was put back");
                 let mended = Finding { repaired: true, ..Finding::config(what, true) };
-                Ok(Subject { directory, sealed, volume, _tenure: tenure, _lock: lock, mended: Some(mended) })
+                Ok(Subject { directory, sealed, volume, tenure, _lock: lock, mended: Some(mended) })
             }
             Err(error) => Err(error),
         }

@@ -14,6 +14,7 @@ use crate::format::geometry::PAGE_LEN;
 use crate::format::header::HeaderPage;
 use crate::format::name::{self, DIRECTORY_ID, Entry, Stored};
 use crate::keys::Volume;
+use crate::lease::Permit;
 use crate::storage::{Access, CipherDirectory, DiskFile, Node, NodeKind, RawFile, SetTime};
 
 /// The most looks at a file that is replaced meanwhile.
@@ -185,7 +186,7 @@ impl HeaderFiles {
                 page => page.map_err(failed)?,
             };
             let Some(new) = change(&judged)? else { return Ok(()) };
-            let directly = || replace(&node, &judged, &new).map_err(failed);
+            let directly = || replace(&node, &judged, &new, writer.permit(), path);
             match writer.write(path, &judged, &new, directly)? {
                 Written::Done | Written::Gone => return Ok(()),
                 Written::Changed => {}
@@ -225,14 +226,23 @@ fn open(node: &Node, access: Access) -> io::Result<DiskFile> {
 }
 
 /// Where no mount writes. The times stay.
-fn replace(node: &Node, judged: &HeaderPage, new: &HeaderPage) -> io::Result<Written> {
-    let stat = node.stat()?;
-    let file = open(node, Access::ReadWrite)?;
-    if *read_page(&file)? != *judged {
+fn replace(
+    node: &Node,
+    judged: &HeaderPage,
+    new: &HeaderPage,
+    permit: &Permit,
+    path: &str,
+) -> Result<Written, CliError> {
+    let failed = |error: io::Error| CliError::io(path, &error);
+    let stat = node.stat().map_err(failed)?;
+    let file = open(node, Access::ReadWrite).map_err(failed)?;
+    if *read_page(&file).map_err(failed)? != *judged {
         return Ok(Written::Changed);
     }
-    file.write_at(new, 0)?;
-    node.set_times(SetTime::At(stat.atime), SetTime::At(stat.mtime))?;
+    // Last, since each step before may wait for a server.
+    permit.check()?;
+    file.write_at(new, 0).map_err(failed)?;
+    node.set_times(SetTime::At(stat.atime), SetTime::At(stat.mtime)).map_err(failed)?;
     Ok(Written::Done)
 }
 

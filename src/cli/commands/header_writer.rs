@@ -1,7 +1,7 @@
 //! The writer of a header that `kmsfs rewrap` has made: the mount that has the volume for writing, or, where there is none, this
 //! process.
 //!
-//! Invariant: a header is written only over the one that it was made from.
+//! Invariants: a header is written only over the one that it was made from, and only while the volume is ours, or the mount's, to write.
 
 #[cfg(feature = "mount")]
 use std::io;
@@ -19,6 +19,7 @@ use crate::daemon::control::{Ask, ClientError};
 use crate::format::header::HeaderPage;
 #[cfg(feature = "mount")]
 use crate::fs::{Error, Filesystem};
+use crate::lease::Permit;
 use crate::storage::CipherDirectory;
 
 use super::{key_hold, status};
@@ -67,14 +68,20 @@ pub(super) struct HeaderWriter<'a> {
     directory: &'a CipherDirectory,
     /// Where the mount is that writes; none if this process does.
     mount: Option<Mutex<Option<PathBuf>>>,
+    permit: Permit,
     /// It has gone, and was waited for.
     is_gone: AtomicBool,
 }
 
 impl<'a> HeaderWriter<'a> {
-    /// `alone` if no mount writes to the volume, nor will.
-    pub(super) fn new(directory: &'a CipherDirectory, alone: bool) -> Self {
-        Self { directory, mount: (!alone).then(Mutex::default), is_gone: AtomicBool::new(false) }
+    /// `alone` if no mount writes to the volume, nor will; this process then writes as long as `permit` allows.
+    pub(super) fn new(directory: &'a CipherDirectory, alone: bool, permit: Permit) -> Self {
+        Self { directory, mount: (!alone).then(Mutex::default), permit, is_gone: AtomicBool::new(false) }
+    }
+
+    /// Asked before each change that this process makes.
+    pub(super) fn permit(&self) -> &Permit {
+        &self.permit
     }
 
     /// Has the mount put `new` in the place of `judged`, or this process by `directly`.

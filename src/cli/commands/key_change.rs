@@ -21,6 +21,7 @@ use crate::format::name::RedoLog;
 use crate::keys::providers::{self, ProviderSettings};
 use crate::keys::volume::{self, Unlocked};
 use crate::keys::{KeyLimits, ProviderKind, Recipient, Volume, Wanted};
+use crate::lease::Permit;
 use crate::storage::RawFile as _;
 use crate::storage::cipher_directory::{CipherDirectory, CipherDirectoryError, LockMode};
 
@@ -195,7 +196,7 @@ impl KeyChange {
     }
 
     fn replace(&self, file: &str) -> Result<(), CliError> {
-        self.hold.check()?;
+        self.permit().check()?;
         let replaced = self.directory.replace_config(file);
         replaced.map_err(|error| CliError::io(self.directory.path().join(".kmsfs/volume.toml").display(), &error))
     }
@@ -203,6 +204,11 @@ impl KeyChange {
     /// Whether no mount writes to the volume, nor will.
     pub(super) fn writes_alone(&self) -> bool {
         self.hold.writes_alone()
+    }
+
+    /// What says before each further change that this process may make it.
+    pub(super) fn permit(&self) -> Permit {
+        self.hold.permit()
     }
 
     /// Whether programs work on the volume meanwhile.

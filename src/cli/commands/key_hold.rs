@@ -10,7 +10,7 @@ use crate::cli::error::{CliError, Exit};
 use crate::cli::{report, writing};
 use crate::daemon::control::{Ask, ClientError};
 use crate::fs::Stats;
-use crate::lease::{Seal, Tenure};
+use crate::lease::{Permit, Seal, Tenure};
 use crate::storage::cipher_directory::{CipherDirectory, KeysLock, LockError, LockMode, VolumeLock};
 
 use super::status;
@@ -49,9 +49,9 @@ impl Hold {
         Ok(Self { _change: change, tenure: None, seal: None, volume, readers })
     }
 
-    /// Takes the lease too, now that the volume is unlocked, unless the mount that has it does.
+    /// Takes the lease too, now that the volume is unlocked, unless a mount that writes has it. Mounts that only read have none.
     pub(super) fn unlocked(&mut self, seal: Seal) -> Result<(), CliError> {
-        if let Some(lock) = &self.volume {
+        if let Some(lock) = self.volume.as_ref().or(self.readers.as_ref()) {
             self.tenure = writing::hold(lock, LockMode::Exclusive, seal.clone())?;
         }
         self.seal = Some(seal);
@@ -63,10 +63,9 @@ impl Hold {
         self.tenure.take()
     }
 
-    /// Whether the volume is still ours to write, or a mount's.
-    pub(super) fn check(&self) -> Result<(), CliError> {
-        let lost = self.tenure.as_ref().map_or(Ok(()), Tenure::check);
-        lost.map_err(|lost| CliError::new(Exit::CipherDirectory, lost))
+    /// Whether the volume is still ours to write, or a mount's, is asked before each change.
+    pub(super) fn permit(&self) -> Permit {
+        self.tenure.as_ref().map(Tenure::permit).unwrap_or_default()
     }
 
     /// Whether programs work on the volume meanwhile.

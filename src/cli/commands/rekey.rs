@@ -180,9 +180,9 @@ pub(crate) fn run(args: &RekeyArgs) -> Result<(), CliError> {
     } else {
         let found = find(&directory, &volume, start)?;
         let options = Options { prefetch: false, ..Options::default() };
-        let filesystem = Filesystem::open(CipherDirectory::open(directory.path())?, volume, options)
+        let own = CipherDirectory::open(directory.path())?;
+        let filesystem = Filesystem::open_held(own, volume, options, hold.hand_over())
             .map_err(|error| CliError::new(Exit::Other, error))?;
-        filesystem.hold(hold.hand_over());
         pass(found, &|path: &str| Ok(Answer::of(&filesystem, path, run)));
         filesystem.shutdown().map_err(|error| CliError::new(Exit::Io, error))?;
     }

@@ -115,7 +115,7 @@ pub(crate) fn run(args: &RewrapArgs) -> Result<(), CliError> {
     let stock = change.directory.key_stock().map_err(|error| CliError::io(".kmsfs/keys", &error))?;
     // Another descriptor than that of what is changed below.
     let directory = CipherDirectory::open(&args.cipher_directory)?;
-    let writer = HeaderWriter::new(&directory, change.writes_alone());
+    let writer = HeaderWriter::new(&directory, change.writes_alone(), change.permit());
     let (ring, failures) = (&volume.ring, Failures::default());
     let work = Work { ring, files: &files, writer: &writer, stock: &stock, wanted: &wanted, failures };
     let start = match &args.path {

@@ -228,7 +228,7 @@ struct Running<'a> {
 
 impl Running<'_> {
     fn work(&self) {
-        loop {
+        while self.may_go_on() {
             let next = locked(&self.items).pop_front();
             match next {
                 Some(Item::Files { data_key, paths, made }) => self.change_files(&data_key, &paths, made),
@@ -236,6 +236,15 @@ impl Running<'_> {
                 None => return,
             }
         }
+    }
+
+    /// Without the right to write nobody is asked for what could not be written.
+    fn may_go_on(&self) -> bool {
+        let lost = self.work.writer.permit().check().err();
+        if let Some(lost) = lost {
+            locked(&self.work.failures.first).get_or_insert(lost.into());
+        }
+        lost.is_none()
     }
 
     /// All files of one data key. If its records cannot be had, that is so for all of them. One that has another data key by now
@@ -274,10 +283,11 @@ impl Running<'_> {
     }
 
     fn change_provisioned(&self, name: &str) {
-        let Work { ring, stock, wanted, failures, .. } = self.work;
+        let Work { ring, stock, writer, wanted, failures, .. } = self.work;
         let changed = || -> Result<(), CliError> {
             let Some(bytes) = stock.read(name) else { return Ok(()) };
             if let Some(new) = self.patiently(|| ring.rewrapped_provisioned(name, &bytes, wanted))? {
+                writer.permit().check()?;
                 stock.replace(name, &new).map_err(|error| CliError::io(".kmsfs/keys", &error))?;
             }
             Ok(())

@@ -345,8 +345,7 @@ impl Job<'_> {
     ) -> Result<(), CliError> {
         let Opened { directory, volume, lock, tenure, place, attendant, confinement, expected_keys } = opened;
         let attendant = Arc::new(attendant);
-        let filesystem = Filesystem::open(directory, volume, self.fs_options())?;
-        filesystem.hold(tenure);
+        let filesystem = Filesystem::open_held(directory, volume, self.fs_options(), tenure)?;
         let told = Told {
             mountpoint: &place.mountpoint,
             log: &records.log.target,

@@ -167,8 +167,7 @@ impl Stage {
         let volume = unlocked.volume(vec![recipient], KeyLimits { max_age, ..KeyLimits::default() });
         let options = Options { prefetch: false, ..Options::default() };
         let tenure = writing::hold(&lock, LockMode::Exclusive, writing::seal(&volume))?;
-        let filesystem = Filesystem::open(directory, volume, options)?;
-        filesystem.hold(tenure);
+        let filesystem = Filesystem::open_held(directory, volume, options, tenure)?;
         self.serve(filesystem, provider, lock)
     }
 
