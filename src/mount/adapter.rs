@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use fuser::{
-    BsdFileFlags, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner,
-    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, FileHandle, FopenFlags, Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use crate::fs::{Begun, Change, DirectoryHandle, Error, Filesystem, NodeKind, Operation, OperationCounts};
@@ -20,26 +20,8 @@ use super::Options;
 use super::convert;
 use super::low_latency::LowLatency;
 use super::reply::{KEEP, name_alone, reply_attributes, reply_created, reply_empty, reply_entry, reply_xattr};
+use super::wishes;
 
-/// Bytes of a request at most: the kernel's own limit.
-const MAX_REQUEST: u32 = 1024 * 1024;
-/// Requests that the kernel may have under way in the background.
-const MAX_BACKGROUND: u16 = 64;
-/// What the kernel is asked for, as far as it has it.
-///
-/// `HANDLE_KILLPRIV_V2`: set-id bits and file capabilities are dropped here, so that the kernel need not ask for them before
-/// every write. `ASYNC_DIO` is not asked for: the kernel drops cached pages before such a write, and not those that come while it
-/// is under way. `DONT_MASK`: a default ACL takes the place of the umask, so that is applied here too.
-const WANTED: [InitFlags; 8] = [
-    InitFlags::FUSE_PARALLEL_DIROPS,
-    InitFlags::FUSE_DO_READDIRPLUS,
-    InitFlags::FUSE_READDIRPLUS_AUTO,
-    InitFlags::FUSE_CACHE_SYMLINKS,
-    InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-    InitFlags::FUSE_NO_EXPORT_SUPPORT,
-    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-    InitFlags::FUSE_DONT_MASK,
-];
 const NAME_MAX: u32 = 255;
 
 thread_local! {
@@ -86,17 +68,9 @@ impl Adapter {
 
 impl fuser::Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let acls = self.xattrs.then_some(InitFlags::FUSE_POSIX_ACL);
-        for flag in WANTED.into_iter().chain(acls) {
-            if config.add_capabilities(flag).is_err() {
-                tracing::debug!("the kernel does not offer {flag:?}");
-            }
-        }
-        if !self.read_only && config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE).is_ok() {
+        if wishes::tell(config, self.xattrs, !self.read_only) {
             self.fs.let_kernel_set_mtime();
         }
-        let _ = config.set_max_write(MAX_REQUEST);
-        let _ = config.set_max_background(MAX_BACKGROUND);
         Ok(())
     }
 

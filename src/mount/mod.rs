@@ -13,6 +13,7 @@ mod reply;
 mod session;
 mod table;
 mod tuning;
+mod wishes;
 
 pub use attach::{MountError, remount, unmount};
 pub use attendant::{Attendant, attend, is_attendant};

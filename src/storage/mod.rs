@@ -5,6 +5,7 @@
 //! * symlinks are never followed and mounts below the cipher directory never entered;
 //! * what is assumed of the disk is written down at [`RawFile`] and in `docs/FORMAT.md` section 1.
 
+mod attributes;
 pub mod cipher_directory;
 mod config_repair;
 mod directory;
@@ -21,6 +22,7 @@ mod redo_logs;
 mod volume_lock;
 mod xattr;
 
+pub use attributes::{FileSystemStat, NodeKind, SetTime, Stat, Timestamp};
 pub use cipher_directory::CipherDirectory;
 pub use directory::{DirEntry, DirStream};
 pub use file::{DiskFile, RawFile};
@@ -29,7 +31,7 @@ pub use key_stock::{Candidate, KeyStock};
 pub use lease_file::{LeaseFile, Seen};
 pub use long_targets::LongTargets;
 pub use memory::{Change, MemoryFile, Recorded};
-pub use node::{Access, FileSystemStat, Node, NodeKind, RenameMode, SetTime, Stat, Timestamp};
+pub use node::{Access, Node, RenameMode};
 pub use privileges::CAPABILITIES;
 pub use redo_logs::{NotCommitted, OpenLog, RedoLogs, find_inodes};
 pub use xattr::{LABEL, XattrMode, host_may_label};

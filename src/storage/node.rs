@@ -5,14 +5,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{
-    self, AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags, Timespec, Timestamps, UTIME_NOW,
-    UTIME_OMIT, Uid,
-};
+use rustix::fs::{self, AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags, Timestamps, Uid};
 use rustix::io::Errno;
 use rustix::path::Arg;
 
 use super::DirStream;
+use super::attributes::{FileSystemStat, NodeKind, SetTime, Stat};
 use super::file::stat_without_times;
 
 /// How a file is to be opened.
@@ -22,126 +20,6 @@ pub enum Access {
     Read,
     /// For reading and writing: a partial page is read before it is written.
     ReadWrite,
-}
-
-/// What kind of object an inode is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NodeKind {
-    /// A regular file.
-    File,
-    /// A directory.
-    Directory,
-    /// A symbolic link.
-    Symlink,
-    /// A FIFO.
-    Fifo,
-    /// A socket.
-    Socket,
-    /// A character device.
-    CharDevice,
-    /// A block device.
-    BlockDevice,
-}
-
-impl NodeKind {
-    fn new(kind: fs::FileType) -> io::Result<Self> {
-        Ok(match kind {
-            fs::FileType::RegularFile => Self::File,
-            fs::FileType::Directory => Self::Directory,
-            fs::FileType::Symlink => Self::Symlink,
-            fs::FileType::Fifo => Self::Fifo,
-            fs::FileType::Socket => Self::Socket,
-            fs::FileType::CharacterDevice => Self::CharDevice,
-            fs::FileType::BlockDevice => Self::BlockDevice,
-            fs::FileType::Unknown => return Err(io::ErrorKind::Unsupported.into()),
-        })
-    }
-
-    /// The kind that a readdir entry claims; `None` if the backing filesystem does not tell.
-    #[must_use]
-    pub(super) fn of_entry(kind: fs::FileType) -> Option<Self> {
-        Self::new(kind).ok()
-    }
-
-    fn to_raw(self) -> fs::FileType {
-        match self {
-            Self::File => fs::FileType::RegularFile,
-            Self::Directory => fs::FileType::Directory,
-            Self::Symlink => fs::FileType::Symlink,
-            Self::Fifo => fs::FileType::Fifo,
-            Self::Socket => fs::FileType::Socket,
-            Self::CharDevice => fs::FileType::CharacterDevice,
-            Self::BlockDevice => fs::FileType::BlockDevice,
-        }
-    }
-}
-
-/// Seconds since 1970 (negative before) and nanoseconds within the second.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Timestamp {
-    /// Seconds.
-    pub seconds: i64,
-    /// 0 to 999 999 999.
-    pub nanoseconds: u32,
-}
-
-/// What to do with a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SetTime {
-    /// Leave it.
-    Keep,
-    /// The backing filesystem's current time.
-    Now,
-    /// This one.
-    At(Timestamp),
-}
-
-/// The attributes of an inode of the backing tree.
-#[derive(Clone, Copy, Debug)]
-pub struct Stat {
-    /// Device number.
-    pub dev: u64,
-    /// Inode number.
-    pub ino: u64,
-    /// Kind.
-    pub kind: NodeKind,
-    /// Permission, set-id and sticky bits: `0o7777`.
-    pub mode: u32,
-    /// Hard links.
-    pub nlink: u64,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// The device a device node stands for.
-    pub rdev: u64,
-    /// Bytes on disk.
-    pub size: u64,
-    /// 512-byte units allocated.
-    pub blocks: u64,
-    /// Last access.
-    pub atime: Timestamp,
-    /// Last modification.
-    pub mtime: Timestamp,
-    /// Last change of the inode.
-    pub ctime: Timestamp,
-}
-
-/// What `statfs` tells of the backing filesystem, in units of `block_size` bytes.
-#[derive(Clone, Copy, Debug)]
-pub struct FileSystemStat {
-    /// Bytes in a block.
-    pub block_size: u64,
-    /// Blocks in all.
-    pub blocks: u64,
-    /// Free blocks.
-    pub free: u64,
-    /// Free blocks that an ordinary user may use.
-    pub available: u64,
-    /// Inodes in all.
-    pub files: u64,
-    /// Free inodes.
-    pub files_free: u64,
 }
 
 /// What a rename does with an existing target.
@@ -193,7 +71,7 @@ impl Node {
     /// # Errors
     /// Those of `lstat(2)`.
     pub fn stat_directory(path: &Path) -> io::Result<Stat> {
-        to_stat(&fs::lstat(path)?)
+        Stat::of(&fs::lstat(path)?)
     }
 
     /// Pins the directory that `fd` holds.
@@ -297,7 +175,7 @@ impl Node {
     /// # Errors
     /// Those of `fstat(2)`.
     pub fn stat(&self) -> io::Result<Stat> {
-        to_stat(&fs::fstat(&self.fd)?)
+        Stat::of(&fs::fstat(&self.fd)?)
     }
 
     /// The units of 512 bytes that the inode takes on the disk.
@@ -410,7 +288,7 @@ impl Node {
     /// # Errors
     /// Those of `utimensat(2)`.
     pub fn set_times(&self, atime: SetTime, mtime: SetTime) -> io::Result<()> {
-        let times = Timestamps { last_access: to_timespec(atime), last_modification: to_timespec(mtime) };
+        let times = Timestamps { last_access: atime.to_timespec(), last_modification: mtime.to_timespec() };
         Ok(fs::utimensat(&self.fd, "", &times, AtFlags::EMPTY_PATH)?)
     }
 
@@ -501,31 +379,4 @@ fn own_descriptors() -> io::Result<BorrowedFd<'static>> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let opened = DIRECTORY.get_or_init(|| fs::openat(CWD, "/proc/self/fd", flags, Mode::empty()));
     opened.as_ref().map(AsFd::as_fd).map_err(|error| (*error).into())
-}
-
-fn to_stat(stat: &fs::Stat) -> io::Result<Stat> {
-    let time = |seconds, nanoseconds| Timestamp { seconds, nanoseconds: u32::try_from(nanoseconds).unwrap_or(0) };
-    Ok(Stat {
-        dev: stat.st_dev,
-        ino: stat.st_ino,
-        kind: NodeKind::new(fs::FileType::from_raw_mode(stat.st_mode))?,
-        mode: stat.st_mode & 0o7777,
-        nlink: stat.st_nlink,
-        uid: stat.st_uid,
-        gid: stat.st_gid,
-        rdev: stat.st_rdev,
-        size: u64::try_from(stat.st_size).unwrap_or(0),
-        blocks: u64::try_from(stat.st_blocks).unwrap_or(0),
-        atime: time(stat.st_atime, stat.st_atime_nsec),
-        mtime: time(stat.st_mtime, stat.st_mtime_nsec),
-        ctime: time(stat.st_ctime, stat.st_ctime_nsec),
-    })
-}
-
-fn to_timespec(time: SetTime) -> Timespec {
-    match time {
-        SetTime::Keep => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        SetTime::Now => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
-        SetTime::At(at) => Timespec { tv_sec: at.seconds, tv_nsec: at.nanoseconds.into() },
-    }
 }
