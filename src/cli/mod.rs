@@ -32,6 +32,7 @@ mod reach;
 mod report;
 mod settings;
 mod settings_reference;
+mod span;
 mod unlock;
 mod usage;
 mod watched;

@@ -17,6 +17,7 @@ use super::environment::Environment;
 use super::error::{CliError, Exit};
 use super::passphrase::PassphraseSource;
 use super::provider_settings::{self, AgeLayer, Pkcs11Layer, VaultLayer};
+use super::span::Span;
 
 pub(super) const SETTINGS: &str = "Settings";
 const KEYRING: &str = "Local keyring";
@@ -28,7 +29,7 @@ pub(crate) const HEADINGS: [&str; 6] =
 pub(crate) const PASSPHRASE_VARIABLE: &str = "KMSFS_PASSPHRASE";
 const MAX_FILE_LEN: u64 = 65536;
 /// No wait for a provider may be longer: a mount would hang.
-const MAX_TIMEOUT: f64 = 600.0;
+const MAX_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The flags that all commands share that use keys.
 #[derive(Debug, Default, Args)]
@@ -71,12 +72,12 @@ struct Layer {
         help_heading = AWS
     )]
     fips: Option<bool>,
-    /// The longest wait for one attempt of a call of the KMS, in seconds [default: 2]
-    #[arg(long, value_name = "SECONDS")]
-    kms_attempt_timeout: Option<f64>,
-    /// The longest wait for a call of the KMS with all its attempts, in seconds [default: 6]
-    #[arg(long, value_name = "SECONDS")]
-    kms_operation_timeout: Option<f64>,
+    /// The longest wait for one attempt of a call of the KMS: seconds, or with a unit as in 90s or 1m [default: 2s]
+    #[arg(long, value_name = "DURATION")]
+    kms_attempt_timeout: Option<Span>,
+    /// The longest wait for a call of the KMS with all its attempts [default: 6s]
+    #[arg(long, value_name = "DURATION")]
+    kms_operation_timeout: Option<Span>,
     /// What is logged: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
@@ -186,12 +187,14 @@ impl Layer {
     fn of_file(path: &Path, required: bool) -> Result<Self, CliError> {
         let text = match read_file(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && !required => return Ok(Self::default()),
-            other => other.map_err(|error| CliError::io(path.display(), &error))?,
+            other => other.map_err(|error| {
+                CliError::of(Exit::Usage, format_args!("the settings file {}", path.display()), &error)
+            })?,
         };
-        toml::from_str(&text).map_err(|error| {
-            let what = error.to_string().trim_end().replace('\n', " ");
-            CliError::usage(format_args!("{}: {what}", path.display()))
-        })
+        let refused = |error: toml::de::Error| {
+            CliError::usage(format_args!("the settings file {}:\n{}", path.display(), error.to_string().trim_end()))
+        };
+        toml::from_str(&text).map_err(refused)
     }
 
     fn of_environment(environment: &Environment) -> Result<Self, CliError> {
@@ -202,8 +205,8 @@ impl Layer {
             region: variable(environment, "KMSFS_REGION")?,
             endpoint_url: variable(environment, "KMSFS_ENDPOINT_URL")?,
             fips: variable(environment, "KMSFS_FIPS")?.map(|value| truth("KMSFS_FIPS", &value)).transpose()?,
-            kms_attempt_timeout: seconds(environment, "KMSFS_KMS_ATTEMPT_TIMEOUT")?,
-            kms_operation_timeout: seconds(environment, "KMSFS_KMS_OPERATION_TIMEOUT")?,
+            kms_attempt_timeout: span(environment, "KMSFS_KMS_ATTEMPT_TIMEOUT")?,
+            kms_operation_timeout: span(environment, "KMSFS_KMS_OPERATION_TIMEOUT")?,
             log_level: variable(environment, "KMSFS_LOG")?,
             log_format: variable(environment, "KMSFS_LOG_FORMAT")?,
             log_file: path("KMSFS_LOG_FILE"),
@@ -261,9 +264,9 @@ pub(super) fn variable(environment: &Environment, name: &str) -> Result<Option<S
     value.transpose().map_err(|_| CliError::usage(format_args!("{name} is not UTF-8")))
 }
 
-fn seconds(environment: &Environment, name: &str) -> Result<Option<f64>, CliError> {
+fn span(environment: &Environment, name: &str) -> Result<Option<Span>, CliError> {
     let parsed = variable(environment, name)?.map(|value| value.parse());
-    parsed.transpose().map_err(|_| CliError::usage(format_args!("{name} is not a number of seconds")))
+    parsed.transpose().map_err(|why: String| CliError::usage(format_args!("{name}: {why}")))
 }
 
 fn truth(name: &str, value: &str) -> Result<bool, CliError> {
@@ -274,11 +277,12 @@ fn truth(name: &str, value: &str) -> Result<bool, CliError> {
     }
 }
 
-fn timeout(name: &str, seconds: Option<f64>, default: Duration) -> Result<Duration, CliError> {
-    let Some(seconds) = seconds else { return Ok(default) };
-    let duration = Some(seconds).filter(|s| *s > 0.0 && *s <= MAX_TIMEOUT).map(Duration::from_secs_f64);
-    duration
-        .ok_or_else(|| CliError::usage(format_args!("{name} must be more than 0 and at most {MAX_TIMEOUT} seconds")))
+fn timeout(name: &str, span: Option<Span>, default: Duration) -> Result<Duration, CliError> {
+    let Some(Span(span)) = span else { return Ok(default) };
+    if span.is_zero() || span > MAX_TIMEOUT {
+        return Err(CliError::usage(format_args!("{name} must be more than 0 and at most {MAX_TIMEOUT:?}")));
+    }
+    Ok(span)
 }
 
 fn level(name: &str) -> Result<Level, CliError> {
@@ -314,7 +318,7 @@ mod tests {
         let settings = crate::cli::settings_reference::reference();
         assert!(settings.len() > 20, "{}", settings.len());
         for setting in settings {
-            let is_number = setting.flag.contains("SECONDS");
+            let is_number = setting.flag.contains("DURATION");
             let value = if is_number { "2" } else { "true" };
             if let Some(key) = &setting.key {
                 let value = if is_number || key == "fips" { value.to_owned() } else { format!("'{value}'") };
@@ -333,7 +337,7 @@ mod tests {
     fn flags_win_over_the_environment_over_files() {
         let home = tempfile::tempdir().unwrap();
         fs::create_dir(home.path().join("kmsfs")).unwrap();
-        let file = "region = 'file'\nkeyring = '/file'\nlog-level = 'debug'\nkms-attempt-timeout = 1\n";
+        let file = "region = 'file'\nkeyring = '/file'\nlog-level = 'debug'\nkms-attempt-timeout = '1s'\n";
         fs::write(home.path().join("kmsfs/config.toml"), file).unwrap();
         let config_home = home.path().to_str().unwrap();
         let environment = Environment::of(
@@ -385,7 +389,7 @@ mod tests {
             let args = SettingsArgs { config: Some(path.clone()), ..SettingsArgs::default() };
             Settings::load(&args, &Environment::of(false, &[])).map_err(|error| error.code())
         };
-        assert_eq!(load().unwrap_err(), Exit::Io as u8);
+        assert_eq!(load().unwrap_err(), Exit::Usage as u8);
         for bad in ["regoin = 'x'", "region = 1", "kms-attempt-timeout = 'fast'", "= 1"] {
             fs::write(&path, bad).unwrap();
             assert_eq!(load().unwrap_err(), Exit::Usage as u8, "{bad}");
@@ -398,17 +402,17 @@ mod tests {
     fn impossible_values_are_usage_errors() {
         let layer = Layer::default;
         for bad in [
-            Layer { kms_attempt_timeout: Some(0.0), ..layer() },
-            Layer { kms_operation_timeout: Some(f64::NAN), ..layer() },
-            Layer { kms_operation_timeout: Some(601.0), ..layer() },
-            Layer { kms_attempt_timeout: Some(7.0), ..layer() },
+            Layer { kms_attempt_timeout: "0".parse().ok(), ..layer() },
+            Layer { kms_operation_timeout: "601".parse().ok(), ..layer() },
+            Layer { kms_operation_timeout: "11m".parse().ok(), ..layer() },
+            Layer { kms_attempt_timeout: "7".parse().ok(), ..layer() },
             Layer { log_level: Some("loud".into()), ..layer() },
             Layer { log_format: Some("xml".into()), ..layer() },
             Layer { fips: Some(true), endpoint_url: Some("http://localhost".into()), ..layer() },
         ] {
             assert_eq!(bad.clone().validate(None).unwrap_err().code(), Exit::Usage as u8, "{bad:?}");
         }
-        for bad in [("KMSFS_FIPS", "maybe"), ("KMSFS_KMS_ATTEMPT_TIMEOUT", "2s")] {
+        for bad in [("KMSFS_FIPS", "maybe"), ("KMSFS_KMS_ATTEMPT_TIMEOUT", "2 fast")] {
             assert!(Layer::of_environment(&Environment::of(false, &[bad])).is_err(), "{bad:?}");
         }
     }

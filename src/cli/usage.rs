@@ -119,7 +119,7 @@ mod tests {
             ("kmsfs mount c p --zzz", "no option --zzz\", hint: Some(\"see `kmsfs mount --help`"),
             ("kmsfs init c --suite rot13", "invalid value 'rot13' for '--suite <SUITE>'"),
             ("kmsfs init c --suite rot13", "the values are auto, "),
-            ("kmsfs mount c p --key-max-age 1h", "invalid value '1h' for '--key-max-age <SECONDS>'"),
+            ("kmsfs mount c p --key-max-age 1x", "give seconds, or a number and its unit, as in 90s, 30m"),
             ("kmsfs mount c p --threads 0", "see `kmsfs mount --help`"),
             ("kmsfs mount c p --audit-required", "--audit-log <FILE> is missing"),
             ("kmsfs status --ro", "no option --ro\", hint: Some(\"see `kmsfs status --help`"),

@@ -1,9 +1,9 @@
 //! Logging: one line per event, to standard error or to a file, or an entry in the journal of systemd. What is not ours never logs below warning, so that no
 //! library writes requests or answers into it.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Mutex;
@@ -133,11 +133,8 @@ pub fn panics() {
     }));
 }
 
-/// Opens the log file; its directory is made if it is missing.
+/// Opens the log file, or makes it.
 fn open(path: &Path) -> io::Result<File> {
-    if let Some(parent) = path.parent() {
-        DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
-    }
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }
 
@@ -158,9 +155,16 @@ mod tests {
     }
 
     #[test]
+    fn a_mistyped_directory_is_not_made() {
+        let home = tempfile::tempdir().unwrap();
+        assert_eq!(open(&home.path().join("new/volume.log")).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert!(!home.path().join("new").exists());
+    }
+
+    #[test]
     fn log_files_are_private_and_appended_to() {
         let home = tempfile::tempdir().unwrap();
-        let path = home.path().join("new/volume.log");
+        let path = home.path().join("volume.log");
         for line in ["one\n", "two\n"] {
             io::Write::write_all(&mut open(&path).unwrap(), line.as_bytes()).unwrap();
         }

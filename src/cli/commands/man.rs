@@ -275,7 +275,7 @@ mod tests {
             String::from_utf8(page.clone()).unwrap().replace('\\', "")
         };
         let mount = page("kmsfs-mount.1");
-        assert!(mount.contains("[--key-max-age SECONDS]") && mount.contains("[-o OPTIONS]"), "{mount}");
+        assert!(mount.contains("[--key-max-age DURATION]") && mount.contains("[-o OPTIONS]"), "{mount}");
         assert!(!mount.contains(".TPnfB--region"), "{mount}");
         assert!(page("kmsfs-config.5").contains("KMSFS_REGION"));
         assert!(page("mount.kmsfs.8").contains("key_max_age"));

@@ -10,6 +10,7 @@ use crate::cli::error::CliError;
 use crate::cli::key_spec::KeySpec;
 use crate::cli::mount_options::MountFlags;
 use crate::cli::settings::SettingsArgs;
+use crate::cli::span::Span;
 use crate::format::hex;
 use crate::keys::{KeyLimits, ProvisionedUse};
 
@@ -66,15 +67,16 @@ pub(crate) struct MountArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Keys")]
 pub(super) struct KeyLimitArgs {
-    /// Ask the key's provider again after so many seconds, for open files too: a revoked key takes effect within them
-    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
-    key_max_age: u32,
+    /// Ask the key's provider again after so long (seconds, or with a unit as in 90s, 30m or 1h), for open files too: a
+    /// revoked key takes effect within it
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = Span::at_least_a_second)]
+    key_max_age: Span,
     /// Keep so many unwrapped keys at most
     #[arg(long, value_name = "KEYS", default_value_t = 16384, value_parser = clap::value_parser!(u32).range(1..))]
     key_cache: u32,
-    /// Use a key so many seconds longer while its provider cannot be reached
-    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
-    stale_grace: u32,
+    /// Use a key so much longer while its provider cannot be reached
+    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    stale_grace: Span,
     /// Make so many calls of the key's provider a second at most
     #[arg(long, value_name = "CALLS")]
     kms_rate: Option<NonZeroU32>,
@@ -84,9 +86,9 @@ pub(super) struct KeyLimitArgs {
     /// When new files use the keys that `kmsfs keys provision` made
     #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
     provisioned_keys: ProvisionedChoice,
-    /// Drop all keys, as `kmsfs lock` does, after so many seconds without use
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
-    idle_lock: Option<u32>,
+    /// Drop all keys, as `kmsfs lock` does, after so long without use
+    #[arg(long, value_name = "DURATION", value_parser = Span::at_least_a_second)]
+    idle_lock: Option<Span>,
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -113,14 +115,14 @@ impl KeyLimitArgs {
         let entries = usize::try_from(self.key_cache).ok().and_then(NonZeroUsize::new);
         KeyLimits {
             entries: entries.unwrap_or(NonZeroUsize::MIN),
-            max_age: Duration::from_secs(self.key_max_age.into()),
-            stale_grace: Duration::from_secs(self.stale_grace.into()),
+            max_age: self.key_max_age.0,
+            stale_grace: self.stale_grace.0,
             calls_per_second: self.kms_rate,
         }
     }
 
     pub(super) fn idle_lock(&self) -> Option<Duration> {
-        self.idle_lock.map(|seconds| Duration::from_secs(seconds.into()))
+        self.idle_lock.map(|span| span.0)
     }
 }
 

@@ -11,6 +11,7 @@ use clap::Args;
 use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
 use crate::cli::error::{CliError, Exit};
+use crate::cli::span::Span;
 use crate::cli::watched::Watched;
 use crate::daemon::control::Ask;
 use crate::daemon::signals;
@@ -32,8 +33,8 @@ pub(crate) struct TopArgs {
     /// The mount point
     mountpoint: PathBuf,
     /// Look so often
-    #[arg(long, short, value_name = "SECONDS", default_value_t = 1.0)]
-    interval: f64,
+    #[arg(long, short, value_name = "DURATION", default_value = "1s")]
+    interval: Span,
     /// Show one interval and end
     #[arg(long)]
     once: bool,
@@ -44,8 +45,8 @@ pub(crate) struct TopArgs {
 
 /// Shows it until it is enough.
 pub(crate) fn run(args: &TopArgs) -> Result<(), CliError> {
-    if !(0.1..=3600.0).contains(&args.interval) {
-        return Err(CliError::usage("--interval must be from 0.1 to 3600 seconds"));
+    if !(Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&args.interval.0) {
+        return Err(CliError::usage("--interval must be from 0.1s to 1h"));
     }
     let mountpoint = status::canonical(&args.mountpoint)?;
     let over = Arc::new(AtomicBool::new(false));
@@ -72,7 +73,7 @@ fn watch_until(
         screen.show(&["one moment".to_owned()]).map_err(|error| CliError::io("standard output", &error))?;
     }
     loop {
-        let until = before.0 + Duration::from_secs_f64(args.interval);
+        let until = before.0 + args.interval.0;
         if wait(until, over, screen) {
             return Ok(());
         }
