@@ -397,7 +397,7 @@ fn without_a_fuse_device() {
     let output = unchanged(home, || command.output().unwrap());
     let said = text(&output.stdout);
     assert_eq!(output.status.code(), Some(10), "{said}");
-    assert!(said.contains("/dev/fuse") && said.contains("fuse module"), "{said}");
+    assert!(said.contains("/dev/fuse") && said.contains("modprobe fuse"), "{said}");
 }
 
 #[test]

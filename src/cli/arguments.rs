@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn every_exit_code_is_documented() {
         for code in crate::cli::error::Exit::ALL {
-            assert!(EXIT_CODES.contains(&format!("\n  {:>2}  ", code as u8)), "{code:?}");
+            assert!(EXIT_CODES.contains(&format!("\n{:>4}  ", code as u8)), "{code:?}");
         }
     }
 }

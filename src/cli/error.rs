@@ -3,7 +3,9 @@
 use std::fmt;
 use std::io;
 
-use crate::cli::report;
+use rustix::io::Errno;
+
+use crate::cli::{in_use, report};
 use crate::content::ContentError;
 use crate::format::config::ConfigError;
 use crate::keys::{KeyError, ProviderError, ProviderErrorKind};
@@ -29,12 +31,13 @@ pub(crate) enum Exit {
     Unauthentic = 13,
     Io = 14,
     Amiss = 15,
+    Interrupted = 130,
 }
 
 impl Exit {
     /// All of them, in order.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::Other,
         Self::Usage,
         Self::CipherDirectory,
@@ -50,6 +53,7 @@ impl Exit {
         Self::Unauthentic,
         Self::Io,
         Self::Amiss,
+        Self::Interrupted,
     ];
 }
 
@@ -92,6 +96,11 @@ impl CliError {
     pub(crate) fn of(exit: Exit, what: impl fmt::Display, error: &io::Error) -> Self {
         let failure = Self::new(exit, format_args!("{what}: {error}"));
         if error.kind() == io::ErrorKind::PermissionDenied { failure.hint(who_may()) } else { failure }
+    }
+
+    /// The same, about `what`.
+    pub(crate) fn about(self, what: impl fmt::Display) -> Self {
+        Self { message: format!("{}: {}", report::printable(&what.to_string()), self.message), ..self }
     }
 
     /// Adds what to do about it.
@@ -144,6 +153,17 @@ fn who_may() -> String {
     format!("this is user {user}: run it as the owner, or give this user access")
 }
 
+/// What to do where `/dev/fuse` cannot be opened.
+pub(crate) fn device_hint(error: &io::Error) -> &'static str {
+    match Errno::from_io_error(error) {
+        Some(Errno::NOENT | Errno::NODEV | Errno::NXIO) => {
+            "load the module (`modprobe fuse`); give a container the device (`--device /dev/fuse`)"
+        }
+        Some(Errno::PERM) => "give the container the device (`--device /dev/fuse`)",
+        _ => "the device should have mode 0666: mend the udev rule, or `chmod 666 /dev/fuse`",
+    }
+}
+
 /// The exit code of a failed provider call.
 fn provider_exit(kind: ProviderErrorKind) -> Exit {
     match kind {
@@ -154,6 +174,7 @@ fn provider_exit(kind: ProviderErrorKind) -> Exit {
         ProviderErrorKind::Unavailable | ProviderErrorKind::Throttled => Exit::ProviderUnreachable,
         ProviderErrorKind::Tampered => Exit::Config,
         ProviderErrorKind::Misconfigured => Exit::Usage,
+        ProviderErrorKind::Storage => Exit::Io,
     }
 }
 
@@ -212,10 +233,9 @@ impl From<CipherDirectoryError> for CliError {
 impl From<LockError> for CliError {
     fn from(error: LockError) -> Self {
         match &error {
-            LockError::Held { .. } => Self::new(Exit::Locked, error)
-                .hint("one mount at a time: unmount it there first (`kmsfs umount MOUNTPOINT`)"),
+            LockError::Held { volume, pid } => in_use::held(volume, *pid),
             LockError::Elsewhere { gone: false, .. } => Self::new(Exit::CipherDirectory, error).hint(
-                "one mount at a time: unmount it there first (`kmsfs umount MOUNTPOINT`); if nobody has it mounted, the backing \
+                "one mount at a time: unmount it there first; if nobody has it mounted, the backing \
                  filesystem still keeps the lock of a client that is gone (MooseFS: for SESSION_SUSTAIN_TIME, a day by default): \
                  remove that client's session on its server, or wait",
             ),
@@ -239,7 +259,7 @@ impl From<LeaseError> for CliError {
     fn from(error: LeaseError) -> Self {
         match &error {
             LeaseError::Held(_) => Self::new(Exit::CipherDirectory, &error).hint(format_args!(
-                "one mount at a time: unmount it there first (`kmsfs umount MOUNTPOINT`), or end that process; its lease is \
+                "one mount at a time: unmount it there first, or end that process; its lease is \
                  taken over once it was not renewed for {} s",
                 PACE.watch.as_secs()
             )),
@@ -257,12 +277,23 @@ impl From<crate::mount::MountError> for CliError {
         use crate::mount::MountError;
         let exit = match &error {
             MountError::NoDevice(_) | MountError::NoHelper(_) | MountError::Refused(_) => Exit::NoFuse,
-            MountError::NoLatencyDevice(_) => Exit::Usage,
+            MountError::Place(_) => Exit::MountPoint,
+            MountError::NoLatencyDevice(_) | MountError::NoOthers => Exit::Usage,
             MountError::NotMounted => Exit::NotMounted,
             MountError::Busy => Exit::Other,
             MountError::Session(_) => Exit::Io,
         };
-        Self::new(exit, error)
+        let hint = match &error {
+            MountError::NoDevice(why) => Some(device_hint(why)),
+            MountError::NoHelper(_) => Some("install the package fuse3, or mount as root"),
+            MountError::NoOthers => Some("add the line user_allow_other to /etc/fuse.conf, or mount as root"),
+            _ => None,
+        };
+        let failure = Self::new(exit, error);
+        match hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
     }
 }
 

@@ -17,6 +17,7 @@ mod environment;
 mod error;
 mod examples;
 mod held_directory;
+mod in_use;
 mod key_spec;
 mod listed_key;
 mod mount_helper;

@@ -3,15 +3,21 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags, accessat, open};
 use rustix::io::Errno;
 
 use super::error::{CliError, Exit};
 
 /// As many symlinks as the kernel follows.
 const MAX_LINKS: usize = 40;
+/// How long a mount may take to answer whether its process lives.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// The canonical path of `path`. Unlike [`fs::canonicalize`] it asks nothing of what is mounted at `path`, which may be
 /// dead or slow.
@@ -76,7 +82,12 @@ pub(crate) fn prepare(
     let refuse = |why: &dyn std::fmt::Display| {
         CliError::new(Exit::MountPoint, format_args!("the mount point {}: {why}", path.display()))
     };
-    let mountpoint = canonical(path).map_err(|error| refuse(&error))?;
+    let missing = |error: io::Error| {
+        let is_missing = error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(path).is_err();
+        let failure = refuse(&error);
+        if is_missing { failure.hint(format_args!("make it: `mkdir -p {}`", path.display())) } else { failure }
+    };
+    let mountpoint = canonical(path).map_err(missing)?;
     // It may be dying just now, so nothing is asked of it but this.
     let mut found = hold(&mountpoint, ours);
     if found.as_ref().is_err_and(is_dead) {
@@ -93,10 +104,43 @@ pub(crate) fn prepare(
         return Err(refuse(&"the cipher directory lies inside it"));
     }
     match found {
-        Ok((directory, true)) => Ok(Prepared { path: mountpoint, directory }),
+        Ok((directory, true)) => {
+            check_own(&mountpoint).map_err(|why| refuse(&why.0).hint(why.1))?;
+            Ok(Prepared { path: mountpoint, directory })
+        }
         Ok((_, false)) => Err(refuse(&"it is not empty")),
-        Err(error) => Err(refuse(&error)),
+        Err(error) => Err(missing(error)),
     }
+}
+
+/// Whether this user may mount on a directory, and if not, why and what to do. Root may mount anywhere.
+fn check_own(mountpoint: &Path) -> Result<(), (String, String)> {
+    let user = rustix::process::geteuid();
+    if user.is_root() {
+        return Ok(());
+    }
+    let (place, user) = (mountpoint.display(), user.as_raw());
+    let is_sticky_of_another =
+        fs::metadata(mountpoint).is_ok_and(|found| found.mode() & 0o1000 != 0 && found.uid() != user);
+    let hint = format!("`chown {user} {place}` as root, or name a directory of this user's");
+    if is_sticky_of_another {
+        return Err(("it has the sticky bit and belongs to another user".to_owned(), hint));
+    }
+    match accessat(CWD, mountpoint, Access::WRITE_OK, AtFlags::EACCESS) {
+        Err(error) => Err((format!("user {user} may not write to it ({})", io::Error::from(error)), hint)),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Whether there is a mount at `path` whose process has ended. One that does not answer has not.
+pub(crate) fn is_dead_mount(path: &Path) -> bool {
+    let (tell, told) = mpsc::channel();
+    let path = path.to_owned();
+    let asked = thread::Builder::new().spawn(move || {
+        let first = fs::read_dir(path).and_then(|mut entries| entries.next().transpose());
+        tell.send(first.is_err_and(|error| is_dead(&error)))
+    });
+    asked.is_ok() && told.recv_timeout(ANSWER).unwrap_or(false)
 }
 
 /// The canonical path of a directory that may be missing (its parent may not).

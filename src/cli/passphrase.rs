@@ -170,7 +170,10 @@ fn from_reader(reader: impl Read) -> io::Result<Secret> {
 }
 
 fn from_terminal(keyring: Option<&Path>, new: bool) -> Result<Secret, CliError> {
-    let failed = |error: io::Error| CliError::new(Exit::Credentials, format_args!("the terminal: {error}"));
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::Interrupted => CliError::new(Exit::Interrupted, "interrupted"),
+        _ => CliError::new(Exit::Credentials, format_args!("the terminal: {error}")),
+    };
     let mut terminal = QuietTerminal::open().map_err(|error| {
         failed(error).hint("--passphrase needs a terminal; use --passphrase-file or KMSFS_PASSPHRASE without one")
     })?;

@@ -119,7 +119,7 @@ pub(crate) fn recipients(config: &VolumeConfig, settings: &ProviderSettings) -> 
 }
 
 /// The checks that need no key; returns the remembered pin, whose fingerprint is still to be checked.
-fn check_before_key(
+pub(crate) fn check_before_key(
     directory: &Path,
     config: &VolumeConfig,
     expected: &Expected<'_>,

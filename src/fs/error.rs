@@ -220,7 +220,10 @@ fn provider_errno(kind: ProviderErrorKind) -> Errno {
         ProviderErrorKind::KeyNotFound => Errno::NOKEY,
         ProviderErrorKind::Credentials => Errno::KEYEXPIRED,
         ProviderErrorKind::Unavailable | ProviderErrorKind::Throttled => Errno::TIMEDOUT,
-        ProviderErrorKind::Tampered | ProviderErrorKind::BadAnswer | ProviderErrorKind::Misconfigured => Errno::IO,
+        ProviderErrorKind::Tampered
+        | ProviderErrorKind::BadAnswer
+        | ProviderErrorKind::Misconfigured
+        | ProviderErrorKind::Storage => Errno::IO,
     }
 }
 
@@ -242,6 +245,7 @@ mod tests {
             (ProviderErrorKind::Tampered, libc::EIO),
             (ProviderErrorKind::BadAnswer, libc::EIO),
             (ProviderErrorKind::Misconfigured, libc::EIO),
+            (ProviderErrorKind::Storage, libc::EIO),
         ];
         for (kind, errno) in rows {
             assert_eq!(Error::from(KeyError::from(ProviderError::new(kind, ""))).errno(), errno, "{kind:?}");

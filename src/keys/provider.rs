@@ -211,11 +211,13 @@ pub enum ProviderErrorKind {
     BadAnswer,
     /// The provider's settings cannot work.
     Misconfigured,
+    /// A file of the provider cannot be read or written: its disk is full, read-only or out of order.
+    Storage,
 }
 
 impl ProviderErrorKind {
     /// All of them, in order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Denied,
         Self::KeyUnusable,
         Self::KeyNotFound,
@@ -225,6 +227,7 @@ impl ProviderErrorKind {
         Self::Tampered,
         Self::BadAnswer,
         Self::Misconfigured,
+        Self::Storage,
     ];
 
     /// Whether nobody gets anything of the key any more.
@@ -245,6 +248,7 @@ impl ProviderErrorKind {
             Self::Tampered => "tampered",
             Self::BadAnswer => "bad-answer",
             Self::Misconfigured => "misconfigured",
+            Self::Storage => "storage",
         }
     }
 }

@@ -16,12 +16,14 @@ use rustix::net::{
 };
 
 use super::Options;
-use super::low_latency::DEVICE as LATENCY_DEVICE;
+use super::low_latency::{self, DEVICE as LATENCY_DEVICE};
 use super::table;
 
 const DEVICE: &str = "/dev/fuse";
 const HELPER: &str = "fusermount3";
 const SYSTEM: [&str; 2] = ["/usr/bin", "/bin"];
+/// The line of `/etc/fuse.conf` that lets ordinary users let others in.
+const OTHERS_ALLOWED: &str = "user_allow_other";
 const SUBTYPE: &str = "kmsfs";
 /// `S_IFMT` bits of a directory in octal, as the kernel wants them.
 const ROOT_MODE: &str = "40000";
@@ -30,14 +32,20 @@ const ROOT_MODE: &str = "40000";
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
     /// There is no FUSE device, or this user may not open it.
-    #[error("{DEVICE} cannot be opened ({0}): load the fuse module, or run where FUSE is allowed")]
+    #[error("{DEVICE} cannot be opened: {0}")]
     NoDevice(io::Error),
     /// The helper for ordinary users is missing.
-    #[error("{HELPER} cannot be run ({0}): install the fuse3 package, or mount as root")]
+    #[error("{HELPER}, with which ordinary users mount, cannot be run: {0}")]
     NoHelper(io::Error),
     /// What `lowlatency` needs cannot be had.
     #[error("-o lowlatency: {LATENCY_DEVICE} cannot be opened ({0}): mount as root, or without it")]
     NoLatencyDevice(io::Error),
+    /// This user may not let others in.
+    #[error("-o allow_other: the system lets only root do that")]
+    NoOthers,
+    /// Nothing can be mounted at this place.
+    #[error("the mount point cannot be used: {0}")]
+    Place(String),
     /// The helper or the kernel said no.
     #[error("the mount was refused: {0}")]
     Refused(String),
@@ -52,6 +60,30 @@ pub enum MountError {
     Session(#[from] io::Error),
 }
 
+/// Checks that this user may mount, before anything is made for it: with `allow_other`, and with `low_latency`.
+///
+/// # Errors
+/// [`MountError`].
+pub fn check_rights(allow_other: bool, low_latency: bool) -> Result<(), MountError> {
+    let device = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    device.map_err(|error| MountError::NoDevice(error.into()))?;
+    if low_latency {
+        low_latency::open_device()?;
+    }
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let helper = helper();
+    if !helper.is_file() {
+        return Err(MountError::NoHelper(io::ErrorKind::NotFound.into()));
+    }
+    // A helper that was installed elsewhere may have its settings elsewhere.
+    let is_systems = SYSTEM.iter().any(|place| helper.starts_with(place));
+    let settings = std::fs::read_to_string("/etc/fuse.conf").unwrap_or_default();
+    let allowed = || settings.lines().any(|line| line.split('#').next().unwrap_or_default().trim() == OTHERS_ALLOWED);
+    if allow_other && is_systems && !allowed() { Err(MountError::NoOthers) } else { Ok(()) }
+}
+
 /// Attaches the mount point at `directory`, which was checked, and returns the descriptor to serve it through. Its path is not
 /// walked again: who may change it may have put another directory there.
 pub(super) fn attach(options: &Options, directory: BorrowedFd<'_>) -> Result<OwnedFd, MountError> {
@@ -60,7 +92,7 @@ pub(super) fn attach(options: &Options, directory: BorrowedFd<'_>) -> Result<Own
     let place = held(directory.as_fd());
     if std::fs::read_link(&place).ok().as_deref() != Some(&*options.mountpoint) {
         let reason = format!("{} is no longer the directory that was checked", options.mountpoint.display());
-        return Err(MountError::Refused(reason));
+        return Err(MountError::Place(reason));
     }
     if !rustix::process::geteuid().is_root() {
         return attach_by_helper(options, &place);
@@ -141,7 +173,16 @@ fn attach_by_helper(options: &Options, place: &Path) -> Result<OwnedFd, MountErr
         .map_err(MountError::NoHelper)?;
     let device = receive_descriptor(&ours);
     let output = child.wait_with_output().map_err(MountError::NoHelper)?;
-    device.map_err(MountError::Session)?.ok_or_else(|| MountError::Refused(complaint(&output)))
+    device.map_err(MountError::Session)?.ok_or_else(|| refusal(complaint(&output)))
+}
+
+/// What the helper means.
+fn refusal(complaint: String) -> MountError {
+    match complaint.to_lowercase() {
+        text if text.contains(OTHERS_ALLOWED) => MountError::NoOthers,
+        text if text.contains("mountpoint") || text.contains("mounting over") => MountError::Place(complaint),
+        _ => MountError::Refused(complaint),
+    }
 }
 
 fn helper_options(options: &Options) -> String {
@@ -251,6 +292,16 @@ mod tests {
     }
 
     #[test]
+    fn what_the_helper_says_of_the_place_and_of_others_is_told_from_the_rest() {
+        let of = |said: &str| refusal(format!("fusermount3: {said}"));
+        assert!(matches!(of("user has no write access to mountpoint /m"), MountError::Place(_)));
+        assert!(matches!(of("mounting over filesystem type 0x9fa0 is forbidden"), MountError::Place(_)));
+        let others = "option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf";
+        assert!(matches!(of(others), MountError::NoOthers));
+        assert!(matches!(of("mount failed: Operation not permitted"), MountError::Refused(_)));
+    }
+
+    #[test]
     fn defaults_are_the_safe_ones() {
         assert_eq!(flags(&Options::default()), MountFlags::NOSUID | MountFlags::NODEV);
         assert!(!kernel_options(&Options::default(), 3).contains("allow_other"));
@@ -266,7 +317,7 @@ mod tests {
         std::fs::rename(&path, &moved).unwrap();
         std::os::unix::fs::symlink(&other, &path).unwrap();
         let options = Options { mountpoint: path.clone(), ..Options::default() };
-        assert!(matches!(attach(&options, held.as_fd()), Err(MountError::Refused(why)) if why.contains("checked")));
+        assert!(matches!(attach(&options, held.as_fd()), Err(MountError::Place(why)) if why.contains("checked")));
         assert!([&path, &moved, &other].iter().all(|place| table::mounts_at(place).is_empty()));
     }
 

@@ -15,7 +15,7 @@ mod table;
 mod tuning;
 mod wishes;
 
-pub use attach::{MountError, remount, unmount};
+pub use attach::{MountError, check_rights, remount, unmount};
 pub use attendant::{Attendant, attend, is_attendant};
 pub use session::{End, Options, serve};
-pub use table::{Found, Holder, holders, mount_at, mounts, options_at, places_of, places_of_device};
+pub use table::{Found, Holder, holders, kind_at, mount_at, mounts, options_at, places_of, places_of_device};

@@ -22,6 +22,7 @@ pub(super) struct Mount {
     /// `major:minor`.
     pub(super) device: String,
     options: String,
+    kind: String,
     is_ours: bool,
     source: Vec<u8>,
     user: u32,
@@ -62,6 +63,19 @@ pub fn mount_at(path: &Path) -> io::Result<Option<Found>> {
     }
     let table = fs::read(TABLE)?;
     Ok(ours(&table).find(|mount| mount.id == found.stx_mnt_id).map(Found::from))
+}
+
+/// What kind of filesystem is mounted at `path`; none if its root is not there.
+#[must_use]
+pub fn kind_at(path: &Path) -> Option<String> {
+    let found = statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::empty()).ok()?;
+    let is_root = found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+    let table = is_root.then(|| fs::read(TABLE).ok()).flatten()?;
+    table
+        .split(|byte| *byte == b'\n')
+        .filter_map(parse)
+        .find(|mount| mount.id == found.stx_mnt_id)
+        .map(|mount| mount.kind)
 }
 
 /// All mounts of ours that this process sees.
@@ -154,11 +168,12 @@ fn parse(line: &[u8]) -> Option<Mount> {
     let place = unescape(fields.nth(1)?);
     let options = text(fields.next()?);
     let mut filesystem = fields.skip_while(|field| *field != b"-").skip(1);
-    let is_ours = filesystem.next() == Some(b"fuse.kmsfs");
+    let kind = text(filesystem.next().unwrap_or_default());
+    let is_ours = kind == "fuse.kmsfs";
     let source = unescape(filesystem.next().unwrap_or_default());
     let own = text(filesystem.next().unwrap_or_default());
     let user = own.split(',').find_map(|option| option.strip_prefix("user_id=")?.parse().ok()).unwrap_or(0);
-    Some(Mount { id, place, device, options, is_ours, source, user })
+    Some(Mount { id, place, device, options, kind, is_ours, source, user })
 }
 
 /// Undoes the `\040` of spaces, tabs, newlines and backslashes.

@@ -189,7 +189,8 @@ impl CipherDirectory {
     /// # Errors
     /// [`LockError`].
     pub fn lock(&self, mode: LockMode) -> Result<VolumeLock, LockError> {
-        VolumeLock::take(open_directory(self.root.as_fd(), Path::new(VOLUME_DIRECTORY))?, mode)
+        let volume = open_directory(self.root.as_fd(), Path::new(VOLUME_DIRECTORY))?;
+        VolumeLock::take(volume, mode).map_err(|error| error.of(&self.path))
     }
 
     /// Keeps others from changing the list of wrapping keys, without waiting: exclusive while it changes, shared while files get
@@ -199,7 +200,7 @@ impl CipherDirectory {
     /// [`LockError`].
     pub fn lock_keys(&self, mode: LockMode) -> Result<KeysLock, LockError> {
         let root = open_directory(self.root.as_fd(), Path::new("."))?;
-        lock_directory(&root, mode)?;
+        lock_directory(&root, mode).map_err(|error| error.of(&self.path))?;
         Ok(KeysLock { _root: root })
     }
 

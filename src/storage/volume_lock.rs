@@ -9,6 +9,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
@@ -49,8 +50,10 @@ pub struct VolumeLock {
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another process of this host holds it.
-    #[error("the volume is in use by {}", pid.map_or("another process".into(), |pid| format!("process {pid}")))]
+    #[error("the volume {} is in use by {}", volume.display(), pid.map_or("another process".into(), |pid| format!("process {pid}")))]
     Held {
+        /// The volume's cipher directory.
+        volume: PathBuf,
         /// The process, if the kernel tells.
         pid: Option<i32>,
     },
@@ -65,6 +68,21 @@ pub enum LockError {
     /// The filesystem does not lock.
     #[error("the volume cannot be locked: {0}")]
     Io(#[from] io::Error),
+}
+
+impl LockError {
+    /// The same of the volume in this cipher directory.
+    pub(super) fn of(self, path: &Path) -> Self {
+        match self {
+            Self::Held { pid, .. } => Self::Held { volume: path.to_owned(), pid },
+            other => other,
+        }
+    }
+
+    /// Before anybody has said which volume it is.
+    fn held(pid: Option<i32>) -> Self {
+        Self::Held { volume: PathBuf::new(), pid }
+    }
 }
 
 impl VolumeLock {
@@ -106,7 +124,7 @@ fn lease_file(volume: BorrowedFd<'_>) -> io::Result<LeaseFile> {
 pub(super) fn lock_directory(directory: &OwnedFd, mode: LockMode) -> Result<(), LockError> {
     match rustix::fs::flock(directory, operation(mode)) {
         Ok(()) => Ok(()),
-        Err(Errno::WOULDBLOCK) => Err(LockError::Held { pid: lock_holder(directory.as_fd()) }),
+        Err(Errno::WOULDBLOCK) => Err(LockError::held(lock_holder(directory.as_fd()))),
         Err(error) if is_not_carried(error) => Ok(()),
         Err(error) => Err(LockError::Io(error.into())),
     }
@@ -204,7 +222,7 @@ pub(super) fn make_like(directory: BorrowedFd<'_>, name: &str) -> rustix::io::Re
 /// Why the lock file cannot be had, as far as this host and the lease can tell.
 fn refused(volume: BorrowedFd<'_>, file: &OwnedFd, host: &Host) -> LockError {
     if let Some(pid) = lock_holder(file.as_fd()) {
-        return LockError::Held { pid: Some(pid) };
+        return LockError::held(Some(pid));
     }
     let bytes = lease_file(volume).and_then(|file| file.read());
     let said = bytes.ok().flatten().and_then(|seen| lease::parse(&seen.bytes).map(|parsed| Box::new(parsed.lease)));
@@ -242,7 +260,8 @@ mod tests {
         let again = CipherDirectory::open(directory.path()).unwrap();
         let lock = directory.lock(LockMode::Exclusive).unwrap();
         for mode in [LockMode::Exclusive, LockMode::Shared] {
-            let Err(LockError::Held { pid }) = again.lock(mode) else { panic!("two holders") };
+            let Err(LockError::Held { pid, volume }) = again.lock(mode) else { panic!("two holders") };
+            assert_eq!(volume, directory.path());
             assert!(pid.is_none_or(|pid| pid == rustix::process::getpid().as_raw_nonzero().get()));
         }
         drop(lock);

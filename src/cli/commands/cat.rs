@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::cli::error::CliError;
-use crate::cli::report;
 use crate::transfer::TransferError;
 
 use super::unmounted::{self, UnlockArgs};
@@ -54,6 +53,5 @@ pub(crate) fn run(args: &CatArgs) -> Result<(), CliError> {
 
 /// A failure with the path that it is about.
 pub(super) fn named(path: &str, error: TransferError) -> CliError {
-    let error = CliError::from(error);
-    CliError::with_code(error.code(), format_args!("{}: {error}", report::printable(path)))
+    CliError::from(error).about(if path.is_empty() { "the root of the volume" } else { path })
 }

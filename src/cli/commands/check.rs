@@ -75,7 +75,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<(), CliError> {
     let environment = Environment::of_process();
     let settings = Settings::load(&args.settings, &environment)?;
     settings::log_to_stderr(&settings, Level::WARN)?;
-    let volumes = check_paths::volumes(&args.paths)?;
+    let (volumes, failures) = check_paths::volumes(&args.paths);
     if args.salvage.is_some() && volumes.len() > 1 {
         return Err(CliError::usage("--salvage takes one volume at a time"));
     }
@@ -89,16 +89,14 @@ pub(crate) fn run(args: &CheckArgs) -> Result<(), CliError> {
         true => None,
     };
     let providers = settings.for_providers(secret.map(passphrase::for_provider));
-    let mut first_failure = None;
-    for (path, targets) in &volumes {
-        if let Err(error) = check(args, path, targets, salvage.as_deref(), &providers, &environment) {
-            match first_failure {
-                None => first_failure = Some(error),
-                Some(_) => error.print(),
-            }
-        }
-    }
-    first_failure.map_or(Ok(()), Err)
+    let checked = volumes
+        .iter()
+        .filter_map(|(path, targets)| check(args, path, targets, salvage.as_deref(), &providers, &environment).err());
+    // A path that names no volume keeps no other from being checked.
+    let mut failures = failures.into_iter().chain(checked);
+    let first = failures.next();
+    failures.for_each(|error| error.print());
+    first.map_or(Ok(()), Err)
 }
 
 /// The directory for what is salvaged: new or empty, and apart from the volumes.

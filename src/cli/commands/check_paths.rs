@@ -15,18 +15,21 @@ struct Mounted {
     cipher_directory: PathBuf,
 }
 
-/// The volumes that the paths name, in their order, each with what is to be checked of it.
-pub(super) fn volumes(paths: &[PathBuf]) -> Result<Vec<(PathBuf, Vec<Target>)>, CliError> {
+/// The volumes that the paths name, in their order, each with what is to be checked of it, and why others name none.
+pub(super) fn volumes(paths: &[PathBuf]) -> (Vec<(PathBuf, Vec<Target>)>, Vec<CliError>) {
     let mounts = mounts(&fs::read("/proc/self/mountinfo").unwrap_or_default());
     let mut volumes: Vec<(PathBuf, Vec<Target>)> = Vec::new();
+    let mut failures = Vec::new();
     for path in paths {
-        let (cipher_directory, target) = locate(path, &mounts)?;
-        match volumes.iter_mut().find(|(known, _)| *known == cipher_directory) {
-            Some((_, targets)) => targets.push(target),
-            None => volumes.push((cipher_directory, vec![target])),
+        match locate(path, &mounts) {
+            Err(error) => failures.push(error),
+            Ok((cipher_directory, target)) => match volumes.iter_mut().find(|(known, _)| *known == cipher_directory) {
+                Some((_, targets)) => targets.push(target),
+                None => volumes.push((cipher_directory, vec![target])),
+            },
         }
     }
-    Ok(volumes)
+    (volumes, failures)
 }
 
 fn locate(path: &Path, mounts: &[Mounted]) -> Result<(PathBuf, Target), CliError> {

@@ -116,7 +116,7 @@ pub(crate) fn export(args: &ExportArgs) -> Result<(), CliError> {
     let volume = unmounted::open(&args.cipher_directory, &args.copy.unlock, false)?;
     let settings = args.copy.settings(volume.is_remote);
     conclude(&args.copy, |progress| {
-        let about = || format!("{} to {}", String::from_utf8_lossy(path), to.display());
+        let about = || format!("{} to {}", in_volume(path), to.display());
         volume.tree.export(path, &to, settings, progress).map_err(|error| named(&about(), error))
     })
 }
@@ -128,9 +128,13 @@ pub(crate) fn import(args: &ImportArgs) -> Result<(), CliError> {
     let volume = unmounted::open(&args.cipher_directory, &args.copy.unlock, true)?;
     let settings = args.copy.settings(volume.is_remote);
     conclude(&args.copy, |progress| {
-        let about = || format!("{} to {}", args.from.display(), String::from_utf8_lossy(path));
+        let about = || format!("{} to {}", args.from.display(), in_volume(path));
         volume.tree.import(&args.from, path, settings, progress).map_err(|error| named(&about(), error))
     })
+}
+
+fn in_volume(path: &[u8]) -> String {
+    if path.is_empty() { "the root of the volume".to_owned() } else { String::from_utf8_lossy(path).into_owned() }
 }
 
 /// A copy into its own source would find itself.

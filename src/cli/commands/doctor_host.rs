@@ -6,11 +6,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use rustix::fs::{Access, AtFlags, StatVfs, StatVfsMountFlags};
-use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Resource};
 
 use crate::cli::environment::Environment;
-use crate::cli::error::{CliError, Exit};
+use crate::cli::error::{CliError, Exit, device_hint};
 use crate::crypto::{KeyMemory, Secret};
 use crate::format::geometry::PAGE_LEN;
 use crate::storage::CipherDirectory;
@@ -46,14 +45,7 @@ fn check_device(findings: &mut Findings) {
     let Err(error) = File::options().read(true).write(true).open("/dev/fuse") else {
         return findings.ok(CHECK, "can be opened");
     };
-    let mend = match Errno::from_io_error(&error) {
-        Some(Errno::NOENT | Errno::NODEV | Errno::NXIO) => {
-            "load the module (`modprobe fuse`); give a container the device (`--device /dev/fuse`)"
-        }
-        Some(Errno::PERM) => "give the container the device (`--device /dev/fuse`)",
-        _ => "the device should have mode 0666: mend the udev rule, or `chmod 666 /dev/fuse`",
-    };
-    findings.fail(CHECK, Exit::NoFuse as u8, &error, Some(mend));
+    findings.fail(CHECK, Exit::NoFuse as u8, &error, Some(device_hint(&error)));
 }
 
 fn check_helper(environment: &Environment, findings: &mut Findings) {

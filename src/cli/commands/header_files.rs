@@ -16,6 +16,7 @@ use crate::format::name::{self, DIRECTORY_ID, Entry, Stored};
 use crate::keys::Volume;
 use crate::lease::Permit;
 use crate::storage::{Access, CipherDirectory, DiskFile, Node, NodeKind, RawFile, SetTime};
+use crate::transfer::TransferError;
 
 /// The most looks at a file that is replaced meanwhile.
 const TRIES: u32 = 64;
@@ -77,7 +78,15 @@ impl HeaderFiles {
     pub(super) fn cipher_path(&self, volume: &Volume, plain: &str) -> Result<String, CliError> {
         let (mut directory, mut path) = (self.root.clone(), Vec::new());
         for part in plain.split('/').filter(|part| !part.is_empty() && *part != ".") {
-            let failed = |error: io::Error| CliError::io(format_args!("{plain} in the volume"), &error);
+            let failed = |error: io::Error| match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+                    CliError::from(TransferError::NotFound).about(plain)
+                }
+                _ => CliError::io(format_args!("{plain} in the volume"), &error),
+            };
+            if part == ".." {
+                return Err(CliError::from(TransferError::Path).about(plain));
+            }
             let text = directory.readlink(DIRECTORY_ID).map_err(failed)?;
             let signed = name::decode(&text).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
             let id = signed.and_then(|signed| volume.names.directory_id(&signed).ok()).ok_or_else(|| {

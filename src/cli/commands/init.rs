@@ -14,7 +14,7 @@ use crate::cli::settings::{self, Settings, SettingsArgs};
 use crate::cli::{mount_point, report};
 use crate::crypto::Suite;
 use crate::daemon::log::Level;
-use crate::format::config::{End, Holes, MAX_FILES_PER_DATA_KEY};
+use crate::format::config::{self, End, Holes, MAX_FILES_PER_DATA_KEY, VolumeConfig};
 use crate::format::hex;
 use crate::keys::providers::{self, ProviderSettings};
 use crate::keys::volume::{self, Created, NewVolume};
@@ -172,12 +172,13 @@ pub(crate) fn run(args: &InitArgs) -> Result<(), CliError> {
     let environment = Environment::of_process();
     let settings = Settings::load(&args.settings, &environment)?;
     settings::log_to_stderr(&settings, Level::WARN)?;
-    CipherDirectory::check_vacant(&args.cipher_directory)?;
+    CipherDirectory::check_vacant(&args.cipher_directory).map_err(|error| no_place(&args.cipher_directory, error))?;
     let new = args.volume.needs_keyring(&settings, &environment)?;
     let key = args.volume.wrapping_key(&settings, &environment)?;
     let secret = read_passphrase(&args.volume, &settings, &environment)?;
     let providers = settings.for_providers(secret.map(passphrase::for_provider));
-    let made = create(&args.cipher_directory, &args.volume.new_volume(), &key, &providers, &environment)?;
+    let new_volume = args.volume.new_volume();
+    let made = create(&args.cipher_directory, &new_volume, &key, (&providers, &environment), |_| Ok(()))?;
     let volume = hex::encode_uuid(&made.volume_id);
     report::say(&format!("volume {volume} under {}:{}\n", key.kind, made.wrapping_key))?;
     // Programs read standard output; this is for people.
@@ -205,32 +206,47 @@ fn check_passphrase(path: &Path, providers: &ProviderSettings) -> Result<(), Cli
     Err(CliError::new(Exit::Credentials, format_args!("the keyring {} has no passphrase", path.display())).hint(hint))
 }
 
-/// Makes the volume at `path` unless there is one, for `kmsfs mount --init`. Where another one is remembered, none is made.
-pub(super) fn create_if_vacant(
+/// Whether `kmsfs mount --init` is to make a volume at `path`: there is none.
+pub(super) fn is_vacant(path: &Path) -> Result<bool, CliError> {
+    match CipherDirectory::check_vacant(path) {
+        Err(CipherDirectoryError::AlreadyAVolume(_)) => Ok(false),
+        vacant => vacant.map(|()| true).map_err(|error| no_place(path, error)),
+    }
+}
+
+/// A volume is made in a directory that is there.
+fn no_place(path: &Path, error: CipherDirectoryError) -> CliError {
+    match error {
+        CipherDirectoryError::NotFound(above) if above != path => {
+            let hint = format!("make it: `mkdir -p {}`", above.display());
+            CliError::new(Exit::CipherDirectory, format_args!("{} does not exist", above.display())).hint(hint)
+        }
+        error => error.into(),
+    }
+}
+
+/// Makes the volume at `path`, for `kmsfs mount --init`, if it `is_expected`. Where another one is remembered, none is made.
+pub(super) fn create_expected(
     path: &Path,
     args: &NewVolumeArgs,
     settings: &Settings,
-    providers: &ProviderSettings,
-    environment: &Environment,
+    (providers, environment): (&ProviderSettings, &Environment),
+    is_expected: impl FnOnce(&VolumeConfig) -> Result<(), CliError>,
 ) -> Result<(), CliError> {
-    match CipherDirectory::check_vacant(path) {
-        Err(CipherDirectoryError::AlreadyAVolume(_)) => return Ok(()),
-        other => other?,
-    }
     if let Some(remembered) = Pins::of(environment).map(|pins| pins.get(path)).transpose()?.flatten() {
         remembered.check_volume(path, "nothing")?;
     }
     let key = args.wrapping_key(settings, environment)?;
-    create(path, &args.new_volume(), &key, providers, environment).map(drop)
+    create(path, &args.new_volume(), &key, (providers, environment), is_expected).map(drop)
 }
 
-/// Makes a volume at `path`, and remembers it. A failure leaves neither a volume nor a new keyring.
+/// Makes a volume at `path` if it `is_expected`, and remembers it. A failure leaves neither a volume nor a new keyring.
 fn create(
     path: &Path,
     new: &NewVolume,
     key: &KeySpec,
-    providers: &ProviderSettings,
-    environment: &Environment,
+    (providers, environment): (&ProviderSettings, &Environment),
+    is_expected: impl FnOnce(&VolumeConfig) -> Result<(), CliError>,
 ) -> Result<Created, CliError> {
     let path = mount_point::canonical_or_new(path)
         .map_err(|error| CliError::of(Exit::CipherDirectory, path.display(), &error))?;
@@ -242,6 +258,7 @@ fn create(
     let id = if location.is_some() { "" } else { key.id.as_str() };
     let provider = providers::open_named(key.kind, id, location.as_deref(), providers)?;
     let created = volume::create(new, provider.as_ref(), location.as_deref())?;
+    is_expected(&config::parse(created.config_file.as_bytes())?.config)?;
     CipherDirectory::create(&path, &created.config_file, &created.root_directory_id)?;
     if let Some(keyring) = new_keyring {
         keyring.keep();

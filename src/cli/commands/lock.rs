@@ -31,6 +31,8 @@ pub(crate) struct UnlockArgs {
 /// Locks. What programs have written so far is handed over first: without a key it would be lost.
 pub(crate) fn lock(args: &LockArgs) -> Result<(), CliError> {
     let mountpoint = status::canonical(&args.mountpoint)?;
+    // Nothing is handed over to what is no mount, or a dead one.
+    status::connect(&mountpoint).map_err(|error| status::failure(&mountpoint, &error))?;
     write_back(&mountpoint)?;
     tell(&mountpoint, Ask::Lock)
 }

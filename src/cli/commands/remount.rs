@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::cli::error::{CliError, Exit};
+use crate::cli::error::CliError;
 use crate::cli::mount_options::MountFlags;
 use crate::daemon::control::Ask;
 use crate::mount;
@@ -16,8 +16,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// Changes the options of the mount at `mountpoint`; those that are not given stay.
 pub(super) fn run(mountpoint: &Path, given: &[String]) -> Result<(), CliError> {
     let mountpoint = status::canonical(mountpoint)?;
-    let current = mount::options_at(&mountpoint)
-        .ok_or_else(|| CliError::new(Exit::NotMounted, format_args!("{} is not mounted", mountpoint.display())))?;
+    let current = mount::options_at(&mountpoint).ok_or_else(|| status::not_served(&mountpoint))?;
     let flags = MountFlags::parse(&[&[current], given].concat())?;
     if !flags.read_only && serves_read_only(&mountpoint)? {
         let what = format!("{} was mounted read-only and cannot become writable", mountpoint.display());

@@ -6,7 +6,7 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::fs::{DirBuilder, File};
+use std::fs::DirBuilder;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -243,12 +243,19 @@ impl Job<'_> {
     ) -> Result<Opened, CliError> {
         let (place, held) = self.find_place()?;
         let Self { args, settings, environment, .. } = self;
-        if args.init {
-            init::create_if_vacant(&place.cipher_directory, &args.volume, settings, providers, environment)?;
+        let makes = args.init && init::is_vacant(&place.cipher_directory)?;
+        let places = [&*place.cipher_directory, &*place.mountpoint];
+        if makes {
+            observers.take_places(&places)?;
+            let is_expected = |config: &VolumeConfig| self.check_expected(&place, config);
+            let parts = (providers, environment);
+            init::create_expected(&place.cipher_directory, &args.volume, settings, parts, is_expected)?;
         }
         let directory = CipherDirectory::open(&place.cipher_directory)?;
         let lock = self.lock(&directory, &place)?;
-        observers.take_places(&[&place.cipher_directory, &place.mountpoint])?;
+        if !makes {
+            observers.take_places(&places)?;
+        }
         let sealed = unlock::read_config(&directory)?;
         // Before the sandbox, which does not let keyrings be read that the volume does not name.
         let expected_keys = listed_key::expected(&args.expect_key, &sealed.config);
@@ -261,6 +268,13 @@ impl Job<'_> {
             unlock::unlock(directory.path(), &sealed, &expected, pins.as_ref(), providers, args.keys.limits())?;
         let tenure = writing::hold(&lock, self.lock_mode(), writing::seal(&volume))?;
         Ok(Opened { directory, volume, lock, tenure, place, attendant, confinement, expected_keys })
+    }
+
+    /// Whether a new volume with this config is the one that may be mounted.
+    fn check_expected(&self, place: &Place, config: &VolumeConfig) -> Result<(), CliError> {
+        let keys = listed_key::expected(&self.args.expect_key, config);
+        let expected = Expected { volume_id: self.args.volume_id.as_deref(), keys: &keys };
+        unlock::check_before_key(&place.cipher_directory, config, &expected, None).map(drop)
     }
 
     /// Gives up what the mount will not need. From here on nothing can be mounted, and only known places can be reached.
@@ -325,6 +339,7 @@ impl Job<'_> {
         let path = &self.args.cipher_directory;
         let cipher_directory = mount_point::canonical_or_new(path)
             .map_err(|error| CliError::of(Exit::CipherDirectory, path.display(), &error))?;
+        refuse_mounted(&self.args.mountpoint, &cipher_directory)?;
         let ours = [self.environment.data_directory(), self.environment.log_directory()];
         let ours: Vec<PathBuf> = ours.into_iter().flatten().collect();
         let prepared = mount_point::prepare(&self.args.mountpoint, &cipher_directory, &ours, |dead| {
@@ -332,7 +347,7 @@ impl Job<'_> {
         })?;
         let runtime = self.environment.runtime_directory();
         let sockets = control::directory(runtime.as_deref(), &prepared.path).map_err(control_failure)?;
-        check_device()?;
+        mount::check_rights(self.flags.allow_other, self.flags.low_latency)?;
         Ok((Place { cipher_directory, mountpoint: prepared.path, sockets }, prepared.directory))
     }
 
@@ -459,10 +474,22 @@ impl Job<'_> {
     }
 }
 
-/// Whether this user may use FUSE at all: without it nothing is made, and no provider asked.
-fn check_device() -> Result<(), CliError> {
-    let device = File::options().read(true).write(true).open("/dev/fuse");
-    device.map(drop).map_err(|error| MountError::NoDevice(error).into())
+/// A volume that is served at the mount point already; a dead one there is taken away.
+fn refuse_mounted(mountpoint: &Path, cipher_directory: &Path) -> Result<(), CliError> {
+    let Some(found) = mount::mount_at(mountpoint).ok().flatten() else { return Ok(()) };
+    if mount_point::is_dead_mount(mountpoint) {
+        return Ok(());
+    }
+    let (volume, place) = (found.source.display(), found.place.display());
+    if found.source == cipher_directory {
+        return Err(CliError::new(Exit::Locked, format_args!("{volume} is mounted at {place} already"))
+            .hint(format_args!("`kmsfs status {place}` shows how it fares")));
+    }
+    Err(CliError::new(
+        Exit::MountPoint,
+        format_args!("the mount point {place}: another volume, {volume}, is mounted there"),
+    )
+    .hint(format_args!("`kmsfs umount {place}` takes it away, or name another directory")))
 }
 
 fn control_failure(error: ControlError) -> CliError {

@@ -31,6 +31,7 @@ pub(crate) fn run(args: &UmountArgs) -> Result<(), CliError> {
 
 #[cfg(feature = "mount")]
 mod with_mount {
+    use std::io;
     use std::path::{Path, PathBuf};
     use std::sync::mpsc;
     use std::thread;
@@ -40,7 +41,7 @@ mod with_mount {
 
     use crate::cli::commands::status;
     use crate::cli::error::{CliError, Exit};
-    use crate::cli::report;
+    use crate::cli::{mount_point, report};
     use crate::daemon::control::{Ask, ClientError, Ended, Waiting};
     use crate::mount::{self, Found, MountError};
 
@@ -57,22 +58,38 @@ mod with_mount {
         let mountpoint = status::canonical(path)?;
         let failed = |error| CliError::of(Exit::NotMounted, path.display(), &error);
         let Some(mount) = mount::mount_at(path).map_err(failed)? else { return run_elsewhere(&mountpoint, force) };
+        if status::is_of_another(&mount) {
+            return Err(status::not_served(&mountpoint));
+        }
         // A mount without a process, or one whose process answers nobody, can still be taken away.
         let waiting = status::connect_to(&mount).and_then(|client| client.wait(ANSWER)).ok();
+        if waiting.is_none() && mount_point::is_dead_mount(&mount.place) {
+            return take_away(&mount);
+        }
         if force {
-            write_back(&mount.place);
+            let written = write_back(&mount.place);
             end(&mount)?;
-            return waiting.map_or(Ok(()), |waiting| finish(&mount, waiting, SETTLING));
+            waiting.map_or(Ok(()), |waiting| finish(&mount, waiting, SETTLING))?;
+            return written.map_err(|why| not_durable(&mount.place, &why));
         }
         unmount(&mount.place)?;
         waiting.map_or(Ok(()), |waiting| finish(&mount, waiting, QUIET))
     }
 
+    /// Takes a mount away whose process has ended, and says so: nobody has made durable what was written last.
+    fn take_away(mount: &Found) -> Result<(), CliError> {
+        mount::unmount(&mount.place, true)?;
+        let place = mount.place.display();
+        CliError::warn(format_args!(
+            "{place} was a dead mount: the process behind it had ended, and what programs had not synced may be lost"
+        ));
+        Ok(())
+    }
+
     /// What is not mounted here may still be mounted there in another namespace, where an earlier unmount did not reach.
     fn run_elsewhere(mountpoint: &Path, force: bool) -> Result<(), CliError> {
         let Some(holder) = mount::holders(|mount| mount.place == mountpoint).into_iter().next() else {
-            let what = format_args!("{} is not mounted", mountpoint.display());
-            return Err(CliError::new(Exit::NotMounted, what));
+            return Err(status::not_served(mountpoint));
         };
         if !force {
             return Err(held_elsewhere(&holder.mount).unwrap_or_else(|| still_busy(mountpoint)));
@@ -80,17 +97,28 @@ mod with_mount {
         let waiting = status::connect_to(&holder.mount).and_then(|client| client.wait(ANSWER));
         let waiting = waiting.map_err(|error| status::failure(mountpoint, &error))?;
         let root = PathBuf::from(format!("/proc/{}/root", holder.pid));
-        write_back(&root.join(mountpoint.strip_prefix("/").unwrap_or(mountpoint)));
+        let written = write_back(&root.join(mountpoint.strip_prefix("/").unwrap_or(mountpoint)));
         end(&holder.mount)?;
-        finish(&holder.mount, waiting, SETTLING)
+        finish(&holder.mount, waiting, SETTLING)?;
+        written.map_err(|why| not_durable(mountpoint, &why))
     }
 
-    /// Hands over what programs have written; a process that does not take it is not waited for.
-    fn write_back(root: &Path) {
-        let root = rustix::fs::open(root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    /// Hands over what programs have written, and says why it could not; a process that does not take it is not waited for.
+    fn write_back(root: &Path) -> Result<(), String> {
+        let root = root.to_owned();
         let (done, wait) = mpsc::channel();
-        thread::spawn(move || done.send(root.and_then(rustix::fs::syncfs)));
-        let _ = wait.recv_timeout(SETTLING);
+        thread::spawn(move || {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            done.send(rustix::fs::open(root, flags, Mode::empty()).and_then(rustix::fs::syncfs))
+        });
+        let synced =
+            wait.recv_timeout(SETTLING).map_err(|_| format!("the mount does not take it within {SETTLING:?}"))?;
+        synced.map_err(|error| io::Error::from(error).to_string())
+    }
+
+    fn not_durable(place: &Path, why: &str) -> CliError {
+        let what = format_args!("{} was ended, and not everything that was written is durable: {why}", place.display());
+        CliError::new(Exit::Io, what)
     }
 
     /// Ends the mount, whoever has it.

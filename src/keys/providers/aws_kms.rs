@@ -159,7 +159,9 @@ impl Call<'_> {
                 "renew the AWS credentials, or choose others (AWS_PROFILE, AWS_ACCESS_KEY_ID, a role of this host)"
                     .to_owned()
             }
-            ProviderErrorKind::Unavailable => "check the network, and try again".to_owned(),
+            ProviderErrorKind::Unavailable | ProviderErrorKind::Storage => {
+                "check the network, and try again".to_owned()
+            }
             ProviderErrorKind::Throttled => "check the account's KMS quota, and try again later".to_owned(),
             ProviderErrorKind::Tampered => {
                 "the wrapped key or its context was changed, or it belongs to another volume or key".to_owned()

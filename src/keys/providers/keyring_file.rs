@@ -4,7 +4,7 @@
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,8 @@ use super::keyring::MAX_LEN;
 use crate::crypto::random_array;
 use crate::format::hex;
 
+/// How every keyring begins.
+const PREFACE: &[u8] = b"# A kmsfs keyring";
 /// The longest wait for another process that changes the same keyring.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
@@ -68,6 +70,7 @@ fn open(path: &Path) -> Result<File, ProviderError> {
     if !metadata.is_file() {
         return Err(misconfigured(path, "is not a regular file"));
     }
+    check_is_keyring(path, &file, mode)?;
     let (owner, user) = (metadata.uid(), rustix::process::geteuid().as_raw());
     if owner != user && owner != 0 {
         let message = format!("belongs to user {owner}, who can use its keys and put others in: chown {user} it");
@@ -78,6 +81,15 @@ fn open(path: &Path) -> Result<File, ProviderError> {
         return Err(misconfigured(path, &message));
     }
     Ok(file)
+}
+
+/// What anybody can read and does not begin as a keyring is none, and should not be closed to others.
+fn check_is_keyring(path: &Path, file: &File, mode: u32) -> Result<(), ProviderError> {
+    let mut begin = [0; PREFACE.len()];
+    if mode & 0o077 == 0 || file.read_exact_at(&mut begin, 0).is_ok() && begin == *PREFACE {
+        return Ok(());
+    }
+    Err(misconfigured(path, "is no keyring: name a file that `kmsfs init` made, or one that is missing"))
 }
 
 fn read_from(path: &Path, file: &File) -> Result<Zeroizing<Vec<u8>>, ProviderError> {
@@ -227,7 +239,11 @@ fn failed(path: &Path, what: &str, error: &io::Error) -> ProviderError {
         io::ErrorKind::PermissionDenied => {
             at(path, &ProviderError::new(ProviderErrorKind::Denied, format!("{what}: {error}")))
         }
-        _ => misconfigured(path, &format!("{what}: {error}")),
+        // A path that cannot be one of a keyring.
+        io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory | io::ErrorKind::InvalidFilename => {
+            misconfigured(path, &format!("{what}: {error}"))
+        }
+        _ => at(path, &ProviderError::new(ProviderErrorKind::Storage, format!("{what}: {error}"))),
     }
 }
 

@@ -217,7 +217,7 @@ fn error(what: &str, key_id: &str, (kind, why): Refusal) -> ProviderError {
         ProviderErrorKind::Denied | ProviderErrorKind::KeyUnusable => "allow encryption and decryption with the key",
         ProviderErrorKind::KeyNotFound => "check the token and the key (`pkcs11-tool --list-objects --login`)",
         ProviderErrorKind::Credentials => "check the PIN, and that the token is not locked",
-        ProviderErrorKind::Unavailable | ProviderErrorKind::Throttled => {
+        ProviderErrorKind::Unavailable | ProviderErrorKind::Throttled | ProviderErrorKind::Storage => {
             "check the module and its device, and try again"
         }
         ProviderErrorKind::Tampered => {

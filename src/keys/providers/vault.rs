@@ -201,7 +201,9 @@ impl Call<'_> {
             }
             ProviderErrorKind::KeyNotFound => "check the key's name, its mount and the namespace".to_owned(),
             ProviderErrorKind::Credentials => "log in anew, or check the token or AppRole that is given".to_owned(),
-            ProviderErrorKind::Unavailable => "check the server and the network, and try again".to_owned(),
+            ProviderErrorKind::Unavailable | ProviderErrorKind::Storage => {
+                "check the server and the network, and try again".to_owned()
+            }
             ProviderErrorKind::Throttled => "check the server's quotas, and try again later".to_owned(),
             ProviderErrorKind::Tampered => {
                 "the wrapped key or its context was changed, or it belongs to another volume or key".to_owned()

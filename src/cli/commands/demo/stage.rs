@@ -30,8 +30,6 @@ use super::provider::Watched;
 
 /// How long the kernel may take to mount.
 const MOUNTING: Duration = Duration::from_secs(60);
-/// What a program returns that SIGINT ended.
-const INTERRUPTED: u8 = 130;
 /// The volume's ciphertext, in the stage's directory.
 const CIPHER: &str = "cipher";
 /// And its mount point.
@@ -114,7 +112,7 @@ impl Stage {
 
     /// What a failure comes to: none of its own, if a signal has taken the stage away.
     pub(super) fn explain(&self, error: CliError) -> CliError {
-        if self.props.interrupted.load(Ordering::SeqCst) { CliError::told(INTERRUPTED) } else { error }
+        if self.props.interrupted.load(Ordering::SeqCst) { CliError::told(Exit::Interrupted as u8) } else { error }
     }
 
     /// A path in it.
@@ -238,7 +236,7 @@ fn watch(props: &Arc<Props>) -> Option<signals::SignalWatch> {
     signals::on_end_request(move || {
         props.interrupted.store(true, Ordering::SeqCst);
         props.clear();
-        std::process::exit(INTERRUPTED.into());
+        std::process::exit(Exit::Interrupted as i32);
     })
     .ok()
 }
