@@ -19,6 +19,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::process::Signal;
@@ -410,6 +412,19 @@ fn what_was_written_before_a_close_survives_kill_9() {
     assert!(fs::read(volume.path("small")).unwrap() == [small.as_slice(), b"+"].concat());
     volume.remount();
     assert!(fs::read(volume.path("small")).unwrap() == [small.as_slice(), b"+"].concat());
+}
+
+#[test]
+fn a_mount_that_is_open_for_a_moment_is_unmounted() {
+    let volume = Volume::new(&[]);
+    let looked_at = File::open(&volume.plain).unwrap();
+    let looking = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(300));
+        drop(looked_at);
+    });
+    volume.home.ok(&[&"umount", &volume.plain]);
+    assert!(!Home::is_mounted(&volume.plain));
+    looking.join().unwrap();
 }
 
 #[test]

@@ -35,7 +35,7 @@ mod with_mount {
     use std::path::{Path, PathBuf};
     use std::sync::mpsc;
     use std::thread;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use rustix::fs::{Mode, OFlags};
 
@@ -51,6 +51,10 @@ mod with_mount {
     const QUIET: Duration = Duration::from_secs(1);
     /// How long somebody else may have it: a program may be just starting, or ending.
     const ELSEWHERE: Duration = Duration::from_secs(9);
+    /// How long a mount that is in use is tried again: its own process looks at it when it starts, and other programs look
+    /// at all mounts.
+    const GLANCE: Duration = Duration::from_secs(1);
+    const BETWEEN: Duration = Duration::from_millis(20);
     /// How long it may take to settle every file and end.
     const SETTLING: Duration = Duration::from_secs(120);
 
@@ -174,7 +178,13 @@ mod with_mount {
 
     fn unmount(mountpoint: &Path) -> Result<(), CliError> {
         let place = mountpoint.display();
-        mount::unmount(mountpoint, false).map_err(|error| match error {
+        let until = Instant::now() + GLANCE;
+        let mut result = mount::unmount(mountpoint, false);
+        while matches!(result, Err(MountError::Busy)) && Instant::now() < until {
+            thread::sleep(BETWEEN);
+            result = mount::unmount(mountpoint, false);
+        }
+        result.map_err(|error| match error {
             MountError::Busy => CliError::new(Exit::Other, format_args!("{place} is in use"))
                 .hint(format_args!("close what is open below it (`fuser -vm {place}` lists it) and try again")),
             other => CliError::from(other),
