@@ -206,3 +206,93 @@ fn a_killed_change_leaves_the_old_keyring_or_the_new_one() {
     let found = json_of(&home, &[&"keys", &"list", &"--files", &"--json", &home.path("cipher")]);
     assert_eq!(found["keys"][0]["files"], json!(0));
 }
+
+/// Runs a command in a terminal of its own. `ahead` is typed before anything is asked, and each answer when the prompt is there. Returns the exit code, and what the terminal showed.
+fn at_terminal(home: &Home, command: &str, ahead: &str, answers: &[&str]) -> (i32, String) {
+    const SCRIPT: &str = "import os, pty, select, sys, time
+pid, terminal = pty.fork()
+if pid == 0:
+    if sys.argv[2]: time.sleep(0.3)
+    os.execvp('sh', ['sh', '-c', sys.argv[1]])
+if sys.argv[2]: os.write(terminal, sys.argv[2].encode())
+said, end, waiting = b'', time.time() + 60, sys.argv[3:]
+try:
+    while time.time() < end:
+        if not select.select([terminal], [], [], 1)[0]: continue
+        said += os.read(terminal, 1)
+        if waiting and said.endswith(b': '):
+            os.write(terminal, waiting.pop(0).encode() + b'\\n')
+except OSError: pass
+sys.stdout.buffer.write(said)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))";
+    let path = format!("PATH={}:$PATH; {command}", home.program().parent().unwrap().display());
+    let output = home.command("python3").args(["-c", SCRIPT, &path, ahead]).args(answers).output().unwrap();
+    (output.status.code().unwrap(), text(&output.stdout))
+}
+
+#[test]
+fn a_sealed_keyring_is_asked_for_at_a_terminal_by_its_name() {
+    let mut home = Home::new();
+    home.set("KMSFS_PASSPHRASE", "open sesame");
+    let volume = Volume::in_home(home, &["--key", "local:sealed.toml"], &[]);
+    fs::write(volume.path("file"), "content").unwrap();
+    volume.unmount();
+    let Volume { mut home, .. } = volume;
+    home.unset("KMSFS_PASSPHRASE");
+    let prompt = format!("Passphrase of the keyring {}: ", home.path("sealed.toml").display());
+    for command in ["kmsfs cat cipher file", "kmsfs doctor cipher", "kmsfs keys list --keyring $PWD/sealed.toml"] {
+        let (code, said) = at_terminal(&home, command, "", &["open sesame"]);
+        assert!(code == 0 && said.contains(&prompt) && !said.contains("sesame"), "{command}: {code} {said}");
+        assert_eq!(at_terminal(&home, command, "", &["wrong"]).0, 7, "{command}");
+        let (code, said) = at_terminal(&home, command, "", &[""]);
+        assert!(code == 7 && said.contains("is empty"), "{command}: {said}");
+    }
+    let (code, said) =
+        at_terminal(&home, "kmsfs mount cipher plain && cat plain/file && kmsfs umount plain", "", &["open sesame"]);
+    assert!(code == 0 && said.contains("content"), "{said}");
+    // Input typed ahead counts, before the prompt and after it.
+    let (code, said) =
+        at_terminal(&home, "kmsfs cat cipher file; read line; echo next: $line", "open sesame\nmore\n", &[]);
+    assert!(code == 0 && said.contains("content") && said.contains("next: more"), "{said}");
+
+    // Nobody is asked without a terminal, and the message names what a person would want.
+    let said = home.refused(7, &[&"cat", &"cipher", &"file"]);
+    assert!(said.contains("--passphrase, --passphrase-file") && said.contains("sealed.toml"), "{said}");
+    let (code, said) = at_terminal(&home, "kmsfs cat cipher file </dev/null", "", &[]);
+    assert!(code == 7 && !said.contains("Passphrase"), "{said}");
+    // Nor where another key does.
+    home.set("KMSFS_PASSPHRASE", "open sesame");
+    home.ok(&[&"init", &"both", &"--key", &"local:sealed.toml"]);
+    home.secret("pw", "open sesame");
+    home.shell("cp -p sealed.toml open.toml");
+    home.ok(&[&"keys", &"passphrase", &"--remove", &"--keyring", &"open.toml"]);
+    home.ok(&[&"keys", &"rotate", &"--new-key", &"--keyring", &"open.toml"]);
+    home.unset("KMSFS_PASSPHRASE");
+    let (code, said) = at_terminal(&home, "kmsfs recipients add both local:open.toml", "", &["open sesame"]);
+    assert!(code == 0 && said.contains(&prompt), "{said}");
+    let (code, said) = at_terminal(&home, "kmsfs ls both", "", &[]);
+    assert!(code == 0 && !said.contains("Passphrase"), "{said}");
+}
+
+#[test]
+fn a_passphrase_file_is_its_owners_alone_and_descriptors_go_on_working() {
+    let home = Home::new();
+    home.secret("pw", "open sesame\n");
+    home.ok(&[&"init", &"cipher", &"--passphrase-file", &"pw"]);
+    let run =
+        |script: &str| home.shell(&format!("PATH={}:$PATH; {script}", home.program().parent().unwrap().display()));
+    run("kmsfs ls cipher --passphrase-file - <pw");
+    run("kmsfs ls cipher --passphrase-file /dev/stdin <pw");
+    run("cat pw | kmsfs ls cipher --passphrase-file /dev/stdin");
+    run("bash -c 'kmsfs ls cipher --passphrase-file <(cat pw)'");
+    run("KMSFS_PASSPHRASE_FILE=pw kmsfs ls cipher");
+    run("ln -s pw link; kmsfs ls cipher --passphrase-file link");
+    for mode in ["644", "640", "604"] {
+        run(&format!("chmod {mode} pw"));
+        let said = home.refused(7, &[&"ls", &"cipher", &"--passphrase-file", &"pw"]);
+        assert!(said.contains(&format!("has mode 0{mode}")) && said.contains("chmod 600 pw"), "{said}");
+        home.refused(7, &[&"ls", &"cipher", &"--passphrase-file", &"link"]);
+        // The shell has opened it.
+        run("kmsfs ls cipher --passphrase-file /dev/stdin <pw");
+    }
+}

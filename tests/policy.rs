@@ -83,7 +83,7 @@ impl Scene {
         self.set_enabled(key, true);
     }
 
-    /// What the role may do with the volume; its IAM policy and the keys' own policies agree.
+    /// The actions that the role is allowed; its IAM policy and the keys' own policies agree.
     fn allowed(&self, role: &[&str]) -> Actions {
         let policy: Value = serde_json::from_str(&self.run(&["doctor", "--policy"], role)).unwrap();
         let is_use = |statement: &&Value| statement["Sid"].as_str().unwrap().starts_with("KmsfsVolume");
@@ -105,12 +105,12 @@ impl Scene {
         iam
     }
 
-    /// What was used since this was asked last must be what the role may do.
+    /// The role is allowed what was used since this was asked last, and nothing else.
     fn assert_used(&self, role: &[&str]) {
         assert_eq!(self.server.take_used(), self.allowed(role), "{role:?}");
     }
 
-    /// What can be said of the keys in this order, as in "GenerateDataKey Decrypt".
+    /// The role is allowed these actions with the keys, in their order, as in "GenerateDataKey Decrypt".
     fn assert_allowed(&self, role: &[&str], expected: [&str; 2]) {
         let found = self.allowed(role);
         let expected = self
@@ -169,6 +169,33 @@ fn a_mount_and_a_rekey_of_two_keys_whichever_is_away() {
     let used: Actions =
         scene.server.take_used().into_iter().filter(|(action, _)| !own.contains(&action.as_str())).collect();
     assert!(used.is_subset(&scene.allowed(&[])), "{used:?}");
+}
+
+#[test]
+fn doctor_tries_the_key_that_new_files_are_made_with() {
+    let scene = Scene::with_recipient(|_| "local:recovery.toml".to_owned());
+    let create = |denied: Option<&str>| {
+        denied.into_iter().for_each(|operation| scene.server.deny(operation));
+        let report: Value = serde_json::from_str(&scene.run(&["doctor", "--json"], &[])).unwrap();
+        denied.into_iter().for_each(|operation| scene.server.allow(operation));
+        let checks = report["checks"].as_array().unwrap().iter().filter(|check| check["check"] == "create");
+        let line = |check: &Value| format!("{}: {}", check["grade"].as_str().unwrap(), check["what"].as_str().unwrap());
+        checks.map(line).collect::<Vec<_>>()
+    };
+    let key = &scene.keys[0].arn;
+    let [made, recorded] = &create(None)[..] else { panic!("two") };
+    assert!(made.starts_with("ok: ") && made.contains(key) && made.contains("1 call of GenerateDataKey"), "{made}");
+    assert!(recorded.starts_with("ok: local:k-") && recorded.contains("gets a record"), "{recorded}");
+    let [denied, instead, recorded] = &create(Some("GenerateDataKey"))[..] else { panic!("three") };
+    assert!(denied.starts_with("warn: ") && denied.contains("kms:GenerateDataKey"), "{denied}");
+    assert!(instead.starts_with("ok: local:k-") && recorded.contains("1 call of Encrypt"), "{instead} {recorded}");
+
+    // A further key that may not wrap leaves new files without it.
+    let scene = Scene::of_two_keys();
+    scene.server.deny("Encrypt");
+    let said = scene.run(&["doctor"], &[]);
+    let line = said.lines().find(|line| line.contains("new files cannot be opened with")).unwrap();
+    assert!(line.starts_with("warn") && line.contains(&scene.keys[1].arn) && line.contains("kms:Encrypt"), "{said}");
 }
 
 #[test]
@@ -252,7 +279,7 @@ fn a_move_to_another_key_with_the_old_one_kept() {
     scene.run(&["rewrap"], &["--to", &to, "--keep-old", "--from", &scene.keys[0].arn]);
     assert_eq!(scene.server.take_used(), allowed);
 
-    // What was kept opens copies, and nothing else.
+    // The kept key opens copies, and nothing else.
     fs::write(&old, copy).unwrap();
     scene.write_and_read("new");
     scene.volume.mount();

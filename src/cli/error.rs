@@ -110,6 +110,11 @@ impl CliError {
         self
     }
 
+    /// What to do about it, if that is known.
+    pub(crate) fn hint_text(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
     /// The exit code as a number.
     pub(crate) fn code(&self) -> u8 {
         self.code
@@ -214,10 +219,15 @@ impl From<CipherDirectoryError> for CliError {
             CipherDirectoryError::NotFound(_) => Self::new(Exit::CipherDirectory, error)
                 .hint("name the directory that `kmsfs init` made; `kmsfs mount --init` makes one first"),
             CipherDirectoryError::ConfigMissing(path) => {
-                let path = path.display().to_string();
-                Self::new(Exit::Config, error).hint(format_args!(
-                    "`kmsfs check --repair {path}` puts its copy .kmsfs/volume.toml.1 back; else restore it from a backup"
-                ))
+                let hint = match path.join(".kmsfs/volume.toml.1").exists() {
+                    true => {
+                        format!("`kmsfs check --repair {}` puts its copy .kmsfs/volume.toml.1 back", path.display())
+                    }
+                    false => {
+                        "restore .kmsfs/volume.toml from a backup: its copy .kmsfs/volume.toml.1 is gone too".to_owned()
+                    }
+                };
+                Self::new(Exit::Config, error).hint(hint)
             }
             CipherDirectoryError::NotAVolume(path) => {
                 let hint = format!("`kmsfs init {}` makes a volume in an empty directory", path.display());

@@ -199,7 +199,7 @@ impl QuietTerminal {
         let mut quiet = before.clone();
         // Without ISIG an interrupt comes as a byte, so that nothing can end the process and leave the echo off.
         quiet.local_modes -= LocalModes::ECHO | LocalModes::ECHONL | LocalModes::ICANON | LocalModes::ISIG;
-        // What is typed already counts, as what a program sends does.
+        // Input that arrives before the prompt counts: programs send it, and people type ahead.
         tcsetattr(&file, OptionalActions::Now, &quiet)?;
         Ok(Self { file, before })
     }

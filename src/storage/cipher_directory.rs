@@ -118,6 +118,9 @@ impl CipherDirectory {
                 Some(_) if path.join(VOLUME_DIRECTORY).join(CONFIG).exists() => {
                     Err(CipherDirectoryError::AlreadyAVolume(path.to_owned()))
                 }
+                Some(_) if path.join(VOLUME_DIRECTORY).is_dir() => {
+                    Err(CipherDirectoryError::ConfigMissing(path.to_owned()))
+                }
                 Some(_) => Err(CipherDirectoryError::NotEmpty(path.to_owned())),
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

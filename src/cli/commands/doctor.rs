@@ -27,7 +27,7 @@ use super::{doctor_host, doctor_keys, policy};
 ///
 /// Nothing is changed. Under AWS KMS each wrapping key costs one call of DescribeKey, GetKeyRotationStatus and Decrypt,
 /// and each further recipient one of Encrypt. The volume costs one more Decrypt, which must be refused, and one
-/// GenerateDataKey, whose key is dropped. Of a large volume it looks at the headers of some files only, and says so.
+/// GenerateDataKey, whose key is dropped. In a large volume it looks at the headers of some files only, and says so.
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
     /// The directory that holds the ciphertext
@@ -188,7 +188,7 @@ fn check_volume(args: &DoctorArgs, settings: &Settings, environment: &Environmen
     const CHECK: &str = "cipher directory";
     let directory = match CipherDirectory::open(&args.cipher_directory).map_err(CliError::from) {
         Ok(directory) => directory,
-        Err(error) => return findings.fail(CHECK, error.code(), &error, Some("name the directory that `init` made")),
+        Err(error) => return findings.fail(CHECK, error.code(), &error, error.hint_text()),
     };
     doctor_host::check_access(&directory, args.read_only, findings);
     doctor_host::check_backing(&directory, args.read_only, findings);
@@ -256,7 +256,7 @@ fn check_pin(
     checked.map_err(drop)
 }
 
-/// What to do where another volume is remembered.
+/// The way out where another volume is remembered.
 pub(super) fn forget_hint(directory: &Path) -> String {
     format!("if you moved or replaced the volume yourself: `kmsfs forget {}`", directory.display())
 }

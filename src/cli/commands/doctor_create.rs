@@ -57,12 +57,17 @@ fn generate<'a>(recipient: &Examined<'a>, context: &EncryptionContext) -> Made<'
 
 fn tell_maker(maker: &Examined<'_>, failures: &[(&WrappingKey, ProviderError)], findings: &mut Findings) {
     let name = name_of(maker.key);
-    for (key, error) in failures {
+    for (key, error) in failures.iter().filter(|(_, error)| !is_silence(error)) {
         let what = format!("{} makes no data keys for new files, {name} does instead: {error}", name_of(key));
-        findings.warn(CHECK, what, "mend this, or put up with the other key");
+        findings.warn(CHECK, what, "allow it, unless the other key is meant to make them");
     }
     let calls = maker.provider().map(|provider| cost(provider, "GenerateDataKey")).unwrap_or_default();
     findings.ok(CHECK, format!("{name} makes data keys for new files ({calls})"));
+}
+
+/// Whether a mount asks the provider for nothing else for a while.
+fn is_silence(error: &ProviderError) -> bool {
+    matches!(error.kind, ProviderErrorKind::Unavailable | ProviderErrorKind::Credentials)
 }
 
 /// A provider that did not answer a moment ago is not asked again.
@@ -74,8 +79,7 @@ fn add_record(
     failures: &[(&WrappingKey, ProviderError)],
     findings: &mut Findings,
 ) {
-    let silent = [ProviderErrorKind::Unavailable, ProviderErrorKind::Credentials];
-    let before = failures.iter().find(|(key, error)| *key == other.key && silent.contains(&error.kind));
+    let before = failures.iter().find(|(key, error)| *key == other.key && is_silence(error));
     let name = name_of(other.key);
     let made = match (before, other.provider()) {
         (Some((_, error)), _) => Err(error.to_string()),

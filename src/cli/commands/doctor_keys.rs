@@ -44,7 +44,7 @@ pub(super) struct Examined<'a> {
     pub(super) key: &'a WrappingKey,
     provider: Result<Arc<dyn Provider>, String>,
     findings: Findings,
-    /// What it wraps can be opened here, as far as is known.
+    /// This host opens what it wraps, as far as is known.
     pub(super) works: bool,
     /// It unlocks the volume.
     volume: Option<Volume>,
@@ -133,7 +133,7 @@ fn connect(subject: &Subject<'_>, key: &WrappingKey, findings: &mut Findings) ->
     })
 }
 
-/// What it means that a provider describes its key.
+/// The meaning of a description that arrives, in words.
 fn reached(provider: &dyn Provider, subject: &Subject<'_>, key: &WrappingKey) -> String {
     let file = |path: Option<&Path>| path.map(|path| format!(" {}", path.display())).unwrap_or_default();
     match provider.kind() {
@@ -193,9 +193,9 @@ fn check_files(
     let recipients = examined.iter().filter(|key| volume::wraps_new(&subject.sealed.config, key.key));
     let mut all = true;
     for key in recipients {
-        if let Some(advice) = key_coverage::advice(&coverage, key.key, &name_of(key.key), path) {
+        if let Some((what, how)) = key_coverage::lack(&coverage, key.key, path) {
             all = false;
-            findings.warn(CHECK, advice, &format!("kmsfs rewrap {}", path.display()));
+            findings.warn(CHECK, what, &how);
         }
     }
     let working: Vec<_> = examined.iter().filter(|key| key.works).map(|key| key.key).collect();

@@ -36,7 +36,7 @@ impl Bound {
         Self { files: None, until: None, reached: false }
     }
 
-    /// So many files, in so much time.
+    /// At most `files`, within `time`.
     pub(super) fn new(files: usize, time: Duration) -> Self {
         Self { files: Some(files), until: Some(Instant::now() + time), reached: false }
     }
@@ -150,11 +150,11 @@ impl HeaderFiles {
                 let mut stream = node.open_directory()?;
                 let mut position = 0;
                 while let Some(entry) = stream.entry_at(position)? {
-                    if bound.is_enough(waiting.len()) {
-                        break;
-                    }
                     position = entry.next_position;
                     if matches!(name::classify(&entry.name), Entry::Short(_) | Entry::Long(_)) {
+                        if bound.is_enough(waiting.len()) {
+                            break;
+                        }
                         let prefix = if path.is_empty() { String::new() } else { format!("{path}/") };
                         waiting.push(format!("{prefix}{}", entry.name));
                     }
@@ -261,4 +261,33 @@ fn read_page(file: &DiskFile) -> io::Result<Box<HeaderPage>> {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(page)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bounded_walk_says_whether_something_was_left_out() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("c");
+        let directory = CipherDirectory::create(&path, "", "id").unwrap();
+        for number in 0..20 {
+            let below = path.join(format!("d{}", number % 2));
+            std::fs::create_dir_all(&below).unwrap();
+            std::fs::write(below.join(format!("f{number}")), [0; PAGE_LEN]).unwrap();
+        }
+        let seen = |mut bound: Bound| {
+            let mut files = 0;
+            HeaderFiles::of(&directory).unwrap().walk_within("", &mut bound, |_, _, page| {
+                files += 1;
+                page.unwrap().unwrap();
+            });
+            (files, bound.was_reached())
+        };
+        assert_eq!(seen(Bound::none()), (20, false));
+        assert_eq!(seen(Bound::new(1000, Duration::from_secs(60))), (20, false));
+        assert_eq!(seen(Bound::new(5, Duration::from_secs(60))), (5, true));
+        assert_eq!(seen(Bound::new(1000, Duration::ZERO)), (0, true));
+    }
 }

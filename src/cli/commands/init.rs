@@ -177,23 +177,31 @@ pub(crate) fn run(args: &InitArgs) -> Result<(), CliError> {
     let key = args.volume.wrapping_key(&settings, &environment)?;
     let secret = read_passphrase(&args.volume, &settings, &environment)?;
     let providers = settings.for_providers(secret.map(passphrase::for_provider));
+    let directory = new.then(|| missing_above(Path::new(&key.id)).pop()).flatten();
     let new_volume = args.volume.new_volume();
     let made = create(&args.cipher_directory, &new_volume, &key, (&providers, &environment), |_| Ok(()))?;
     let volume = hex::encode_uuid(&made.volume_id);
     report::say(&format!("volume {volume} under {}:{}\n", key.kind, made.wrapping_key))?;
     // Programs read standard output; this is for people.
     if key.kind == ProviderKind::Local {
-        report::tell(&keyring_advice(&key.id, new, &providers));
+        let keyring = keyring_in_words(Path::new(&key.id), new, directory.as_deref(), &providers);
+        report::tell(&format!("{keyring}; without it the volume cannot be read: keep a copy elsewhere"));
     }
     report::tell(&format!("mount it: kmsfs mount {} MOUNTPOINT", args.cipher_directory.display()));
     Ok(())
 }
 
-/// Says where the keys of a local volume are, and that they are the only ones.
-fn keyring_advice(path: &str, new: bool, providers: &ProviderSettings) -> String {
+/// Says where a keyring is, and the topmost directory that was made for it: a disk that is not mounted looks like that.
+fn keyring_in_words(path: &Path, new: bool, directory: Option<&Path>, providers: &ProviderSettings) -> String {
     let made = if new { "new, " } else { "" };
+    let directory = directory.map(|path| format!("in the new directory {}, ", path.display())).unwrap_or_default();
     let sealed = if providers.passphrase.is_some() { "under the passphrase" } else { "without a passphrase" };
-    format!("keyring: {path} ({made}{sealed}); without it the volume cannot be read: keep a copy elsewhere")
+    format!("keyring: {} ({made}{directory}{sealed})", path.display())
+}
+
+/// The directories above `path` that are missing, the topmost last.
+fn missing_above(path: &Path) -> Vec<PathBuf> {
+    path.ancestors().skip(1).take_while(|directory| !directory.exists()).map(Path::to_owned).collect()
 }
 
 /// A passphrase that the keyring does not have is a mistake: the caller believes that it protects the volume.
@@ -304,8 +312,7 @@ pub(super) struct NewKeyring {
 
 impl NewKeyring {
     fn create(path: &Path, settings: &ProviderSettings) -> Result<Self, ProviderError> {
-        let missing = path.ancestors().skip(1).take_while(|directory| !directory.exists());
-        let mut made = Self { path: path.to_owned(), directories: missing.map(Path::to_owned).collect(), keep: false };
+        let mut made = Self { path: path.to_owned(), directories: missing_above(path), keep: false };
         if let Err(error) = providers::create_local(path, settings.passphrase.as_ref()) {
             // A keyring that appeared in the meantime is not ours.
             made.path = PathBuf::new();
@@ -316,6 +323,13 @@ impl NewKeyring {
 
     pub(super) fn keep(mut self) {
         self.keep = true;
+    }
+
+    /// Keeps it, and says where it is.
+    pub(super) fn keep_and_tell(self, providers: &ProviderSettings) {
+        let directory = self.directories.last().map(PathBuf::as_path);
+        report::tell(&keyring_in_words(&self.path, true, directory, providers));
+        self.keep();
     }
 }
 

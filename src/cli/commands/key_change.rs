@@ -106,7 +106,7 @@ impl KeyChange {
             config.wrapping_keys.insert(at, key);
             config.volume_keys.insert(0, wrapped);
             self.change(config, write)?;
-            keyring.filter(|_| write).into_iter().for_each(NewKeyring::keep);
+            keyring.filter(|_| write).into_iter().for_each(|keyring| keyring.keep_and_tell(&self.providers));
         }
         Ok(Some(old))
     }
@@ -122,7 +122,7 @@ impl KeyChange {
         config.wrapping_keys.push(key.clone());
         config.volume_keys.push(wrapped);
         self.change(config, true)?;
-        keyring.into_iter().for_each(NewKeyring::keep);
+        keyring.into_iter().for_each(|keyring| keyring.keep_and_tell(&self.providers));
         Ok(key)
     }
 

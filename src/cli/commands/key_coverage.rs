@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::cli::error::CliError;
+use crate::cli::listed_key::name_of;
 use crate::format::config::WrappingKey;
 use crate::format::header::{self, HeaderPage, Record};
 use crate::keys::{ProviderKind, Ring};
@@ -20,7 +21,7 @@ const LONGEST: Duration = Duration::from_secs(2);
 /// A wrapping key as a header names it.
 type KeyName = (u8, Vec<u8>);
 
-/// What was found.
+/// Files by the keys that open them.
 pub(super) struct Coverage {
     /// Files with a header that were looked at.
     pub(super) files: u64,
@@ -83,11 +84,11 @@ impl Coverage {
     }
 }
 
-/// What a volume's files still lack of `key`, and the command that gives it to them; nothing if they lack nothing.
-pub(super) fn advice(coverage: &Coverage, key: &WrappingKey, name: &str, directory: &Path) -> Option<String> {
+/// How many files lack `key`, and the command that gives it to them; none if no file does.
+pub(super) fn lack(coverage: &Coverage, key: &WrappingKey, directory: &Path) -> Option<(String, String)> {
     let missing = coverage.without(key);
-    let how = format!("`kmsfs rewrap {}` gives it to them", directory.display());
-    (missing > 0).then(|| format!("{} cannot be opened with {name} yet: {how}", coverage.of_all(missing)))
+    let what = format!("{} cannot be opened with {} yet", coverage.of_all(missing), name_of(key));
+    (missing > 0).then(|| (what, format!("`kmsfs rewrap {}` gives it to them", directory.display())))
 }
 
 fn is_of((provider, id): &KeyName, key: &WrappingKey) -> bool {
@@ -126,11 +127,11 @@ mod tests {
             (coverage.without_any(&[&b]), coverage.without_any(&[&a, &b]), coverage.without_any(&[])),
             (2, 1, 4)
         );
-        let advice = |coverage: &Coverage, key| advice(coverage, key, "K", Path::new("/srv/c"));
-        let said = advice(&coverage, &b).unwrap();
-        assert!(said.starts_with("2 of 4 files cannot") && said.contains("`kmsfs rewrap /srv/c`"), "{said}");
+        let lack = |coverage: &Coverage, key| lack(coverage, key, Path::new("/srv/c"));
+        let (said, how) = lack(&coverage, &b).unwrap();
+        assert!(said.starts_with("2 of 4 files cannot") && how.contains("`kmsfs rewrap /srv/c`"), "{said}: {how}");
         coverage.whole = false;
-        assert!(advice(&coverage, &b).unwrap().contains("2 of 4 files looked at (there are more)"));
-        assert_eq!(advice(&Coverage { files: 0, whole: true, by_keys: HashMap::new() }, &b), None);
+        assert!(lack(&coverage, &b).unwrap().0.contains("2 of 4 files looked at (there are more)"));
+        assert_eq!(lack(&Coverage { files: 0, whole: true, by_keys: HashMap::new() }, &b), None);
     }
 }

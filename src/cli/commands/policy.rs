@@ -267,7 +267,7 @@ mod tests {
         super::policies(config, request, None, None)
     }
 
-    /// What a role may do with each key, without the prefix, in the config's order and then that of `to`.
+    /// The actions of a role with each key, without the prefix, in the config's order; the key of `to` is last.
     fn allowed(keys: &[(&str, &str)], role: Role, to: Option<&str>, from: Option<&str>) -> Vec<String> {
         let (to, from) = [to, from].map(|spec| spec.map(|spec| spec.parse::<KeySpec>().unwrap())).into();
         let all = config(keys);

@@ -53,7 +53,7 @@ pub(crate) struct ChangeArgs {
 
 /// Show a volume's recipients, and how many files have a record of each
 ///
-/// Asks nobody, and authenticates neither the config nor headers. Of a large volume it looks at some files only, and says so.
+/// Asks nobody, and authenticates neither the config nor headers. In a large volume it looks at some files only, and says so.
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
     /// The directory that holds the ciphertext
@@ -71,7 +71,7 @@ struct KeyReport {
     recipient: bool,
     /// Where a local key was when it came onto the list.
     keyring: Option<String>,
-    /// Of the files that were looked at; none if one cannot be read.
+    /// Counts the files that were looked at; none if one cannot be read.
     files_with: Option<u64>,
     files_without: Option<u64>,
     /// Whether those are all.
@@ -100,7 +100,10 @@ fn add(args: &ChangeArgs) -> Result<(), CliError> {
     let key = change.add(&args.key)?;
     let coverage = Coverage::look(&change.directory, Some(&change.volume(KeyLimits::default()).ring));
     let advice = match coverage {
-        Ok(coverage) => key_coverage::advice(&coverage, &key, &name_of(&key), change.directory.path()),
+        Ok(coverage) => {
+            let lack = key_coverage::lack(&coverage, &key, change.directory.path());
+            lack.map(|(what, how)| format!("{what}: {how}"))
+        }
         Err(error) => Some(format!("the files that lack the key could not be counted: {error}")),
     };
     if let Some(advice) = advice {
