@@ -14,7 +14,7 @@ mod support;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt as _};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -217,6 +217,58 @@ fn a_rewrap_that_is_killed_under_a_mount_leaves_a_mount_that_works() {
         }
         volume.home.ok(&words(&rewrap(volume, to)));
         assert_eq!(keys_in_use(volume), [to.as_str()], "round {round}");
+    }
+}
+
+/// Headers are written by the mount, which keeps set-id bits that it finds and gives none back.
+#[test]
+fn set_id_bits_that_programs_take_away_while_keys_change_stay_away() {
+    const PROGRAM: &str = r#"
+import os, sys
+path, end = sys.argv[1:]
+file = os.open(path, os.O_RDWR | os.O_CREAT)
+ask, asked = os.pipe()
+done, is_done = os.pipe()
+if os.fork() == 0:
+    os.close(asked)
+    os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+    while os.read(ask, 1):
+        os.pwrite(file, b"x", 0)
+        os.write(is_done, b".")
+    os._exit(0)
+rounds = 0
+while not os.path.exists(end):
+    os.chmod(path, 0o6755)
+    assert os.stat(path).st_mode & 0o7777 == 0o6755, "given"
+    if rounds % 2:
+        os.chmod(path, 0o755)
+    else:
+        os.write(asked, b"."); os.read(done, 1)
+    for look in range(5):
+        mode = os.stat(path).st_mode & 0o7777
+        assert mode == 0o755, (rounds, look, oct(mode))
+    rounds += 1
+assert rounds > 20, rounds
+"#;
+    let volume = Volume::in_home(support::Home::new(), &[], &["-o", "allow_other"]);
+    let end = volume.home.path("end");
+    let program = volume.home.path("program.py");
+    fs::write(&program, PROGRAM).unwrap();
+    let paths: Vec<_> = (0..4).map(|n| volume.path(format!("s{n}"))).collect();
+    let start = |path| std::process::Command::new("python3").arg(&program).arg(path).arg(&end).spawn().unwrap();
+    let mut programs: Vec<_> = paths.iter().map(start).collect();
+    support::eventually("all have begun", || paths.iter().all(|path| path.exists()));
+    for round in 0..6 {
+        let to = format!("local:{}", volume.home.path(format!("data/kmsfs/{round}.toml")).display());
+        volume.home.ok(&words(&rewrap(&volume, &to)));
+        volume.home.ok(&[&"rekey", &volume.cipher]);
+    }
+    fs::write(&end, "").unwrap();
+    let ended: Vec<_> = programs.iter_mut().map(|program| program.wait().unwrap()).collect();
+    assert!(ended.iter().all(|status| status.success()), "{ended:?}");
+    let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    for path in &paths {
+        assert_eq!((mode(path), mode(&volume.behind(path.file_name().unwrap().to_str().unwrap()))), (0o755, 0o755));
     }
 }
 

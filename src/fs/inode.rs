@@ -57,6 +57,8 @@ pub(super) struct Inode {
     sealing: AtomicBool,
     /// Held by whoever gives the file another header.
     keys: Mutex<()>,
+    /// Held while owner, mode or capabilities change, or one that was found is put back; after the slot's.
+    privileges: Mutex<()>,
     /// See [`super::fill`].
     pub(super) filling: Mutex<Option<Filling>>,
     /// It has lost its last name, and the backing filesystem has given it another one while it is open.
@@ -145,6 +147,7 @@ impl Inode {
             late_mtime: Mutex::default(),
             sealing: AtomicBool::new(false),
             keys: Mutex::default(),
+            privileges: Mutex::default(),
             filling: Mutex::default(),
             condemned: AtomicBool::new(false),
             told_blocks: AtomicU64::new(0),
@@ -162,10 +165,16 @@ impl Inode {
     /// does not know of the change.
     pub(super) fn change_privileges<T>(&self, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let slot = self.slot();
+        let _alone = self.own_privileges();
         match &slot.open {
             Some(open) => open.file.change_privileges(change),
             None => change(),
         }
+    }
+
+    /// Keeps the privileges as they are, for who puts back what was found.
+    pub(super) fn own_privileges(&self) -> MutexGuard<'_, ()> {
+        self.privileges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn late_mtime(&self) -> MutexGuard<'_, Option<Timestamp>> {

@@ -67,12 +67,18 @@ pub(super) fn drop_unless_privileged(inode: &Inode, caller: Caller) -> io::Resul
 }
 
 fn drop_from(inode: &Inode, caller: Caller, ask_for_privilege: bool) -> io::Result<()> {
-    let stat = inode.node.stat()?;
-    let doomed = doomed(&stat, caller);
-    if doomed == 0 || ask_for_privilege && caller.keeps_set_ids() {
+    let found = doomed(&inode.node.stat()?, caller);
+    if found == 0 || ask_for_privilege && caller.keeps_set_ids() {
         return Ok(());
     }
-    inode.change_privileges(|| inode.node.set_mode(stat.mode & !doomed))
+    inode.change_privileges(|| {
+        // Another program may have changed the mode meanwhile.
+        let stat = inode.node.stat()?;
+        match doomed(&stat, caller) {
+            0 => Ok(()),
+            doomed => inode.node.set_mode(stat.mode & !doomed),
+        }
+    })
 }
 
 /// The set-id bits that a change by `caller` takes away. A set-group-id bit without group execution marks mandatory locking, and
@@ -102,9 +108,12 @@ pub(super) fn set_owner(inode: &Inode, uid: Option<u32>, gid: Option<u32>, calle
 
 /// An ACL that somebody outside of the group sets takes the set-group-id bit away, as `chmod` would.
 pub(super) fn drop_after_acl(inode: &Inode, caller: Caller) -> io::Result<()> {
-    let stat = inode.node.stat()?;
-    if stat.mode & SET_GROUP_ID == 0 || caller.keeps_set_group_id(&stat) {
+    let loses = |stat: &Stat| stat.mode & SET_GROUP_ID != 0 && !caller.keeps_set_group_id(stat);
+    if !loses(&inode.node.stat()?) {
         return Ok(());
     }
-    inode.change_privileges(|| inode.node.set_mode(stat.mode & !SET_GROUP_ID))
+    inode.change_privileges(|| match inode.node.stat()? {
+        stat if loses(&stat) => inode.node.set_mode(stat.mode & !SET_GROUP_ID),
+        _ => Ok(()),
+    })
 }

@@ -83,8 +83,9 @@ impl Found {
     /// Gives back what the kernel has taken away. Who may not do that could not have given it either.
     fn restore(self, file: &OwnedFd) {
         let left = Self::of(file);
-        if left.mode != self.mode {
-            let _ = fchmod(file, Mode::from_raw_mode(self.mode));
+        let lost = self.mode & SET_IDS & !left.mode;
+        if lost != 0 {
+            let _ = fchmod(file, Mode::from_raw_mode(left.mode | lost));
         }
         if let Some(value) = self.capabilities.filter(|_| left.capabilities.is_none()) {
             let _ = fsetxattr(file, CAPABILITIES, &value, XattrFlags::empty());
