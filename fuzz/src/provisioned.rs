@@ -12,14 +12,14 @@ pub fn run(data: &[u8]) {
     let ours = input.flag();
     let file = input.rest();
     let Some(parsed) = provisioned::parse(file) else { return };
-    let signed = parsed.key.signed_bytes().expect("it was parsed");
+    let signed = parsed.content.signed_bytes().expect("it was parsed");
     assert!(provisioned::seal(signed, &parsed.mac) == file, "it parses and is not canonical");
     let ring = &standing(Suite::Xaes256Gcm).ring;
-    let name = kmsfs::format::name::provisioned(&parsed.key.data_key_id);
+    let name = kmsfs::format::name::provisioned(&parsed.content.data_key_id);
     let key = &keys(Suite::Xaes256Gcm).provision;
     let believed = ring.record_of_provisioned(&name, file);
     assert!(believed.is_none() || key.is_authentic(parsed.signed, &parsed.mac), "a key is believed that nobody sealed");
-    let mut sealed = parsed.key.clone();
+    let mut sealed = parsed.content.clone();
     if ours {
         sealed.volume_id = VOLUME_ID;
     }

@@ -27,7 +27,10 @@ pub use secret::{DataKey, Secret, random_array};
 #[cfg(feature = "age")]
 pub(crate) use stack::wiped;
 pub use suite::Suite;
-pub use volume_keys::{AuditKey, HeaderKey, LeaseKey, LinkKey, NameKey, ProvisionKey, VerifiedHeader, VolumeKeys};
+pub use volume_keys::{
+    AuditKey, AuditRecords, HeaderKey, LeaseKey, Leases, LinkKey, MacKey, NameKey, ProvisionKey, ProvisionedKeys,
+    VerifiedHeader, VolumeKeys,
+};
 pub use xattr_key::XattrKey;
 
 /// Bytes of an authentication tag of either suite.

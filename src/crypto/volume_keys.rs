@@ -1,5 +1,7 @@
 //! The keys that HKDF makes of a volume key, and what each of them authenticates or seals.
 
+use std::marker::PhantomData;
+
 use aes_siv::KeyInit;
 use aes_siv::siv::Aes256Siv;
 use hmac::{Hmac, Mac};
@@ -24,7 +26,7 @@ pub struct VolumeKeys {
     pub audit: AuditKey,
     /// Authenticates leases.
     pub lease: LeaseKey,
-    config: Secret<32>,
+    config: MacKey<Configs>,
     fingerprint: Secret<16>,
 }
 
@@ -38,10 +40,10 @@ impl VolumeKeys {
             name: NameKey { name: kdf::derive(volume_key, volume_id, &[kdf::NAME]), directory: key(kdf::DIRECTORY) },
             link: LinkKey(SmallBoxKey::new(suite, &key(kdf::LINK))),
             xattr: XattrKey::derive(volume_key, volume_id, suite),
-            provision: ProvisionKey(key(kdf::PROVISION)),
-            audit: AuditKey(key(kdf::AUDIT)),
-            lease: LeaseKey(key(kdf::LEASE)),
-            config: key(kdf::CONFIG),
+            provision: MacKey::new(key(kdf::PROVISION)),
+            audit: MacKey::new(key(kdf::AUDIT)),
+            lease: MacKey::new(key(kdf::LEASE)),
+            config: MacKey::new(key(kdf::CONFIG)),
             fingerprint: kdf::derive(volume_key, volume_id, &[kdf::FINGERPRINT]),
         }
     }
@@ -49,13 +51,13 @@ impl VolumeKeys {
     /// The MAC over a volume config's body.
     #[must_use]
     pub fn config_mac(&self, body: &[u8]) -> [u8; 32] {
-        stack::wiped(|| hmac(&self.config, &[body]).finalize().into_bytes().into())
+        self.config.mac(body)
     }
 
     /// Whether `mac` is the MAC of `body`.
     #[must_use]
     pub fn config_is_authentic(&self, body: &[u8], mac: &[u8; 32]) -> bool {
-        stack::wiped(|| hmac(&self.config, &[body]).verify_slice(mac).is_ok())
+        self.config.is_authentic(body, mac)
     }
 
     /// A public name for the volume key: equal for equal keys, and of no use to anybody who lacks it.
@@ -113,56 +115,46 @@ impl HeaderKey {
     }
 }
 
+/// Authenticates one kind of bytes with HMAC-SHA256; `Of` names the kind, so that no key serves two.
+pub struct MacKey<Of> {
+    key: Secret<32>,
+    of: PhantomData<fn() -> Of>,
+}
+
+enum Configs {}
+/// See [`ProvisionKey`].
+pub enum ProvisionedKeys {}
+/// See [`LeaseKey`].
+pub enum Leases {}
+/// See [`AuditKey`].
+pub enum AuditRecords {}
+
 /// Authenticates provisioned keys.
-pub struct ProvisionKey(Secret<32>);
-
-impl ProvisionKey {
-    /// The MAC over the bytes of a provisioned key.
-    #[must_use]
-    pub fn mac(&self, signed: &[u8]) -> [u8; 32] {
-        hmac(&self.0, &[signed]).finalize().into_bytes().into()
-    }
-
-    /// Whether `mac` is the MAC of `signed`.
-    #[must_use]
-    pub fn is_authentic(&self, signed: &[u8], mac: &[u8; 32]) -> bool {
-        hmac(&self.0, &[signed]).verify_slice(mac).is_ok()
-    }
-}
-
+pub type ProvisionKey = MacKey<ProvisionedKeys>;
 /// Authenticates leases.
-pub struct LeaseKey(Secret<32>);
+pub type LeaseKey = MacKey<Leases>;
+/// Authenticates the records of an audit log.
+pub type AuditKey = MacKey<AuditRecords>;
 
-impl LeaseKey {
-    /// The MAC over the bytes of a lease.
+impl<Of> MacKey<Of> {
+    fn new(key: Secret<32>) -> Self {
+        Self { key, of: PhantomData }
+    }
+
+    /// The MAC over `signed`.
     #[must_use]
     pub fn mac(&self, signed: &[u8]) -> [u8; 32] {
-        stack::wiped(|| hmac(&self.0, &[signed]).finalize().into_bytes().into())
+        stack::wiped(|| hmac(&self.key, &[signed]).finalize().into_bytes().into())
     }
 
-    /// Whether `mac` is the MAC of `signed`.
+    /// Whether `mac` is the MAC of `signed`, in constant time.
     #[must_use]
     pub fn is_authentic(&self, signed: &[u8], mac: &[u8; 32]) -> bool {
-        stack::wiped(|| hmac(&self.0, &[signed]).verify_slice(mac).is_ok())
+        stack::wiped(|| hmac(&self.key, &[signed]).verify_slice(mac).is_ok())
     }
 }
-
-/// Authenticates the records of an audit log.
-pub struct AuditKey(Secret<32>);
 
 impl AuditKey {
-    /// The MAC over the bytes of a record.
-    #[must_use]
-    pub fn mac(&self, signed: &[u8]) -> [u8; 32] {
-        stack::wiped(|| hmac(&self.0, &[signed]).finalize().into_bytes().into())
-    }
-
-    /// Whether `mac` is the MAC of `signed`.
-    #[must_use]
-    pub fn is_authentic(&self, signed: &[u8], mac: &[u8; 32]) -> bool {
-        stack::wiped(|| hmac(&self.0, &[signed]).verify_slice(mac).is_ok())
-    }
-
     /// What a record says of the one before it: the SHA-256 of its line. Needs no key.
     #[must_use]
     pub fn link(line: &[u8]) -> [u8; 32] {

@@ -7,9 +7,11 @@
 
 use std::fmt;
 
+pub use super::signed::seal;
+use super::signed::{MAC_LEN, Signed};
+
 const MAGIC: &[u8; 7] = b"KMSFSWL";
 const VERSION: u8 = 1;
-const MAC_LEN: usize = 32;
 const HOST_LEN: usize = 64;
 const LOCAL: u8 = 1;
 /// A lease in bytes: no more of a file is read.
@@ -44,17 +46,6 @@ pub struct Lease {
     pub time: u64,
     /// The host's name.
     pub host: String,
-}
-
-/// A parsed file: the lease, the bytes its MAC covers, and the MAC.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parsed<'f> {
-    /// What it says.
-    pub lease: Lease,
-    /// What the MAC covers.
-    pub signed: &'f [u8],
-    /// The MAC.
-    pub mac: [u8; MAC_LEN],
 }
 
 impl Lease {
@@ -97,16 +88,9 @@ fn is_plain(c: char) -> bool {
     c.is_ascii_alphanumeric() || "-_.?".contains(c)
 }
 
-/// The file of `signed` with its MAC.
-#[must_use]
-pub fn seal(mut signed: Vec<u8>, mac: &[u8; MAC_LEN]) -> Vec<u8> {
-    signed.extend_from_slice(mac);
-    signed
-}
-
 /// Parses a file; none if it is not that of a lease, or of a later version.
 #[must_use]
-pub fn parse(file: &[u8]) -> Option<Parsed<'_>> {
+pub fn parse(file: &[u8]) -> Option<Signed<'_, Lease>> {
     if file.len() != LEN {
         return None;
     }
@@ -140,7 +124,7 @@ pub fn parse(file: &[u8]) -> Option<Parsed<'_>> {
         host: host.to_owned(),
     };
     let strict = *flags <= LOCAL && padding.iter().all(|byte| *byte == 0);
-    strict.then_some(Parsed { lease, signed, mac: *mac })
+    strict.then_some(Signed { content: lease, signed, mac: *mac })
 }
 
 #[cfg(test)]
@@ -172,7 +156,7 @@ mod tests {
         {
             let file = seal(lease(host).signed_bytes(), &[5; 32]);
             assert_eq!(file.len(), LEN);
-            assert_eq!(parse(&file).unwrap().lease, lease(read));
+            assert_eq!(parse(&file).unwrap().content, lease(read));
         }
     }
 
@@ -191,7 +175,7 @@ mod tests {
             let mut file = seal(lease("host").signed_bytes(), &[5; 32]);
             file[at] = value;
             if let Some(parsed) = parse(&file) {
-                prop_assert_eq!(seal(parsed.lease.signed_bytes(), &parsed.mac), file);
+                prop_assert_eq!(seal(parsed.content.signed_bytes(), &parsed.mac), file);
             }
         }
     }

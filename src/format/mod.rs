@@ -14,4 +14,5 @@ pub mod lease;
 pub mod name;
 pub mod page;
 pub mod provisioned;
+pub mod signed;
 pub mod xattr;

@@ -6,10 +6,11 @@
 //! ```
 
 use super::header::{RECORDS_CAPACITY, Record};
+pub use super::signed::seal;
+use super::signed::{MAC_LEN, Signed};
 
 const MAGIC: &[u8; 7] = b"KMSFSPK";
 const VERSION: u8 = 1;
-const MAC_LEN: usize = 32;
 /// Everything but the record.
 const FIXED_LEN: usize = 7 + 1 + 16 + 16 + MAC_LEN;
 /// The longest file of a provisioned key, in bytes.
@@ -24,17 +25,6 @@ pub struct ProvisionedKey {
     pub data_key_id: [u8; 16],
     /// Who can unwrap it.
     pub record: Record,
-}
-
-/// A parsed file: the key, the bytes its MAC covers, and the MAC.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parsed<'f> {
-    /// What it says.
-    pub key: ProvisionedKey,
-    /// What the MAC covers.
-    pub signed: &'f [u8],
-    /// The MAC.
-    pub mac: [u8; MAC_LEN],
 }
 
 impl ProvisionedKey {
@@ -59,16 +49,9 @@ impl ProvisionedKey {
     }
 }
 
-/// The file of `signed` with its MAC.
-#[must_use]
-pub fn seal(mut signed: Vec<u8>, mac: &[u8; MAC_LEN]) -> Vec<u8> {
-    signed.extend_from_slice(mac);
-    signed
-}
-
 /// Parses a file; none if it is not that of a provisioned key, or of a later version.
 #[must_use]
-pub fn parse(file: &[u8]) -> Option<Parsed<'_>> {
+pub fn parse(file: &[u8]) -> Option<Signed<'_, ProvisionedKey>> {
     if file.len() > MAX_LEN {
         return None;
     }
@@ -81,7 +64,7 @@ pub fn parse(file: &[u8]) -> Option<Parsed<'_>> {
     let (wrapped, rest) = field(rest)?;
     let record = Record { provider: *provider, key_id: key_id.to_vec(), wrapped: wrapped.to_vec() };
     let key = ProvisionedKey { volume_id: *volume_id, data_key_id: *data_key_id, record };
-    rest.is_empty().then_some(Parsed { key, signed, mac: *mac })
+    rest.is_empty().then_some(Signed { content: key, signed, mac: *mac })
 }
 
 fn field(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -105,7 +88,7 @@ mod tests {
             let signed = key(wrapped).signed_bytes().unwrap();
             let file = seal(signed.clone(), &[5; 32]);
             assert!(file.len() <= MAX_LEN);
-            assert_eq!(parse(&file), Some(Parsed { key: key(wrapped), signed: &signed, mac: [5; 32] }));
+            assert_eq!(parse(&file), Some(Signed { content: key(wrapped), signed: &signed, mac: [5; 32] }));
         }
         assert_eq!(key(RECORDS_CAPACITY - 7).signed_bytes(), None);
     }
@@ -129,7 +112,7 @@ mod tests {
             let at = at.min(file.len() - 1);
             file[at] = value;
             if let Some(parsed) = parse(&file) {
-                prop_assert_eq!(seal(parsed.key.signed_bytes().unwrap(), &parsed.mac), file);
+                prop_assert_eq!(seal(parsed.content.signed_bytes().unwrap(), &parsed.mac), file);
             }
         }
     }

@@ -331,20 +331,20 @@ impl Mint {
     /// The key in an entry, if it is one of this volume that this process can use.
     pub(super) fn check(&self, name: &str, bytes: &[u8]) -> Result<ProvisionedKey, &'static str> {
         let parsed = provisioned::parse(bytes).ok_or("it is not the file of a provisioned key")?;
-        if !self.key.is_authentic(parsed.signed, &parsed.mac) || parsed.key.volume_id != self.volume_id {
+        if !self.key.is_authentic(parsed.signed, &parsed.mac) || parsed.content.volume_id != self.volume_id {
             return Err("it does not authenticate: it was changed, or is of another volume");
         }
-        if name::provisioned(&parsed.key.data_key_id) != name {
+        if name::provisioned(&parsed.content.data_key_id) != name {
             return Err("it is a copy under another name");
         }
-        let (record, list) = (&parsed.key.record, self.keys.get());
+        let (record, list) = (&parsed.content.record, self.keys.get());
         if !list.allows(record) {
             return Err("its wrapping key is not a key of this volume any more");
         }
         if list.recipients.of(record).is_none() {
             return Err("its provider is not one that this process uses");
         }
-        Ok(parsed.key)
+        Ok(parsed.content)
     }
 
     /// Whether an entry is good.

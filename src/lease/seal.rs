@@ -67,8 +67,8 @@ impl Seal {
     /// The lease in a file, if it is one of this volume.
     pub(super) fn open(&self, bytes: &[u8]) -> Option<Lease> {
         let parsed = lease::parse(bytes)?;
-        let authentic = self.key.is_authentic(parsed.signed, &parsed.mac) && parsed.lease.volume_id == self.volume_id;
-        authentic.then_some(parsed.lease)
+        let authentic = self.key.is_authentic(parsed.signed, &parsed.mac) && parsed.content.volume_id == self.volume_id;
+        authentic.then_some(parsed.content)
     }
 }
 

@@ -225,7 +225,7 @@ fn refused(volume: BorrowedFd<'_>, file: &OwnedFd, host: &Host) -> LockError {
         return LockError::held(Some(pid));
     }
     let bytes = lease_file(volume).and_then(|file| file.read());
-    let said = bytes.ok().flatten().and_then(|seen| lease::parse(&seen.bytes).map(|parsed| Box::new(parsed.lease)));
+    let said = bytes.ok().flatten().and_then(|seen| lease::parse(&seen.bytes).map(|parsed| Box::new(parsed.content)));
     let gone = said.as_ref().is_some_and(|said| host.knows_ended(said));
     LockError::Elsewhere { said, gone }
 }
