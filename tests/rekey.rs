@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use kms_mount::{KmsVolume, content};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use support::{Argument, Volume, bytes, set_times, tree};
+use support::{Argument, Volume, bytes, set_times, text, tree};
 
 /// Kills of the test that kills, unless this variable says more.
 const KILLS: &str = "KMSFS_TEST_KILLS";
@@ -147,6 +147,52 @@ fn programs_go_on_while_their_files_are_sealed_anew() {
     }
     let after = headers(volume);
     assert!(before.iter().all(|(ino, page)| data_key(page) != data_key(&after[ino])));
+}
+
+/// A write waits for the file that is being sealed, whose old time is put back: its own time counts.
+#[test]
+fn writes_that_wait_for_a_file_that_is_sealed_keep_their_times() {
+    let volume = Volume::new(&[]);
+    let path = |n: usize| volume.path(format!("f{n}"));
+    for n in 0..2 {
+        fs::write(path(n), bytes(n as u64, 6_000_000)).unwrap();
+        set_times(&path(n), 1_500_000_000, 7);
+    }
+    let over = AtomicBool::new(false);
+    let times = std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..2)
+            .map(|n| {
+                let (path, over) = (path(n), &over);
+                scope.spawn(move || {
+                    let held = File::options().write(true).open(&path).unwrap();
+                    let open = || File::options().write(true).open(&path).unwrap();
+                    let held = (n == 0).then(open);
+                    let mut last = None;
+                    while !over.load(Ordering::Relaxed) {
+                        // Of one file all handles are closed between two writes.
+                        let again = (n == 1).then(open);
+                        let file = held.as_ref().or(again.as_ref()).unwrap();
+                        file.write_all_at(b"written", 4048 * 700).unwrap();
+                        file.sync_all().unwrap();
+                        let now = file.metadata().unwrap().modified().unwrap();
+                        assert!(last.is_none_or(|last| now >= last), "f{n}: {now:?} after {last:?}");
+                        last = Some(now);
+                    }
+                    last.unwrap()
+                })
+            })
+            .collect();
+        for _ in 0..6 {
+            rekey(&volume, &[]);
+        }
+        over.store(true, Ordering::Relaxed);
+        writers.into_iter().map(|writer| writer.join().unwrap()).collect::<Vec<_>>()
+    });
+    for _ in 0..2 {
+        let found: Vec<_> = (0..2).map(|n| fs::metadata(path(n)).unwrap().modified().unwrap()).collect();
+        assert_eq!(found, times);
+        volume.remount();
+    }
 }
 
 /// The process that seals is killed at any moment: every file opens, with the old or the new key.
@@ -281,6 +327,78 @@ fn a_log_of_a_file_that_never_reached_the_disk_closes_nothing() {
     assert_eq!(fs::read(volume.path("a")).unwrap(), b"");
     fs::write(volume.path("a"), "written again").unwrap();
     assert_eq!(logs(&volume), Vec::<PathBuf>::new());
+}
+
+/// As a power cut leaves it when the log counts and some pages have been written: told apart from damage, read, and finished.
+#[test]
+fn a_file_that_is_half_way_is_read_told_and_finished_without_a_mount() {
+    let volume = Volume::new(&[]);
+    let home = &volume.home;
+    let content = bytes(1, 30 * 4048 + 77);
+    for name in ["a", "b"] {
+        fs::write(volume.path(name), &content).unwrap();
+    }
+    let behind = volume.behind("a");
+    volume.unmount();
+    let before = fs::read(&behind).unwrap();
+    home.ok(&[&"rekey", &volume.cipher, &"a"]);
+    let after = fs::read(&behind).unwrap();
+    assert!(before.len() == after.len() && data_key(&before[..4096]) != data_key(&after[..4096]));
+    let id = after[32..64].iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let log = volume.cipher.join(format!(".kmsfs/rekey/{}-{id}", fs::metadata(&behind).unwrap().ino()));
+    let file = File::options().write(true).open(&behind).unwrap();
+    let half_way = |log_of: &[u8]| {
+        fs::write(&log, log_of).unwrap();
+        file.write_all_at(&after[4096..10 * 4096], 4096).unwrap();
+        file.write_all_at(&before[10 * 4096..], 10 * 4096).unwrap();
+        file.write_all_at(&before[..4096], 0).unwrap();
+    };
+    let check = |code: i32| {
+        let output = home.kmsfs(&[&"check", &volume.cipher, &"--json"]);
+        assert_eq!(output.status.code(), Some(code), "{}", text(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let findings = report["findings"].as_array().unwrap().clone();
+        let word = |finding: &Value, field: &str| finding[field].as_str().unwrap_or("").to_owned();
+        (findings.iter().map(|f| (word(f, "kind"), word(f, "plain"))).collect::<Vec<_>>(), text(&output.stderr))
+    };
+    half_way(&after);
+    let (found, said) = check(15);
+    assert_eq!(found, [("unfinished".to_owned(), "a".to_owned())]);
+    assert!(said.contains("--repair"), "{said}");
+
+    // Where nothing may be written, the log is read.
+    let as_it_was = support::tree(&volume.cipher);
+    assert!(home.kmsfs(&[&"cat", &volume.cipher, &"a"]).stdout == content);
+    home.ok(&[&"export", &volume.cipher, &"/", &"out"]);
+    assert!(fs::read(home.path("out/a")).unwrap() == content && fs::read(home.path("out/b")).unwrap() == content);
+    assert!(home.ok(&[&"ls", &volume.cipher, &"-l"]).contains(&content.len().to_string()));
+    home.ok(&[&"mount", &volume.cipher, &volume.plain, &"--read-only"]);
+    assert!(fs::read(volume.path("a")).unwrap() == content);
+    volume.unmount();
+    support::assert_same("by readers", &support::tree(&volume.cipher), &as_it_was);
+
+    // A log that is damaged where the file needs it is damage, and one of other files is none of this one.
+    let mut damaged = after.clone();
+    damaged[20 * 4096 + 7] ^= 1;
+    half_way(&damaged);
+    assert_eq!(check(13).0, [("page".to_owned(), "a".to_owned()), ("unfinished".to_owned(), "a".to_owned())]);
+    half_way(&after[..after.len() - 1]);
+    let found = check(13).0;
+    assert!(found.contains(&("page".to_owned(), "a".to_owned())), "of another size it means nothing: {found:?}");
+    assert!(!found.contains(&("unfinished".to_owned(), "a".to_owned())), "{found:?}");
+
+    half_way(&after);
+    let said = home.ok(&[&"check", &volume.cipher, &"--repair"]);
+    assert!(said.contains("half way to a new data key (repaired)") && !log.exists(), "{said}");
+    assert_eq!(check(0).0, []);
+    assert!(fs::read(&behind).unwrap() == after);
+    // With the header of the log and pages from before, as release 0.1.0 could leave it.
+    half_way(&after);
+    file.write_all_at(&after[..4096], 0).unwrap();
+    assert_eq!(check(15).0, [("unfinished".to_owned(), "a".to_owned())]);
+    home.ok(&[&"check", &volume.cipher, &"--repair"]);
+    volume.mount();
+    assert!(fs::read(volume.path("a")).unwrap() == content && !log.exists());
 }
 
 /// The mount goes on with the file that it was told, and the second run waits for it.

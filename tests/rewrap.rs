@@ -285,6 +285,28 @@ fn a_rewrap_whose_volume_another_has_taken_over_writes_nothing_more() {
     check_files(volume, "f", FILES, 300);
 }
 
+/// Mounts that only read have no lease, so the rewrap beside them takes it.
+#[test]
+fn a_rewrap_beside_a_mount_that_reads_holds_the_lease() {
+    let kms = KmsVolume::new(&[]);
+    kms.files("f", 12, 300);
+    let volume = &kms.volume;
+    volume.unmount();
+    volume.home.ok(&[&"mount", &volume.cipher, &volume.plain, &"--read-only"]);
+    let lease = volume.cipher.join(".kmsfs/lease");
+    assert!(!lease.exists());
+    let to = format!("aws-kms:{}", kms.server.create_key().arn);
+    let words = arguments(volume, &["rewrap"], &["--to", &to, "--kms-rate", "4"]);
+    let words: Vec<_> = words.iter().map(|word| word as Argument<'_>).collect();
+    let running = volume.home.start("rewrap", &words);
+    support::eventually("it has the lease", || lease.exists());
+    assert!(files_by_key(volume).get(&to).copied().unwrap_or(0) < 12, "it is at work");
+    assert_eq!(running.end(), Some(0), "{}", text(&fs::read(volume.home.path("rewrap.err")).unwrap()));
+    assert!(!lease.exists());
+    assert_eq!(files_by_key(volume), BTreeMap::from([(to, 12)]));
+    check_files(volume, "f", 12, 300);
+}
+
 #[test]
 fn a_second_recipient_takes_over_when_the_first_is_away() {
     const OPERATIONS: [&str; 4] = ["Decrypt", "GenerateDataKey", "Encrypt", "ReEncrypt"];

@@ -154,8 +154,30 @@ impl Checker<'_> {
                 return Ok(None);
             }
         };
+        let log = self.log_of(volume, node, header.header(), size)?;
         let sealed = Sealed { file, keys, rules: self.rules, pages: whole_pages(size) };
-        Ok(self.open_pages(sealed, place, split, unsettled, found))
+        match log {
+            Some(log) if !log.is_applied || self.lacks_pages(&sealed, place)? => {
+                self.report_half_way(node, &log, place, found);
+                let keys = match self.patience.open(&volume.ring, &log.header) {
+                    Ok(opened) => opened.keys,
+                    Err(error) => {
+                        report_key(place, &error, found);
+                        return Ok(None);
+                    }
+                };
+                let wanted = Sealed { file: log.file, keys, ..sealed };
+                Ok(self.open_pages(wanted, place, split, unsettled, found))
+            }
+            _ => Ok(self.open_pages(sealed, place, split, unsettled, found)),
+        }
+    }
+
+    /// Whether some page does not open.
+    fn lacks_pages(&self, sealed: &Sealed, place: &Place) -> std::io::Result<bool> {
+        let mut found = Found::default();
+        sealed.data()?.into_iter().for_each(|run| self.open_range(sealed, run, place, &mut found));
+        Ok(found.0.iter().any(|finding| finding.kind == Kind::Page))
     }
 
     /// Opens all pages, or leaves them for several threads.

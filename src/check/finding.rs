@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use serde::Serialize;
 
 use crate::format::config::CONFIG_FILE;
-use crate::format::name::VOLUME_DIR;
+use crate::format::name::{REDO_LOGS_DIR, RedoLog, VOLUME_DIR};
 
 /// How bad a finding is, from the least to the worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -118,6 +118,15 @@ impl Finding {
         Self { repairable, ..place.finding(Severity::Damage, Kind::Config, what) }
     }
 
+    /// A file that was half way to a new data key, or a redo log that did not count, and was finished or removed.
+    #[must_use]
+    pub fn finished(log: &RedoLog) -> Self {
+        let place = Place { cipher: format!("{VOLUME_DIR}/{REDO_LOGS_DIR}/{}", log.text()), plain: None };
+        let what = "a file was half way to a new data key".to_owned();
+        let finding = place.finding(Severity::Amiss, Kind::Unfinished, what);
+        Self { repairable: true, repaired: true, ..finding }
+    }
+
     /// Whether `other` is about the same thing.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         (self.kind, self.page, &self.cipher) == (other.kind, other.page, &other.cipher)
@@ -137,6 +146,11 @@ impl Found {
     /// The backing filesystem failed.
     pub(super) fn io(&mut self, place: &Place, error: &std::io::Error) {
         self.add(place, Severity::Io, Kind::Io, format!("it cannot be read: {error}"));
+    }
+
+    /// Something that the next writer mends, and repairing too.
+    pub(super) fn add_repairable(&mut self, place: &Place, kind: Kind, what: impl Into<String>) {
+        self.0.push(Finding { repairable: true, ..place.finding(Severity::Amiss, kind, what.into()) });
     }
 
     pub(super) fn add_mendable(&mut self, place: &Place, kind: Kind, mend: Mend, what: impl Into<String>) {

@@ -18,6 +18,7 @@ mod pages;
 mod places;
 mod salvage;
 mod targets;
+mod unfinished;
 mod volume_files;
 mod walk;
 mod xattrs;
@@ -56,6 +57,8 @@ pub struct Checker<'v> {
     found: Mutex<Vec<Finding>>,
     /// What is to be looked at again before it is believed.
     suspects: Mutex<Vec<walk::Suspect>>,
+    /// Names of the redo logs of files that were reported to be half way.
+    half_way: Mutex<HashSet<String>>,
     /// All of the volume is checked.
     whole: AtomicBool,
     /// Files that are whole and whose disk size does not tell their plain size.
@@ -129,6 +132,7 @@ impl<'v> Checker<'v> {
             counts: Counts::default(),
             found: Mutex::default(),
             suspects: Mutex::default(),
+            half_way: Mutex::default(),
             whole: AtomicBool::new(false),
             unsettled: Mutex::default(),
             unreachable: Mutex::default(),

@@ -60,6 +60,11 @@ impl Checker<'_> {
         }
         queue.run(self.settings.parallel, |task| self.work(task, &queue));
         self.look_again();
+        if self.whole.load(Ordering::Relaxed)
+            && let Err(error) = self.check_redo_logs()
+        {
+            return Err(TargetError::Io(".kmsfs/rekey".to_owned(), error));
+        }
         let mut findings = std::mem::take(&mut *locked(&self.found));
         findings.sort_by(|a, b| (&a.cipher, a.kind, a.page).cmp(&(&b.cipher, b.kind, b.page)));
         Ok(findings)

@@ -341,6 +341,9 @@ impl From<crate::fs::Error> for CliError {
             Error::Key(error) => error.into(),
             Error::InUse(error) => error.into(),
             Error::Lease(lost) => lost.into(),
+            Error::Unfinished => Self::new(Exit::Amiss, error).hint(
+                "nothing is lost: mount the volume once, or run `kmsfs check --repair CIPHERDIR`, which finish it",
+            ),
             Error::DirectoryId | Error::LinkTarget | Error::NoHeader | Error::Content(_) => {
                 Self::new(Exit::Unauthentic, error)
             }

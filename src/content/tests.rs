@@ -414,3 +414,23 @@ fn a_log_that_is_synced_at_every_line_goes_to_the_disk_at_once() {
         bench.content.sync(false).unwrap();
     }
 }
+
+/// A large file takes long to seal anew: whoever may not write any more stops in the midst of it.
+#[test]
+fn a_log_is_applied_as_long_as_its_file_may_be_written() {
+    const PAGES: usize = 600;
+    let log = MemoryFile::new(vec![7; (1 + PAGES) * PAGE_LEN]);
+    let applied = |most: usize| {
+        let (file, asked) = (MemoryFile::new(vec![3; (1 + PAGES) * PAGE_LEN]), std::cell::Cell::new(0));
+        let check = || {
+            asked.set(asked.get() + 1);
+            if asked.get() > most { Err(std::io::Error::other("lost")) } else { Ok(()) }
+        };
+        let whole = apply_log(&log, &file, &check).is_ok();
+        (whole, file.bytes().iter().filter(|byte| **byte == 7).count() / PAGE_LEN)
+    };
+    assert_eq!(applied(0), (false, 0));
+    assert_eq!(applied(1), (false, 256));
+    assert_eq!(applied(3), (false, PAGES), "all but the header");
+    assert_eq!(applied(4), (true, PAGES + 1));
+}

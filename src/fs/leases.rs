@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use crate::keys::{Behalf, Moment, Reason};
 
+use super::backing::Found;
 use super::inode::{Inode, OpenFile};
-use super::open::Found;
 use super::trim::is_in_background;
 use super::{Error, Filesystem, InodeId};
 

@@ -7,6 +7,7 @@
 
 mod allocate;
 mod attributes;
+mod backing;
 mod caller;
 mod error;
 mod fill;
@@ -35,6 +36,7 @@ mod stats;
 mod sync_errors;
 mod trim;
 mod unfinished;
+mod wrapping_keys;
 mod xattrs;
 
 use std::collections::HashMap;
@@ -209,7 +211,7 @@ impl Filesystem {
             volume.ring.use_provisioned(Box::new(stock), options.provisioned_keys);
         }
         let fs = Arc::new(Self {
-            wrapping_key: Mutex::new(open::first_key(&volume.config)),
+            wrapping_key: Mutex::new(wrapping_keys::first_key(&volume.config)),
             moves: Moves::default(),
             rules: Rules { holes: volume.config.holes, end: volume.config.end },
             volume,

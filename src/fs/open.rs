@@ -4,19 +4,17 @@
 //! A provider may take a network's time to answer. An operation that needs it is answered later, from another thread; one
 //! whose key is in memory is answered at once. No lock is held meanwhile.
 
-use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
 use crate::content::{Content, set_end};
-use crate::format::config::{End, VolumeConfig};
-use crate::format::geometry::{ImpossibleSize, PAGE_LEN};
+use crate::format::config::End;
 use crate::format::header::HeaderPage;
-use crate::keys::volume;
-use crate::keys::{AuthenticHeader, Moment, OpenedKeys, Pass, ProvisionedUse, Recipient};
-use crate::storage::{Access, DiskFile, NodeKind, RawFile};
+use crate::keys::{Moment, OpenedKeys, Pass, ProvisionedUse};
+use crate::storage::{Access, DiskFile, RawFile};
 
 use super::attributes::BEING_WRITTEN;
+use super::backing::Found;
 use super::inode::{Inode, OpenFile};
 use super::leases::Lease;
 use super::set_ids::drop_unless_privileged;
@@ -25,14 +23,6 @@ use super::{Attributes, Caller, Change, ContentError, Error, Filesystem, InodeId
 
 /// Takes the answer of an operation, now or later.
 pub type Answer<T> = Box<dyn FnOnce(Result<T, Error>) + Send>;
-
-/// What was found of a file's header.
-pub(super) enum Found {
-    /// The file is empty and has none.
-    None,
-    /// One that authenticates.
-    Header(Box<AuthenticHeader>),
-}
 
 impl Filesystem {
     /// Opens a regular file; the answer may come from another thread.
@@ -353,101 +343,6 @@ impl Filesystem {
         outdated
     }
 
-    /// The volume's wrapping keys with their providers.
-    #[must_use]
-    pub fn recipients(&self) -> Vec<Recipient> {
-        self.volume.ring.recipients()
-    }
-
-    /// The volume's config as it was at the mount.
-    #[must_use]
-    pub fn config(&self) -> &VolumeConfig {
-        &self.volume.config
-    }
-
-    /// Names the volume key; public.
-    #[must_use]
-    pub fn fingerprint(&self) -> [u8; 16] {
-        self.volume.fingerprint
-    }
-
-    /// Takes these as the volume's wrapping keys from now on. Files that were given a header which is not on disk yet get
-    /// another one when they are next written.
-    pub fn change_keys(&self, config: &VolumeConfig, recipients: Vec<Recipient>) {
-        self.while_no_log_commits(|| self.volume.ring.change_keys(volume::allowed_keys(config), recipients));
-        self.drop_unwritten_headers();
-        *self.wrapping_key.lock().unwrap_or_else(PoisonError::into_inner) = first_key(config);
-        tracing::info!("the volume's wrapping keys have changed");
-    }
-
-    /// Files that were given a header which is not on disk yet get another one.
-    pub(super) fn drop_unwritten_headers(&self) {
-        for inode in self.inodes.all() {
-            let mut slot = inode.slot();
-            if slot.open.as_ref().is_some_and(|open| open.content.has_unwritten_header()) {
-                slot.close();
-            }
-        }
-    }
-
-    /// Reads the header and checks its MAC.
-    pub(super) fn find_header(&self, inode: &Inode, file: &DiskFile) -> Result<Found, Error> {
-        if inode.node.is_new() && file.size()? == 0 {
-            return Ok(Found::None);
-        }
-        let mut page: HeaderPage = [0; PAGE_LEN];
-        let header = match file.read_at(&mut page, 0)? {
-            0 => None,
-            PAGE_LEN => self.authenticate(inode, &page)?,
-            len => return Err(ContentError::from(ImpossibleSize(len as u64)).into()),
-        };
-        match header {
-            Some(header) => Ok(Found::Header(Box::new(header))),
-            None if self.rules.end == End::Strict => Err(Error::NoHeader),
-            None => Ok(Found::None),
-        }
-    }
-
-    fn authenticate(&self, inode: &Inode, page: &HeaderPage) -> Result<Option<AuthenticHeader>, Error> {
-        let header = self.volume.ring.authenticate(page)?;
-        if header.is_none() && !inode.has_zero_header.swap(true, Ordering::Relaxed) {
-            inode.is_without_size.store(self.kernel_sets_mtime.load(Ordering::Relaxed), Ordering::Relaxed);
-            let place = || inode.node.describe();
-            self.alarm("header", || format!("{}: a header of zeros never became durable: the file is empty", place()));
-        }
-        Ok(header)
-    }
-
-    /// Opens the backing file: for writing wherever that is possible, since with a writeback cache the kernel writes through
-    /// any handle of a file.
-    pub(super) fn open_backing(&self, inode: &Inode, access: Access) -> Result<Arc<DiskFile>, Error> {
-        if inode.kind != NodeKind::File {
-            return Err(Error::WrongKind);
-        }
-        let open = |access| self.trimmer.with_patience(|| inode.node.open_file(access));
-        let file = if self.read_only {
-            DiskFile::readable(open(Access::Read)?)
-        } else {
-            match (open(Access::ReadWrite), access) {
-                (Ok(fd), _) => DiskFile::writable(fd),
-                (Err(_), Access::Read) => DiskFile::readable(self.open_unreadable(inode, Access::Read)?),
-                (Err(_), Access::ReadWrite) => DiskFile::writable(self.open_unreadable(inode, Access::ReadWrite)?),
-            }
-        };
-        Ok(Arc::new(file))
-    }
-
-    /// The owner may write a file that its mode keeps him from reading, and we have to read it to write it.
-    fn open_unreadable(&self, inode: &Inode, access: Access) -> io::Result<Arc<std::os::fd::OwnedFd>> {
-        match inode.node.open_file(access) {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                let stat = inode.node.stat()?;
-                if stat.uid != self.user { Err(error) } else { inode.node.open_own_file(stat.mode) }
-            }
-            result => result,
-        }
-    }
-
     /// Makes the content the inode's, unless another thread was first: then that one's is it. What was begun before a lock is
     /// not installed after it: the lock walks the inodes once, and may have been here.
     fn install(
@@ -485,11 +380,6 @@ impl Filesystem {
         self.keeper.watch(inode);
         Ok(open)
     }
-}
-
-/// The key that is named first, of which `status` tells.
-pub(super) fn first_key(config: &VolumeConfig) -> String {
-    config.wrapping_keys.first().map(|key| format!("{}:{}", key.provider, key.key)).unwrap_or_default()
 }
 
 fn adopt(inode: &Inode, open: &OpenFile, (opened, header): (OpenedKeys, Box<HeaderPage>)) {

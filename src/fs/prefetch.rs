@@ -17,9 +17,9 @@ use crate::format::name::{self, Entry};
 use crate::keys::{Behalf, Reason};
 use crate::storage::{Access, NodeKind};
 
+use super::backing::Found;
 use super::inode::Inode;
 use super::lane::Lane;
-use super::open::Found;
 use super::pace::Pace;
 use super::{Error, Filesystem, InodeId};
 

@@ -13,8 +13,8 @@ use crate::format::name::RedoLog;
 use crate::storage::cipher_directory::{LockError, LockMode};
 use crate::storage::{Access, NodeKind, NotCommitted, OpenLog, RawFile, SetTime, Stat};
 
+use super::backing::Found;
 use super::inode::Inode;
-use super::open::Found;
 use super::{ContentError, Error, Filesystem, ROOT};
 
 /// What became of a file that was to get a new data key.

@@ -16,8 +16,8 @@ use crate::format::header::{Header, HeaderPage};
 use crate::format::name::RedoLog;
 use crate::storage::{Access, DiskFile, Node, OpenLog, RawFile, SetTime, find_inodes};
 
+use super::backing::Found;
 use super::inode::Inode;
-use super::open::Found;
 use super::{Error, Filesystem, InodeId, ROOT};
 
 /// Logs that are still there.
@@ -25,6 +25,8 @@ use super::{Error, Filesystem, InodeId, ROOT};
 pub(super) struct Unfinished {
     /// Those of files that are closed; none if the inode could not be found.
     closed: HashMap<InodeId, (RedoLog, Option<Arc<Inode>>)>,
+    /// Those that are read in the place of their files, where nothing may be written.
+    instead: HashMap<InodeId, RedoLog>,
     /// Those that are of no use any more.
     useless: Vec<RedoLog>,
 }
@@ -121,7 +123,7 @@ impl Filesystem {
         match self.meaning(&open, file.as_ref())? {
             Meaning::None => self.drop_log(log),
             Meaning::Applied if self.read_only => {}
-            Meaning::ToApply if self.read_only => return Err(Error::ReadOnly),
+            Meaning::ToApply if self.read_only => self.read_instead(inode, *log),
             meaning => {
                 let stat = inode.node.stat()?;
                 self.check_permit()?;
@@ -162,6 +164,24 @@ impl Filesystem {
         let follows = there.generation.checked_add(1) == Some(wanted.generation);
         let fits = follows && log.file().size()? == file.size()?;
         Ok(if fits { Meaning::ToApply } else { Meaning::None })
+    }
+
+    /// Has the log of a file read as long as it is there. The inode stays known, so that its number is nobody else's.
+    fn read_instead(&self, inode: &Arc<Inode>, log: RedoLog) {
+        if self.unfinished().instead.insert(inode.id, log).is_none() {
+            self.inodes.count_lookup(inode);
+        }
+        self.has_unfinished.store(true, Ordering::SeqCst);
+    }
+
+    /// What is to be read in the place of a file that is half way, where nothing may be written.
+    pub(super) fn log_instead(&self, inode: &Inode) -> Result<Option<DiskFile>, Error> {
+        if !self.has_unfinished.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let log = self.unfinished().instead.get(&inode.id).copied();
+        // A mount beside this process may have finished the file meanwhile.
+        log.map_or(Ok(None), |log| Ok(self.redo_logs.read(&log)?))
     }
 
     /// Closes a file to everybody until its log has been applied.

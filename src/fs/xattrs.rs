@@ -9,8 +9,8 @@ use crate::crypto::NameKey;
 use crate::format::xattr::{self, StoredName, StoredXattr};
 use crate::storage::{Access, LABEL, NodeKind, XattrMode, host_may_label};
 
+use super::backing::Found;
 use super::inode::{Inode, OpenFile};
-use super::open::Found;
 use super::set_ids::drop_after_acl;
 use super::{Answer, Caller, Error, Filesystem, InodeId};
 

@@ -44,6 +44,11 @@ impl RedoLogs {
     /// # Errors
     /// Those of the backing filesystem; `InvalidData` for what is no regular file.
     pub fn open(&self, log: &RedoLog) -> io::Result<OpenLog> {
+        let (directory, file) = self.find(log)?;
+        Ok(OpenLog { log: *log, directory, file, is_new: AtomicBool::new(false) })
+    }
+
+    fn find(&self, log: &RedoLog) -> io::Result<(OwnedFd, DiskFile)> {
         let directory = self.directory.open()?.ok_or(io::ErrorKind::NotFound)?;
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = match rustix::fs::openat2(directory.as_fd(), log.text(), flags, Mode::empty(), beneath()) {
@@ -51,7 +56,19 @@ impl RedoLogs {
             Ok(_) | Err(Errno::LOOP | Errno::XDEV | Errno::NXIO) => return Err(io::ErrorKind::InvalidData.into()),
             Err(error) => return Err(error.into()),
         };
-        Ok(OpenLog { log: *log, directory, file: DiskFile::readable(Arc::new(file)), is_new: AtomicBool::new(false) })
+        Ok((directory, DiskFile::readable(Arc::new(file))))
+    }
+
+    /// What is in a log; none if there is no such log.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`].
+    pub fn read(&self, log: &RedoLog) -> io::Result<Option<DiskFile>> {
+        match self.find(log) {
+            Ok((_, file)) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Drops a log that is of no use: whoever finds it again finds that too.

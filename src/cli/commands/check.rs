@@ -184,7 +184,7 @@ fn fill(
         let permit = subject.permit();
         report.settled = checker.mend(&mut report.findings, &|| Ok(permit.check()?)).map_err(io_error)?;
     }
-    report.findings.extend(subject.mended.clone());
+    report.findings.extend(subject.mended.iter().cloned());
     if let Some(into) = salvage {
         let failed = |error: io::Error| CliError::io(into.display(), &error);
         report.salvaged = checker.salvage(&report.findings, into).map_err(failed)?;

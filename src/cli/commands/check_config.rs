@@ -8,6 +8,7 @@ use crate::cli::pins::Pins;
 use crate::cli::unlock::{self, Expected};
 use crate::cli::writing;
 use crate::format::config::{self, CONFIG_COPY_FILE, SealedConfig};
+use crate::fs::{Filesystem, Options};
 use crate::keys::providers::ProviderSettings;
 use crate::keys::{KeyLimits, Volume};
 use crate::lease::{Permit, Tenure};
@@ -32,8 +33,8 @@ pub(super) struct Subject {
     /// Given back before the lock is.
     tenure: Option<Tenure>,
     _lock: Option<VolumeLock>,
-    /// The config was not as it should be, and was mended.
-    pub(super) mended: Option<Finding>,
+    /// Was not as it should be, and was mended before anything is looked at.
+    pub(super) mended: Vec<Finding>,
 }
 
 impl Subject {
@@ -50,8 +51,8 @@ impl Opening<'_> {
         let lock = self.repair.then(|| directory.lock(LockMode::Exclusive)).transpose()?;
         match self.read(&directory) {
             Ok((sealed, volume)) => {
-                let tenure = tenure(lock.as_ref(), volume.as_ref())?;
-                Ok(Subject { directory, sealed, volume, tenure, _lock: lock, mended: None })
+                let (tenure, mended) = self.finish(&directory, lock.as_ref(), volume.as_ref())?;
+                Ok(Subject { directory, sealed, volume, tenure, _lock: lock, mended })
             }
             Err(error) if error.code() == Exit::Config as u8 => {
                 let what = error.to_string();
@@ -64,10 +65,38 @@ impl Opening<'_> {
                 restored.map_err(|error| CliError::io(directory.path().join(".kmsfs").display(), &error))?;
                 let what = format!("{what}; {CONFIG_COPY_FILE} was put back");
                 let mended = Finding { repaired: true, ..Finding::config(what, true) };
-                Ok(Subject { directory, sealed, volume, tenure, _lock: lock, mended: Some(mended) })
+                Ok(Subject { directory, sealed, volume, tenure, _lock: lock, mended: vec![mended] })
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// The lease of a volume that is to be repaired, in which what was half way to a new data key has been finished: a filesystem
+    /// does that when it begins.
+    fn finish(
+        &self,
+        directory: &CipherDirectory,
+        lock: Option<&VolumeLock>,
+        volume: Option<&Volume>,
+    ) -> Result<(Option<Tenure>, Vec<Finding>), CliError> {
+        let failed = |error: std::io::Error| CliError::io(".kmsfs/rekey", &error);
+        let held = tenure(lock, volume)?;
+        let logs = directory.redo_logs().map_err(failed)?;
+        let before = if lock.is_some() { logs.all().map_err(failed)? } else { Vec::new() };
+        if before.is_empty() {
+            return Ok((held, Vec::new()));
+        }
+        let (_, Some(another)) = self.unlock(directory, unlock::read_config(directory)?)? else {
+            return Ok((held, Vec::new()));
+        };
+        let options = Options { prefetch: false, ..Options::default() };
+        let begun = Filesystem::open_held(CipherDirectory::open(directory.path())?, another, options, held);
+        if let Err(error) = begun.and_then(|filesystem| filesystem.shutdown()) {
+            CliError::warn(format_args!("files that are half way to new data keys cannot be finished: {error}"));
+        }
+        let left = logs.all().map_err(failed)?;
+        let done = before.iter().filter(|log| !left.contains(log));
+        Ok((tenure(lock, volume)?, done.map(Finding::finished).collect()))
     }
 
     fn read(&self, directory: &CipherDirectory) -> Result<(SealedConfig, Option<Volume>), CliError> {
