@@ -222,8 +222,7 @@ def parse_slot(slot, volume):
     return generation, suite, file_id, data_key_id, records, commitment
 
 
-def file_key(header_page, volume):
-    """The suite and the content key of a file."""
+def best_slot(header_page, volume):
     slots, errors = [], []
     for slot in header_page[:SLOT], header_page[SLOT:]:
         try:
@@ -232,7 +231,12 @@ def file_key(header_page, volume):
             errors += [error] if any(slot) else []
     if not slots:
         raise errors[0]
-    _, suite, file_id, data_key_id, records, commitment = max(slots, key=lambda slot: slot[0])
+    return max(slots, key=lambda slot: slot[0])
+
+
+def file_key(header_page, volume):
+    """The suite and the content key of a file."""
+    _, suite, file_id, data_key_id, records, commitment = best_slot(header_page, volume)
     ours = [(key_id, wrapped) for tag, key_id, wrapped in records if tag == 1 and key_id in volume.allowed]
     if not ours:
         raise Bad("no usable record", "none is under a key on the volume's list")
@@ -285,6 +289,23 @@ def decrypt_file(fd, volume, write):
     if not marked and volume.strict:
         raise Bad("end mark", "the file was cut off")
     return size, marked
+
+
+# ---- 6.8: a file that is half way to a new data key ----
+
+def open_redo_log(fd, volume):
+    """The log that says what the file is to become, if one counts."""
+    info, log = os.fstat(fd), None
+    try:
+        generation, suite, file_id, *_ = best_slot(os.pread(fd, PAGE, 0), volume)
+        log = os.open(f"{volume.directory}/.kmsfs/rekey/{info.st_ino}-{file_id.hex()}", os.O_RDONLY | os.O_NOFOLLOW)
+        if best_slot(os.pread(log, PAGE, 0), volume)[:3] == (generation + 1, suite, file_id) \
+                and os.fstat(log).st_size == info.st_size:
+            return log
+    except (Bad, OSError, IndexError):
+        pass
+    if log is not None:
+        os.close(log)
 
 
 # ---- 7: names ----
@@ -354,7 +375,10 @@ def decrypt_entry(source, target, info, volume):
         yield from decrypt_directory(source, target, volume)
     elif stat.S_ISREG(info.st_mode):
         with open(source, "rb", opener=lambda p, f: os.open(p, f | os.O_NOFOLLOW)) as file:
-            copy_file(file.fileno(), target, volume)
+            log = open_redo_log(file.fileno(), volume)
+            copy_file(file.fileno() if log is None else log, target, volume)
+            if log is not None:
+                os.close(log)
     else:
         return print(f"{source}: a special file, left out", file=sys.stderr)
     if not stat.S_ISLNK(info.st_mode):

@@ -372,6 +372,12 @@ fn a_file_that_is_half_way_is_read_told_and_finished_without_a_mount() {
     home.ok(&[&"export", &volume.cipher, &"/", &"out"]);
     assert!(fs::read(home.path("out/a")).unwrap() == content && fs::read(home.path("out/b")).unwrap() == content);
     assert!(home.ok(&[&"ls", &volume.cipher, &"-l"]).contains(&content.len().to_string()));
+    let base = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut another = std::process::Command::new(base.join(".venv/bin/python"));
+    let decrypted = home.path("decrypted");
+    let output = another.arg(base.join("scripts/decrypt.py")).arg(&volume.cipher).arg(&decrypted).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(fs::read(decrypted.join("a")).unwrap() == content);
     home.ok(&[&"mount", &volume.cipher, &volume.plain, &"--read-only"]);
     assert!(fs::read(volume.path("a")).unwrap() == content);
     volume.unmount();
