@@ -140,7 +140,10 @@ fn changes_gaps_and_strangers_show_and_a_cut_end_by_its_head_only() {
     put(&lines[..10]);
     assert!(faults(0).is_empty());
     let report = verify(&volume, 0, std::slice::from_ref(&log));
-    assert_eq!(report["ended"], false);
+    let said = ["ended", "whole", "may_be_cut_off", "authenticated"].map(|field| report[field].as_bool());
+    assert_eq!(said, [Some(false), Some(true), Some(true), Some(true)]);
+    let told = volume.home.ok(&[&"audit", &"verify", &"--volume", &volume.cipher, &log]);
+    assert!(told.contains("whole up to its last record") && told.contains("may be cut off at its end"), "{told}");
     let told = volume.home.refused(13, &[&"audit", &"verify", &"--volume", &volume.cipher, &"--head", &head, &log]);
     assert!(told.contains("no record with the hash"), "{told}");
     fs::write(&log, &whole).unwrap();
@@ -149,7 +152,18 @@ fn changes_gaps_and_strangers_show_and_a_cut_end_by_its_head_only() {
     volume.home.ok(&[&"audit", &"verify", &"--hashes-only", &log]);
     volume.home.refused(2, &[&"audit", &"verify", &log]);
     let other = Volume::in_home(Home::new(), &[], &[]);
-    verify(&other, 13, std::slice::from_ref(&log));
+    let report = verify(&other, 13, std::slice::from_ref(&log));
+    assert_eq!((&report["authenticated"], &report["whole"]), (&false.into(), &false.into()));
+    let told = other.home.refused(13, &[&"audit", &"verify", &"--volume", &other.cipher, &log]);
+    assert!(told.contains("the log of another volume"), "{told}");
+    // Nor is another file a log.
+    let report = verify(&other, 13, &["/etc/passwd".into()]);
+    assert_eq!((&report["authenticated"], &report["whole"]), (&false.into(), &false.into()));
+    for command in [&["audit", "verify", "--hashes-only", "/etc/passwd"][..], &["audit", "show", "/etc/passwd"]] {
+        let command: Vec<Argument<'_>> = command.iter().map(|word| word as Argument<'_>).collect();
+        let told = other.home.refused(13, &command);
+        assert!(told.contains("no audit log: there is no record in it"), "{told}");
+    }
     // Nor does a mount go on with it.
     other.unmount();
     let mut arguments = other.mount_arguments();
@@ -160,6 +174,10 @@ fn changes_gaps_and_strangers_show_and_a_cut_end_by_its_head_only() {
     let shown = volume.home.ok(&[&"audit", &"show", &log]);
     assert!(shown.lines().count() == lines.len() && shown.contains("GenerateDataKey ok local:"), "{shown}");
     assert_eq!(volume.home.ok(&[&"audit", &"show", &"--failed", &log]), "");
+    // With the volume's key, files have names.
+    assert!(!shown.contains("path="), "{shown}");
+    let named = volume.home.ok(&[&"audit", &"show", &"--names", &volume.cipher, &log]);
+    assert!((0..20).any(|n| named.contains(&format!("path=\"f{n}\""))), "{named}");
 }
 
 #[test]

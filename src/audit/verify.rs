@@ -37,8 +37,10 @@ pub struct Fault {
 /// What was found in a log.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// MACs were checked. Without it, whoever can write the log can have made all of it.
+    /// There are records, and the MAC of each one holds. Without it, whoever can write the log can have made all of it.
     pub authenticated: bool,
+    /// The volume that the first mount in the log names, whether that record authenticates or not.
+    pub volume: Option<String>,
     /// Records.
     pub records: u64,
     /// The numbers of the first and the last.
@@ -55,6 +57,8 @@ pub struct Report {
     pub mounts: u64,
     /// The last record is the end of a mount. If not, that mount lives, was killed, or the end of the log is missing.
     pub ended: bool,
+    /// Records whose MAC does not hold.
+    pub unauthentic: u64,
     /// Uses that the log itself says are in no record.
     pub lost: u64,
     /// Pieces of lines that the log itself tells of.
@@ -79,8 +83,7 @@ pub fn verify(
 ) -> Result<(Report, Vec<String>), VerifyError> {
     let mut ordered: Vec<_> = files.iter().map(|path| Ok((first_number(path)?, path))).collect::<Result<_, _>>()?;
     ordered.sort();
-    let report = Report { authenticated: key.is_some(), ..Report::default() };
-    let mut walk = Walk { key, report, before: None, odd: None, heads: heads.to_vec() };
+    let mut walk = Walk { key, report: Report::default(), before: None, odd: None, heads: heads.to_vec() };
     for (_, path) in ordered {
         let mut number = 0;
         each_line(path, |line, whole| {
@@ -89,19 +92,22 @@ pub fn verify(
         })?;
     }
     walk.give_up_odd();
+    let report = &mut walk.report;
+    report.authenticated = key.is_some() && report.records > 0 && report.unauthentic == 0;
     Ok((walk.report, walk.heads))
 }
 
-/// Gives each record to `show`, whether it is authentic or not; what is no record is left out.
+/// Gives each record to `show`, whether it is authentic or not; returns how many lines are no records.
 ///
 /// # Errors
 /// [`VerifyError`] if a file cannot be read.
-pub fn each_record(path: &Path, mut show: impl FnMut(Record)) -> Result<(), VerifyError> {
-    each_line(path, |line, _| {
-        if let Some(line) = Line::parse(line) {
-            show(line.record);
-        }
-    })
+pub fn each_record(path: &Path, mut show: impl FnMut(Record)) -> Result<u64, VerifyError> {
+    let mut others = 0;
+    each_line(path, |line, _| match Line::parse(line) {
+        Some(line) => show(line.record),
+        None => others += 1,
+    })?;
+    Ok(others)
 }
 
 /// The number of the first record of a file.
@@ -162,7 +168,11 @@ impl Walk<'_> {
             return;
         };
         self.report.torn_end = 0;
+        if let Event::Begin { volume, .. } = &line.record.event {
+            self.report.volume.get_or_insert_with(|| volume.clone());
+        }
         if self.key.is_some_and(|key| !line.is_authentic(key)) {
+            self.report.unauthentic += 1;
             self.give_up_odd();
             return self.fault(fault("it does not authenticate: it was changed, or is of another volume"));
         }
@@ -171,6 +181,7 @@ impl Walk<'_> {
             Some((seq, link)) if line.record.seq != seq + 1 || line.record.prev != *link => {
                 let what = match line.record.seq.checked_sub(seq + 1) {
                     Some(0) => format!("record {} is not the one before it", seq),
+                    Some(1) => "the record before it is missing".to_owned(),
                     Some(missing) => format!("{missing} records before it are missing"),
                     None => format!("record {} comes after record {seq}", line.record.seq),
                 };
@@ -272,7 +283,7 @@ mod tests {
         assert_eq!(check(&good, Some(&other)).len(), 10);
         let mut gap = good.clone();
         gap.remove(4);
-        assert_eq!(check(&gap, Some(&key)), [(5, "1 records before it are missing".to_owned())]);
+        assert_eq!(check(&gap, Some(&key)), [(5, "the record before it is missing".to_owned())]);
         let mut swapped = good.clone();
         swapped.swap(3, 4);
         assert!(!check(&swapped, Some(&key)).is_empty() && !check(&swapped, None).is_empty());

@@ -31,9 +31,17 @@ pub fn of_slot(header: &Header) -> Vec<Field> {
     fields.put("data key id", "names the data key in the KMS's audit trail", header.data_key_id.len());
     fields.put("records", "how many keys can open the data key", 1);
     for record in &header.records {
-        fields.put("provider", "who can unwrap: 1 a local keyring, 2 AWS KMS", 1);
+        fields.put(
+            "provider",
+            "unwraps the data key: 1 local keyring, 2 AWS KMS, 3 Vault or OpenBao, 4 PKCS #11, 5 age",
+            1,
+        );
         fields.put("key id", "the wrapping key, after its length", 2 + record.key_id.len());
-        fields.put("wrapped key", "the data key as the KMS encrypted it, after its length", 2 + record.wrapped.len());
+        fields.put(
+            "wrapped key",
+            "the data key as the provider encrypted it, after its length",
+            2 + record.wrapped.len(),
+        );
     }
     fields.put("commitment", "a fingerprint of the data key: no other one is accepted", header.commitment.len());
     fields.put("MAC", "authenticates everything above under the volume key", 32);

@@ -10,14 +10,21 @@ use crate::cli::mount_point;
 use crate::format::name::VOLUME_DIR;
 
 /// A mount of ours.
-struct Mounted {
+pub(super) struct Mounted {
     at: PathBuf,
     cipher_directory: PathBuf,
 }
 
+impl Mounted {
+    /// The cipher directory, and `path` from the mount point on, if it lies there.
+    pub(super) fn below<'p>(&self, path: &'p Path) -> Option<(&Path, &'p Path)> {
+        Some((&self.cipher_directory, path.strip_prefix(&self.at).ok()?))
+    }
+}
+
 /// The volumes that the paths name, in their order, each with what is to be checked of it, and why others name none.
 pub(super) fn volumes(paths: &[PathBuf]) -> (Vec<(PathBuf, Vec<Target>)>, Vec<CliError>) {
-    let mounts = mounts(&fs::read("/proc/self/mountinfo").unwrap_or_default());
+    let mounts = all_mounts();
     let mut volumes: Vec<(PathBuf, Vec<Target>)> = Vec::new();
     let mut failures = Vec::new();
     for path in paths {
@@ -32,7 +39,13 @@ pub(super) fn volumes(paths: &[PathBuf]) -> (Vec<(PathBuf, Vec<Target>)>, Vec<Cl
     (volumes, failures)
 }
 
-fn locate(path: &Path, mounts: &[Mounted]) -> Result<(PathBuf, Target), CliError> {
+/// The mounts that this process sees.
+pub(super) fn all_mounts() -> Vec<Mounted> {
+    mounts(&fs::read("/proc/self/mountinfo").unwrap_or_default())
+}
+
+/// The cipher directory of the volume that `path` names or lies in, and which part of the volume it is.
+pub(super) fn locate(path: &Path, mounts: &[Mounted]) -> Result<(PathBuf, Target), CliError> {
     let failed = |error| CliError::of(Exit::CipherDirectory, path.display(), &error);
     // A mount point may be named by a symlink, and may not answer.
     let whole = mount_point::canonical(path).map_err(failed)?;
@@ -43,9 +56,9 @@ fn locate(path: &Path, mounts: &[Mounted]) -> Result<(PathBuf, Target), CliError
         return Ok((whole, Target::Cipher(Vec::new())));
     }
     let path = itself(path).map_err(failed)?;
-    if let Some((mount, below)) = mounts.iter().find_map(|mount| Some((mount, path.strip_prefix(&mount.at).ok()?))) {
+    if let Some((root, below)) = mounts.iter().find_map(|mount| mount.below(&path)) {
         let names = below.components().map(|name| name.as_os_str().as_bytes().to_vec());
-        return Ok((mount.cipher_directory.clone(), Target::Plain(names.collect())));
+        return Ok((root.to_owned(), Target::Plain(names.collect())));
     }
     let root = path.ancestors().skip(1).find(|above| is_volume(above).unwrap_or(false));
     let root = root.ok_or_else(|| {

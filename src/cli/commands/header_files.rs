@@ -8,15 +8,14 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::header_writer::{HeaderWriter, Written};
+use super::plain_names::PlainNames;
 use crate::cli::error::{CliError, Exit};
-use crate::crypto::NameKey;
 use crate::format::geometry::PAGE_LEN;
 use crate::format::header::HeaderPage;
-use crate::format::name::{self, DIRECTORY_ID, Entry, Stored};
+use crate::format::name::{self, Entry};
 use crate::keys::Volume;
 use crate::lease::Permit;
 use crate::storage::{Access, CipherDirectory, DiskFile, Node, NodeKind, RawFile, SetTime};
-use crate::transfer::TransferError;
 
 /// The most looks at a file that is replaced meanwhile.
 const TRIES: u32 = 64;
@@ -76,27 +75,12 @@ impl HeaderFiles {
 
     /// The path in the cipher directory of a plain path, both relative to the root.
     pub(super) fn cipher_path(&self, volume: &Volume, plain: &str) -> Result<String, CliError> {
-        let (mut directory, mut path) = (self.root.clone(), Vec::new());
-        for part in plain.split('/').filter(|part| !part.is_empty() && *part != ".") {
-            let failed = |error: io::Error| match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
-                    CliError::from(TransferError::NotFound).about(plain)
-                }
-                _ => CliError::io(format_args!("{plain} in the volume"), &error),
-            };
-            if part == ".." {
-                return Err(CliError::from(TransferError::Path).about(plain));
-            }
-            let text = directory.readlink(DIRECTORY_ID).map_err(failed)?;
-            let signed = name::decode(&text).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
-            let id = signed.and_then(|signed| volume.names.directory_id(&signed).ok()).ok_or_else(|| {
-                CliError::new(Exit::Unauthentic, format_args!("{plain}: the id of a directory does not authenticate"))
-            })?;
-            let stored = Stored::new(&volume.names.seal(&id, part.as_bytes()), NameKey::digest);
-            directory = directory.lookup(stored.entry()).map_err(failed)?;
-            path.push(stored.entry().to_owned());
-        }
-        Ok(path.join("/"))
+        self.names(volume).cipher_path(plain.as_bytes())
+    }
+
+    /// The names in it.
+    pub(super) fn names<'v>(&self, volume: &'v Volume) -> PlainNames<'v> {
+        PlainNames::new(self.root.clone(), &volume.names)
     }
 
     /// Calls `each` with every regular file at or below `start`, and with what could not be looked at.

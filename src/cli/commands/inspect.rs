@@ -14,19 +14,24 @@ use crate::cli::settings::{self, Settings, SettingsArgs};
 use crate::cli::unlock::{self, Expected};
 use crate::cli::{passphrase, report};
 use crate::daemon::log::Level;
-use crate::format::config::{self, CONFIG_FILE, End, Holes, SealedConfig};
+use crate::format::config::{self, End, Holes, SealedConfig};
 use crate::format::name::VOLUME_DIR;
 use crate::keys::KeyLimits;
 use crate::keys::Volume;
 use crate::keys::providers::ProviderSettings;
-use crate::storage::CipherDirectory;
+use crate::storage::{CipherDirectory, Node};
 
+use super::inspect_paths::{self, Entry, Subject};
+use super::plain_names::PlainNames;
 use super::{inspect_file, inspect_html};
 
 /// Show the header of ciphertext files, or the config of a volume
+///
+/// A file is named by its ciphertext file, by its path on a mount, or by its plain path after the cipher directory:
+/// `kmsfs inspect CIPHERDIR PATH`. If the key can be had, the plain path of a ciphertext file is shown.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// Ciphertext files, cipher directories or volume configs
+    /// Files of a volume, cipher directories, mount points or volume configs
     #[arg(value_name = "PATH", required = true)]
     paths: Vec<PathBuf>,
     /// Print JSON, one line for each path
@@ -47,16 +52,22 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), CliError> {
     let secret = passphrase::for_volume(&settings, &environment, None)?;
     let providers = settings.for_providers(secret.map(passphrase::for_provider));
     let mut volumes = Volumes { providers, pins: Pins::of(&environment), known: HashMap::new() };
+    let subjects = inspect_paths::subjects(&args.paths, &mut volumes);
     if let Some(page) = &args.html {
-        let [path] = &args.paths[..] else { return Err(CliError::usage("--html draws one ciphertext file")) };
-        return inspect_html::draw(path, page, &mut volumes);
+        let Ok([subject]) = <[_; 1]>::try_from(subjects) else {
+            return Err(CliError::usage("--html draws one ciphertext file"));
+        };
+        return match subject? {
+            Subject::Entry(entry) => inspect_html::draw(&entry, page, &mut volumes),
+            Subject::Volume(path) | Subject::Config(path) => Err(inspect_html::no_file(&path)),
+        };
     }
     let mut first_failure = None;
-    for (number, path) in args.paths.iter().enumerate() {
+    for (number, subject) in subjects.into_iter().enumerate() {
         if number > 0 && !args.json {
             report::say("\n")?;
         }
-        if let Err(error) = inspect(path, args.json, &mut volumes) {
+        if let Err(error) = subject.and_then(|subject| inspect(&subject, args.json, &mut volumes)) {
             match first_failure {
                 None => first_failure = Some(error),
                 Some(_) => error.print(),
@@ -66,20 +77,20 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), CliError> {
     first_failure.map_or(Ok(()), Err)
 }
 
-fn inspect(path: &Path, json: bool, volumes: &mut Volumes) -> Result<(), CliError> {
-    let found = fs::metadata(path).map_err(|error| CliError::io(path.display(), &error))?;
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    if found.is_dir() {
-        let directory = CipherDirectory::open(path)?;
-        let sealed = unlock::read_config(&directory)?;
-        inspect_config(path, &sealed, Some(directory.path()), json, volumes)
-    } else if name.starts_with(CONFIG_FILE) {
-        let sealed = read_config_file(path)?;
-        let canonical = fs::canonicalize(path).map_err(|error| CliError::io(path.display(), &error))?;
-        let parent = canonical.parent().filter(|parent| parent.ends_with(VOLUME_DIR)).and_then(Path::parent);
-        inspect_config(path, &sealed, parent, json, volumes)
-    } else {
-        inspect_file::inspect(path, json, volumes)
+fn inspect(subject: &Subject, json: bool, volumes: &mut Volumes) -> Result<(), CliError> {
+    match subject {
+        Subject::Volume(path) => {
+            let directory = CipherDirectory::open(path)?;
+            let sealed = unlock::read_config(&directory)?;
+            inspect_config(path, &sealed, Some(directory.path()), json, volumes)
+        }
+        Subject::Config(path) => {
+            let sealed = read_config_file(path)?;
+            let canonical = fs::canonicalize(path).map_err(|error| CliError::io(path.display(), &error))?;
+            let parent = canonical.parent().filter(|parent| parent.ends_with(VOLUME_DIR)).and_then(Path::parent);
+            inspect_config(path, &sealed, parent, json, volumes)
+        }
+        Subject::Entry(entry) => inspect_file::inspect(entry, json, volumes),
     }
 }
 
@@ -92,22 +103,40 @@ fn read_config_file(path: &Path) -> Result<SealedConfig, CliError> {
 pub(super) struct Volumes {
     providers: ProviderSettings,
     pins: Option<Pins>,
-    known: HashMap<PathBuf, Result<Volume, String>>,
+    /// Or the exit code and the message of why there is none.
+    known: HashMap<PathBuf, Result<Volume, (u8, String)>>,
 }
 
 impl Volumes {
-    /// The unlocked volume that the file at `path` lies in, or why there is none.
-    pub(super) fn of_file(&mut self, path: &Path) -> Result<&Volume, &str> {
-        let canonical = fs::canonicalize(path).unwrap_or_default();
-        let root = canonical.ancestors().skip(1).find(|above| above.join(VOLUME_DIR).join(CONFIG_FILE).exists());
+    /// The unlocked volume with the cipher directory `root`, or why there is none.
+    pub(super) fn at(&mut self, root: Option<&Path>) -> Result<&Volume, &str> {
         let Some(root) = root else { return Err("no volume config above the file") };
-        let root = root.to_owned();
-        if !self.known.contains_key(&root) {
-            let opened = CipherDirectory::open(&root).map_err(CliError::from);
-            let unlocked = opened.and_then(|directory| self.unlock(Some(&root), &unlock::read_config(&directory)?));
-            self.known.insert(root.clone(), unlocked.map_err(|error| error.to_string()));
+        self.known(root).as_ref().map_err(|(_, why)| why.as_str())
+    }
+
+    /// The path from `root` of what has the plain path `plain` in that volume.
+    pub(super) fn cipher_path(&mut self, root: &Path, plain: &[u8]) -> Result<String, CliError> {
+        match self.known(root) {
+            Ok(volume) => names(root, volume)?.cipher_path(plain),
+            Err((code, why)) => Err(CliError::with_code(*code, why)),
         }
-        self.known.get(&root).map_or(Err("unknown"), |known| known.as_ref().map_err(String::as_str))
+    }
+
+    /// The plain path of the entry, if its names can be read.
+    pub(super) fn plain_path(&mut self, entry: &Entry) -> Option<String> {
+        let (root, below) = (entry.root.as_ref()?, entry.below.as_ref()?);
+        let volume = self.known(root).as_ref().ok()?;
+        let plain = names(root, volume).ok()?.plain_path(below)?;
+        Some(String::from_utf8_lossy(&plain).into_owned())
+    }
+
+    fn known(&mut self, root: &Path) -> &Result<Volume, (u8, String)> {
+        if !self.known.contains_key(root) {
+            let opened = CipherDirectory::open(root).map_err(CliError::from);
+            let unlocked = opened.and_then(|directory| self.unlock(Some(root), &unlock::read_config(&directory)?));
+            self.known.insert(root.to_owned(), unlocked.map_err(|error| (error.code(), error.to_string())));
+        }
+        &self.known[root]
     }
 
     fn unlock(&self, directory: Option<&Path>, sealed: &SealedConfig) -> Result<Volume, CliError> {
@@ -115,6 +144,11 @@ impl Volumes {
         let directory = directory.unwrap_or(Path::new("the volume"));
         unlock::unlock(directory, sealed, &Expected::default(), pins, &self.providers, KeyLimits::default())
     }
+}
+
+fn names<'v>(root: &Path, volume: &'v Volume) -> Result<PlainNames<'v>, CliError> {
+    let node = Node::open_root(root).map_err(|error| CliError::io(root.display(), &error))?;
+    Ok(PlainNames::new(node, &volume.names))
 }
 
 #[derive(Serialize)]

@@ -16,12 +16,24 @@ use crate::format::header::{Header, HeaderError, HeaderPage, Record, SLOT_LEN, p
 use crate::format::hex;
 use crate::format::page::{Trailer, is_hole};
 use crate::keys::{ProviderKind, Volume};
+use crate::storage::CipherDirectory;
 
 use super::inspect::Volumes;
+use super::inspect_paths::Entry;
+
+/// What is shown of an entry that has no header.
+#[derive(Serialize)]
+struct EntryReport {
+    path: String,
+    plain_path: Option<String>,
+    kind: &'static str,
+}
 
 #[derive(Serialize)]
 struct FileReport {
     path: String,
+    /// If the volume's key can be had.
+    plain_path: Option<String>,
     kind: &'static str,
     disk_size: u64,
     plain_size: Option<u64>,
@@ -77,9 +89,18 @@ struct RecordReport {
 }
 
 /// Reports on the file; it is a failure if nothing of the header holds, or if the size is impossible.
-pub(super) fn inspect(path: &Path, json: bool, volumes: &mut Volumes) -> Result<(), CliError> {
+pub(super) fn inspect(entry: &Entry, json: bool, volumes: &mut Volumes) -> Result<(), CliError> {
+    let path = entry.path.as_path();
     let io_error = |error: io::Error| CliError::io(path.display(), &error);
-    let file = open(path).map_err(io_error)?;
+    let plain_path = volumes.plain_path(entry);
+    if let Some(kind) = entry.other_kind().map_err(io_error)? {
+        return report::print(&EntryReport { path: path.display().to_string(), plain_path, kind }, json);
+    }
+    if path.is_dir() {
+        // It says why it is no volume.
+        return CipherDirectory::open(path).map(drop).map_err(CliError::from);
+    }
+    let file = entry.open().map_err(io_error)?;
     let disk_size = file.metadata().map_err(io_error)?.len();
     let (plain_size, plain_size_from) = plain_size(&file, disk_size).map_err(io_error)?;
     let slots = if disk_size < PAGE_LEN as u64 {
@@ -87,13 +108,13 @@ pub(super) fn inspect(path: &Path, json: bool, volumes: &mut Volumes) -> Result<
     } else {
         let mut page = [0; PAGE_LEN];
         file.read_exact_at(&mut page, 0).map_err(io_error)?;
-        slots(&page, volumes.of_file(path))
+        slots(&page, volumes.at(entry.root.as_deref()))
     };
     let failure = failure(path, disk_size, plain_size, &slots);
     let path = path.display().to_string();
     let slot_in_use = in_use(&slots);
     report::print(
-        &FileReport { path, kind: "file", disk_size, plain_size, plain_size_from, slot_in_use, slots },
+        &FileReport { path, plain_path, kind: "file", disk_size, plain_size, plain_size_from, slot_in_use, slots },
         json,
     )?;
     failure.map_or(Ok(()), Err)

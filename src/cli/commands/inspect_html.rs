@@ -3,7 +3,7 @@
 //! Invariants: no key and no plaintext is in it; what a header says is data, never markup; a file that is no such page is not
 //! written over.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 use crate::cli::error::CliError;
 use crate::content::{Opened, open_page};
 use crate::crypto::FileKeys;
-use crate::format::anatomy;
+use crate::format::anatomy::{self, Field};
 use crate::format::geometry::{PAGE_LEN, PAGE_SIZE, PAYLOAD_LEN, PageIndex};
 use crate::format::header::{HeaderPage, SLOT_LEN, parse_page};
 use crate::format::hex;
@@ -23,6 +23,7 @@ use crate::keys::Volume;
 
 use super::inspect::Volumes;
 use super::inspect_file::{self, SlotReport};
+use super::inspect_paths::Entry;
 
 const TEMPLATE: &str = include_str!("inspect_page.html");
 /// Where the data goes in the template.
@@ -37,6 +38,8 @@ const SAMPLE: usize = 16;
 #[derive(Serialize)]
 struct Envelope {
     path: String,
+    /// If the volume's key can be had.
+    plain_path: Option<String>,
     made_by: String,
     disk_size: u64,
     plain_size: Option<u64>,
@@ -73,7 +76,7 @@ struct Drawn {
 
 #[derive(Serialize)]
 struct DrawnField {
-    name: &'static str,
+    name: String,
     meaning: &'static str,
     start: usize,
     end: usize,
@@ -104,32 +107,43 @@ enum State {
     Unchecked,
 }
 
-/// Draws the envelope of the file at `path` into a page at `page`. It is a failure if nothing of the header holds, or if a page that
-/// is shown does not.
-pub(super) fn draw(path: &Path, page: &Path, volumes: &mut Volumes) -> Result<(), CliError> {
-    if path.is_dir() {
-        return Err(CliError::usage(format_args!(
-            "{} is a directory: --html draws one ciphertext file",
-            path.display()
-        )));
+/// Draws the envelope of a file into a page at `page`. It is a failure if nothing of the header holds, or if a page that is shown
+/// does not. Of what is no ciphertext file at all, no page is written.
+pub(super) fn draw(entry: &Entry, page: &Path, volumes: &mut Volumes) -> Result<(), CliError> {
+    let kind = entry.other_kind().map_err(|error| CliError::io(entry.path.display(), &error))?;
+    if kind.is_some() || entry.path.is_dir() {
+        return Err(no_file(&entry.path));
     }
-    let (envelope, failure) = envelope(path, volumes)?;
+    let (envelope, failure) = envelope(entry, volumes)?;
+    let is_known = entry.below.is_some() || envelope.slots.iter().any(|slot| slot.drawn.is_some());
+    let failure = match failure {
+        Some(failure) if !is_known => return Err(failure.hint("no page was written: it is no ciphertext file")),
+        failure => failure,
+    };
     write(page, &render(&envelope)?)?;
     let damaged = envelope.pages.list.iter().any(|page| page.state == State::Damaged);
-    let damaged = damaged.then(|| inspect_file::unauthentic(path, &envelope.verdict.text));
+    let damaged = damaged.then(|| inspect_file::unauthentic(&entry.path, &envelope.verdict.text));
     failure.or(damaged).map_or(Ok(()), Err)
 }
 
-fn envelope(path: &Path, volumes: &mut Volumes) -> Result<(Envelope, Option<CliError>), CliError> {
+/// Only a regular file has an envelope.
+pub(super) fn no_file(path: &Path) -> CliError {
+    let what = if path.is_dir() { "a directory" } else { "no ciphertext file" };
+    CliError::usage(format_args!("{} is {what}: --html draws one ciphertext file", path.display()))
+}
+
+fn envelope(entry: &Entry, volumes: &mut Volumes) -> Result<(Envelope, Option<CliError>), CliError> {
+    let path = entry.path.as_path();
+    let plain_path = volumes.plain_path(entry);
     let failed = |error: io::Error| CliError::io(path.display(), &error);
-    let file = inspect_file::open(path).map_err(failed)?;
+    let file = entry.open().map_err(failed)?;
     let disk_size = file.metadata().map_err(failed)?.len();
     let (plain_size, _) = inspect_file::plain_size(&file, disk_size).map_err(failed)?;
     let mut header: HeaderPage = [0; PAGE_LEN];
     if disk_size >= PAGE_SIZE {
         file.read_exact_at(&mut header, 0).map_err(failed)?;
     }
-    let volume = volumes.of_file(path);
+    let volume = volumes.at(entry.root.as_deref());
     let slots = inspect_file::slots(&header, volume);
     let failure = inspect_file::failure(path, disk_size, plain_size, &slots);
     let keys = volume.map_err(str::to_owned).and_then(|volume| keys_of(volume, &header));
@@ -140,6 +154,7 @@ fn envelope(path: &Path, volumes: &mut Volumes) -> Result<(Envelope, Option<CliE
     let verdict = verdict(failure.as_ref(), keys.as_ref().err(), &list, count);
     let envelope = Envelope {
         path: path.display().to_string(),
+        plain_path,
         made_by: format!("kmsfs {}", env!("CARGO_PKG_VERSION")),
         disk_size,
         plain_size,
@@ -168,15 +183,25 @@ fn draw_slots(reports: Vec<SlotReport>, header: &HeaderPage) -> Vec<DrawnSlot> {
         fields.retain(|field| field.name != "padding");
         let end = fields.last().map_or(0, |field| field.range.end);
         let bytes = hex::encode(&header[number * SLOT_LEN..][..end]);
-        let fields = fields.into_iter().map(|field| DrawnField {
-            name: field.name,
-            meaning: field.meaning,
-            start: field.range.start,
-            end: field.range.end,
-        });
-        Some(Drawn { bytes, fields: fields.collect() })
+        Some(Drawn { bytes, fields: draw_fields(&fields) })
     });
     reports.into_iter().zip(drawn).map(|(report, drawn)| DrawnSlot { report, drawn }).collect()
+}
+
+/// Fields that each record has are numbered where there are several records.
+fn draw_fields(fields: &[Field]) -> Vec<DrawnField> {
+    let with_name = |fields: &[Field], name: &str| fields.iter().filter(|field| field.name == name).count();
+    let name = |at: usize, name: &str| match with_name(fields, name) {
+        1 => name.to_owned(),
+        _ => format!("{name} {}", with_name(&fields[..=at], name)),
+    };
+    let drawn = fields.iter().enumerate().map(|(at, field)| DrawnField {
+        name: name(at, field.name),
+        meaning: field.meaning,
+        start: field.range.start,
+        end: field.range.end,
+    });
+    drawn.collect()
 }
 
 fn pages(file: &File, count: u64, keys: Option<&FileKeys>) -> io::Result<Vec<DrawnPage>> {
@@ -222,6 +247,9 @@ fn verdict(failure: Option<&CliError>, locked: Option<&String>, list: &[DrawnPag
         (Some(failure), _, _) => Verdict { kind: "bad", text: failure.to_string() },
         (None, 1.., _) => Verdict { kind: "bad", text: format!("{damaged} of {of} pages do not authenticate") },
         (None, 0, Some(why)) => Verdict { kind: "open", text: format!("not checked: {why}") },
+        (None, 0, None) if shown == 1 && count == 1 => {
+            Verdict { kind: "good", text: "the header and the one page are authentic".to_owned() }
+        }
         (None, 0, None) => Verdict { kind: "good", text: format!("the header and {of} pages are authentic") },
     }
 }
@@ -232,19 +260,26 @@ fn render(envelope: &Envelope) -> Result<String, CliError> {
     Ok(TEMPLATE.replacen(DATA, &data.replace('<', "\\u003c"), 1))
 }
 
+/// The page is there whole or not at all.
 fn write(path: &Path, page: &str) -> Result<(), CliError> {
     let failed = |error: io::Error| CliError::io(path.display(), &error);
-    let mut options = OpenOptions::new();
     match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => options.write(true).create_new(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed(error)),
-        Ok(found) if found.is_file() && is_ours(path).map_err(failed)? => options.write(true).truncate(true),
+        Ok(found) if found.is_file() && is_ours(path).map_err(failed)? => {}
         Ok(_) => {
             let what = format_args!("{} is there, and is no page of `kmsfs inspect --html`", path.display());
             return Err(CliError::usage(what).hint("name a new file after --html, and the ciphertext file after that"));
         }
-    };
-    options.open(path).and_then(|mut file| file.write_all(page.as_bytes())).map_err(failed)
+    }
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.partial", std::process::id()));
+    let partial = path.with_file_name(name);
+    let written = File::create_new(&partial).and_then(|mut file| {
+        let written = file.write_all(page.as_bytes()).and_then(|()| file.sync_all());
+        written.and_then(|()| fs::rename(&partial, path)).inspect_err(|_| _ = fs::remove_file(&partial))
+    });
+    written.map_err(failed)
 }
 
 fn is_ours(path: &Path) -> io::Result<bool> {
@@ -285,7 +320,7 @@ mod tests {
     fn verdicts_name_the_worst() {
         let page = |state| draw_page(&[7; PAGE_LEN], state, None);
         let good = verdict(None, None, &[page(State::Authentic)], 1);
-        assert_eq!((good.kind, good.text.as_str()), ("good", "the header and 1 pages are authentic"));
+        assert_eq!((good.kind, good.text.as_str()), ("good", "the header and the one page are authentic"));
         assert_eq!(verdict(None, Some(&"locked".to_owned()), &[page(State::Unchecked)], 1).kind, "open");
         let damaged = verdict(None, None, &[page(State::Authentic), page(State::Damaged)], 9);
         assert_eq!(damaged.text, "1 of the first 2 of 9 pages do not authenticate");
