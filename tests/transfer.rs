@@ -165,8 +165,8 @@ fn what_cannot_be_done_is_said() {
     says(1, &[&"ls", cipher, &"nothing"], "there is no such file");
     says(1, &[&"export", cipher, &"nothing", &home.path("out")], "there is no such file");
     says(14, &[&"export", cipher, &home.path("no/such/out")], "No such file");
-    says(2, &[&"export", cipher, &cipher.join("out")], "lie in each other");
-    says(2, &[&"import", cipher, cipher, &"x"], "lie in each other");
+    says(2, &[&"export", cipher, &cipher.join("out")], "overlap");
+    says(2, &[&"import", cipher, cipher, &"x"], "overlap");
     says(14, &[&"import", &home.path("nothing"), cipher], "No such file");
     says(1, &[&"import", &source, cipher, &"no/such"], "there is no such file");
     says(2, &[&"import", &source.join("f"), cipher], "no name at its end");
@@ -364,4 +364,31 @@ fn a_full_disk_ends_an_export_and_more_room_lets_it_go_on() {
     volume.home.ok(&[&"export", &"--verify", &volume.cipher, &out]);
     assert_same("exported", &tree(&out), &expected);
     volume.home.shell("umount out");
+}
+
+/// What was copied is what is there, and the rest is told as not tried.
+#[test]
+fn a_full_volume_ends_the_import_and_its_counts_are_true() {
+    needs_root();
+    let home = Home::new();
+    let (source, cipher) = (home.path("source"), home.path("small/cipher"));
+    fs::create_dir(&source).unwrap();
+    (0..100).for_each(|name| fs::write(source.join(name.to_string()), bytes(name, 100_000)).unwrap());
+    home.shell("mkdir small && mount -t tmpfs -o size=4m tmpfs small");
+    home.ok(&[&"init", &cipher]);
+    let output = home.kmsfs(&[&"import", &"--json", &source, &cipher]);
+    let imported = report(&output);
+    assert_eq!(output.status.code(), Some(14), "{imported:#}");
+    let listed = home.ok(&[&"ls", &cipher]).lines().count() as u64;
+    assert!((1..100).contains(&listed), "{listed}");
+    assert_eq!([&imported["complete"], &imported["stopped"]], [&Value::Bool(false), &Value::Bool(true)]);
+    assert_eq!([&imported["files"], &imported["bytes"]], [&Value::from(listed), &(listed * 100_000).into()]);
+    let said = text(&output.stderr);
+    assert!(said.contains(&format!("stopped: {listed} files were copied, and the rest was not tried")), "{said}");
+    assert!(imported.to_string().contains("No space left"), "{imported:#}");
+    home.shell("mount -o remount,size=64m small");
+    let again = report(&home.kmsfs(&[&"import", &"--json", &"--verify", &source, &cipher]));
+    let expected = [Value::Bool(true), Value::Bool(false), (100 - listed).into(), listed.into()];
+    assert_eq!(["complete", "stopped", "files", "kept"].map(|field| again[field].clone()), expected);
+    home.shell("umount small");
 }

@@ -34,6 +34,7 @@ pub(crate) fn say(text: &str) -> Result<(), CliError> {
 
 /// Writes a line to standard error, where whoever does not hear it still gets the exit code.
 pub(crate) fn tell(text: &str) {
+    super::progress::clear();
     let _ = writeln!(io::stderr(), "{}", printable(text));
 }
 

@@ -8,13 +8,14 @@ use super::side::{OpenFile, Result, TransferError};
 /// Bytes that are read at a time: whole pages.
 pub(super) const CHUNK: usize = 256 * PAYLOAD_LEN;
 
-/// Copies `size` bytes; holes stay holes.
+/// Copies `size` bytes, and returns how many were no holes, which stay holes.
 pub(super) fn copy_content(
     source: &impl OpenFile,
     target: &impl OpenFile,
     size: u64,
     progress: &Progress,
-) -> Result<()> {
+) -> Result<u64> {
+    let mut moved = 0;
     let mut buffer = vec![0; CHUNK.min(usize::try_from(size).unwrap_or(CHUNK))];
     let mut at = 0;
     while at < size {
@@ -28,8 +29,10 @@ pub(super) fn copy_content(
             }
             target.write_at(at, &buffer[..read])?;
             at += read as u64;
+            moved += read as u64;
             progress.moved(read as u64);
         }
     }
-    target.set_size(size)
+    target.set_size(size)?;
+    Ok(moved)
 }

@@ -60,6 +60,9 @@ struct Pending<S: Side, T: Side> {
     pair: Arc<Pair<S, T>>,
     name: Vec<u8>,
     partial: Vec<u8>,
+    kind: NodeKind,
+    /// Without holes.
+    bytes: u64,
 }
 
 struct Batch<S: Side, T: Side> {
@@ -219,7 +222,7 @@ impl<'a, S: Side, T: Side> Copy<'a, S, T> {
                 return Err(TransferError::InTheWay(kind_name(existing.kind)));
             }
             if (meta.nlink < 2 || self.is_first_name(&meta, &path)) && self.is_same(&meta, &existing) {
-                self.progress.kept();
+                self.progress.kept(meta.size);
                 return Ok(None);
             }
         }
@@ -227,9 +230,9 @@ impl<'a, S: Side, T: Side> Copy<'a, S, T> {
             locked(&self.links).push((path, meta.inode));
             return Ok(None);
         }
-        let partial = self.write(pair, &source, &meta)?;
-        self.progress.copied(meta.kind);
-        self.publish(Pending { pair: Arc::clone(pair), name: name.to_vec(), partial }, meta.size);
+        let (partial, bytes) = self.write(pair, &source, &meta)?;
+        let pair = Arc::clone(pair);
+        self.publish(Pending { pair, name: name.to_vec(), partial, kind: meta.kind, bytes });
         Ok(None)
     }
 
@@ -248,7 +251,7 @@ impl<'a, S: Side, T: Side> Copy<'a, S, T> {
             }
             Some((meta, _)) => return Err(TransferError::InTheWay(kind_name(meta.kind))),
         };
-        self.progress.copied(NodeKind::Directory);
+        self.progress.copied(NodeKind::Directory, 0);
         let path = pair.path_of(name);
         locked(&self.directories).push(path.clone());
         Ok(Arc::new(Pair { source, target, path, renamed: None }))
@@ -274,27 +277,27 @@ impl<'a, S: Side, T: Side> Copy<'a, S, T> {
         all(source) == all(target)
     }
 
-    /// Makes the copy under a name of ours, with everything that belongs to it; returns the name.
-    fn write(&self, pair: &Pair<S, T>, source: &S::Object, meta: &Meta) -> Result<Vec<u8>> {
+    /// Makes the copy under a name of ours, with everything that belongs to it; returns the name, and the bytes without holes.
+    fn write(&self, pair: &Pair<S, T>, source: &S::Object, meta: &Meta) -> Result<(Vec<u8>, u64)> {
         let partial = [PARTIAL, format!("{:x}-{:x}", meta.inode.0, meta.inode.1).as_bytes()].concat();
         let written = self.write_as(&partial, pair, source, meta);
         if written.is_err() {
             // What is left of it is removed by the next run.
             let _ = self.target.unlink(&pair.target, &partial);
         }
-        written.map(|()| partial)
+        written.map(|bytes| (partial, bytes))
     }
 
-    fn write_as(&self, partial: &[u8], pair: &Pair<S, T>, source: &S::Object, meta: &Meta) -> Result<()> {
+    fn write_as(&self, partial: &[u8], pair: &Pair<S, T>, source: &S::Object, meta: &Meta) -> Result<u64> {
         if self.target.lookup(&pair.target, partial)?.is_some() {
             self.target.unlink(&pair.target, partial)?;
         }
-        let mut lacks_end = false;
+        let (mut lacks_end, mut bytes) = (false, 0);
         let made = match meta.kind {
             NodeKind::File => {
                 let (made, file) = self.target.create(&pair.target, partial)?;
                 let original = self.source.open(source)?;
-                copy_content(&original, &file, meta.size, self.progress)?;
+                bytes = copy_content(&original, &file, meta.size, self.progress)?;
                 lacks_end = original.lacks_end();
                 made
             }
@@ -311,7 +314,7 @@ impl<'a, S: Side, T: Side> Copy<'a, S, T> {
             return Err(TransferError::Changing);
         }
         self.is_cut_off.fetch_or(lacks_end, Ordering::Relaxed);
-        Ok(())
+        Ok(bytes)
     }
 
     /// Owner, mode, extended attributes and times, in the order in which none undoes another.
@@ -336,10 +339,10 @@ impl<'a, S: Side, T: Side> Copy<'a, S, T> {
     }
 
     /// Gives a finished file its name, with many others.
-    fn publish(&self, file: Pending<S, T>, bytes: u64) {
+    fn publish(&self, file: Pending<S, T>) {
         let mut batch = locked(&self.batch);
+        batch.bytes += file.bytes;
         batch.files.push(file);
-        batch.bytes += bytes;
         let full = batch.files.len() >= BATCH.0 || batch.bytes >= BATCH.1;
         drop(batch);
         if full {
@@ -358,18 +361,20 @@ impl<'a, S: Side, T: Side> Copy<'a, S, T> {
             return;
         }
         let synced = self.target.sync(&self.base.target);
-        for Pending { pair, name, partial } in files {
-            let named = match &synced {
-                Ok(()) => self.target.rename(&pair.target, &partial, pair.target_name(&name)),
-                Err(_) => continue,
-            };
-            if let Err(error) = named {
-                self.fail(&pair.path_of(&name), error);
+        for Pending { pair, name, partial, kind, bytes } in files {
+            if synced.is_err() {
+                // It may not be whole, and takes space. What is left of it is removed by the next run.
+                let _ = self.target.unlink(&pair.target, &partial);
+                continue;
+            }
+            match self.target.rename(&pair.target, &partial, pair.target_name(&name)) {
+                Ok(()) => self.progress.copied(kind, bytes),
+                Err(error) => self.fail(&pair.path_of(&name), error),
             }
         }
         if let Err(error) = synced {
             self.fail(b".", error);
-            self.stopped.store(true, Ordering::Relaxed);
+            self.stop();
         }
     }
 
@@ -377,12 +382,12 @@ impl<'a, S: Side, T: Side> Copy<'a, S, T> {
         self.progress.failed();
         let refused = if error.is_of_keys() { self.refusals.fetch_add(1, Ordering::Relaxed) + 1 } else { 0 };
         if error.is_final() {
-            self.stopped.store(true, Ordering::Relaxed);
+            self.stop();
         }
         let mut failures = locked(&self.failures);
         failures.push(Failure { path: path.to_vec(), error });
         if refused == REFUSALS {
-            self.stopped.store(true, Ordering::Relaxed);
+            self.stop();
             failures.push(Failure { path: b".".to_vec(), error: TransferError::Refused(refused) });
         }
     }
@@ -390,6 +395,11 @@ impl<'a, S: Side, T: Side> Copy<'a, S, T> {
     /// Paths that failed.
     pub(super) fn has_failed(&self, path: &[u8]) -> bool {
         locked(&self.failures).iter().any(|failure| failure.path == path)
+    }
+
+    fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        self.progress.stopped();
     }
 
     pub(super) fn is_stopped(&self) -> bool {

@@ -34,7 +34,7 @@ impl<S: Side, T: Side> Copy<'_, S, T> {
         if let Some(existing) = self.target.lookup(&directory, name)?
             && self.target.meta(&existing)?.inode == self.target.meta(&first)?.inode
         {
-            self.progress.kept();
+            self.progress.kept(0);
             return Ok(());
         }
         let partial = [PARTIAL, b"link"].concat();

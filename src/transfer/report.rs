@@ -1,6 +1,6 @@
 //! What is asked of a copy, how far it is, and what became of it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::storage::NodeKind;
 
@@ -45,15 +45,18 @@ pub struct Progress {
     others: AtomicU64,
     links: AtomicU64,
     kept: AtomicU64,
+    kept_bytes: AtomicU64,
     bytes: AtomicU64,
+    moved: AtomicU64,
     verified: AtomicU64,
     failed: AtomicU64,
+    is_stopped: AtomicBool,
 }
 
 /// The numbers of a [`Progress`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Regular files that were copied.
+    /// Regular files that were copied and have their names.
     pub files: u64,
     /// Directories that were made or entered.
     pub directories: u64,
@@ -63,12 +66,18 @@ pub struct Counts {
     pub links: u64,
     /// Entries that were there already.
     pub kept: u64,
-    /// Plain bytes that were copied, without holes.
+    /// Their sizes.
+    pub kept_bytes: u64,
+    /// Plain bytes of those files, without holes.
     pub bytes: u64,
+    /// Plain bytes that were copied so far, also of files that have no names yet.
+    pub moved: u64,
     /// Entries that were read back and found equal.
     pub verified: u64,
     /// Entries that failed.
     pub failed: u64,
+    /// What failed fails for everything else too, which was not tried.
+    pub is_stopped: bool,
 }
 
 impl Progress {
@@ -82,13 +91,17 @@ impl Progress {
             others: of(&self.others),
             links: of(&self.links),
             kept: of(&self.kept),
+            kept_bytes: of(&self.kept_bytes),
             bytes: of(&self.bytes),
+            moved: of(&self.moved),
             verified: of(&self.verified),
             failed: of(&self.failed),
+            is_stopped: self.is_stopped.load(Ordering::Relaxed),
         }
     }
 
-    pub(super) fn copied(&self, kind: NodeKind) {
+    pub(super) fn copied(&self, kind: NodeKind, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
         let count = match kind {
             NodeKind::File => &self.files,
             NodeKind::Directory => &self.directories,
@@ -98,11 +111,16 @@ impl Progress {
     }
 
     pub(super) fn moved(&self, bytes: u64) {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.moved.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    pub(super) fn kept(&self) {
+    pub(super) fn kept(&self, bytes: u64) {
         self.kept.fetch_add(1, Ordering::Relaxed);
+        self.kept_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn stopped(&self) {
+        self.is_stopped.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn linked(&self) {

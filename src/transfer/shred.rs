@@ -93,7 +93,7 @@ impl Tree {
         Queue::new(doomed.files.iter().collect()).run(parallel, |path: &Vec<u8>| {
             let destroyed = self.find(path).and_then(|object| Ok(self.side.fs.destroy_header(object.id())?));
             if attempt(path, destroyed) {
-                progress.copied(NodeKind::File);
+                progress.copied(NodeKind::File, 0);
                 locked(&done).push(path);
             }
         });

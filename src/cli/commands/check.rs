@@ -18,10 +18,11 @@ use crate::cli::error::{CliError, Exit};
 use crate::cli::mount_point;
 use crate::cli::passphrase;
 use crate::cli::pins::Pins;
-use crate::cli::progress;
+use crate::cli::progress::{self, Step};
 use crate::cli::settings::{self, Settings, SettingsArgs};
 use crate::cli::unlock;
 use crate::daemon::log::Level;
+use crate::format::geometry::PAGE_SIZE;
 use crate::keys::KeyLimits;
 use crate::keys::providers::ProviderSettings;
 use crate::storage::CipherDirectory;
@@ -29,6 +30,7 @@ use crate::storage::CipherDirectory;
 use super::check_config::{Opening, Subject};
 use super::check_paths;
 use super::check_report::CheckReport;
+use super::tree_totals::Totals;
 
 /// Calls of a remote provider at the same time, unless told otherwise.
 const CALLS: usize = 64;
@@ -168,12 +170,16 @@ fn fill(
     repair: bool,
     salvage: Option<&Path>,
 ) -> Result<(), CliError> {
-    let line = |seconds| {
+    let is_whole = targets.iter().any(Target::is_whole);
+    let totals = if is_whole { Totals::below(subject.directory.path().to_owned()) } else { Totals::default() };
+    let step = || {
         let at = checker.progress();
-        let (directories, files, mib, findings) = (at.directories, at.files, at.pages / 256, at.findings);
-        format!("{directories} directories, {files} files, {mib} MiB, {findings} findings, {seconds} s")
+        let (of_files, size) = (totals.of_files(), progress::size_text(at.pages * PAGE_SIZE));
+        let text = format!("{}{of_files} files, {size}, findings: {}", at.files, at.findings);
+        let of = totals.step(at.files, at.pages * PAGE_SIZE).filter(|_| !report.structure_only);
+        Step { text, of }
     };
-    let found = progress::show_while(line, || checker.run(targets));
+    let found = progress::show_while(step, || checker.run(targets));
     report.findings = found.map_err(|error| match error {
         TargetError::NeedsKeys => CliError::usage(error),
         TargetError::NoId => CliError::new(Exit::Unauthentic, error),

@@ -4,16 +4,19 @@ use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use clap::Args;
 use serde::Serialize;
 
 use crate::cli::error::{CliError, Exit};
-use crate::cli::{progress, report};
+use crate::cli::progress::{self, Step, counted};
+use crate::cli::report;
 use crate::transfer::{Counts, Failure, Progress, Settings};
 
 use super::cat::named;
 use super::check::parallel;
+use super::tree_totals::Totals;
 use super::unmounted::{self, UnlockArgs};
 
 /// Failures that are told one by one.
@@ -87,6 +90,8 @@ impl CopyArgs {
 #[derive(Serialize)]
 struct Report<'r> {
     complete: bool,
+    /// What failed fails for the rest too, which was not tried.
+    stopped: bool,
     files: u64,
     directories: u64,
     others: u64,
@@ -115,7 +120,9 @@ pub(crate) fn export(args: &ExportArgs) -> Result<(), CliError> {
     refuse_inside(&args.cipher_directory, &to)?;
     let volume = unmounted::open(&args.cipher_directory, &args.copy.unlock, false)?;
     let settings = args.copy.settings(volume.is_remote);
-    conclude(&args.copy, |progress| {
+    // What lies below a plain path in the volume is not counted.
+    let totals = if path.is_empty() { Totals::below(args.cipher_directory.clone()) } else { Totals::default() };
+    conclude(&args.copy, &totals, |progress| {
         let about = || format!("{} to {}", in_volume(path), to.display());
         volume.tree.export(path, &to, settings, progress).map_err(|error| named(&about(), error))
     })
@@ -127,12 +134,14 @@ pub(crate) fn import(args: &ImportArgs) -> Result<(), CliError> {
     let path = args.path.as_ref().map_or(&b""[..], |path| path.as_bytes());
     let volume = unmounted::open(&args.cipher_directory, &args.copy.unlock, true)?;
     let settings = args.copy.settings(volume.is_remote);
-    conclude(&args.copy, |progress| {
+    let totals = Totals::below(args.from.clone());
+    conclude(&args.copy, &totals, |progress| {
         let about = || format!("{} to {}", args.from.display(), in_volume(path));
         volume.tree.import(&args.from, path, settings, progress).map_err(|error| named(&about(), error))
     })
 }
 
+/// A plain path as messages name it.
 fn in_volume(path: &[u8]) -> String {
     if path.is_empty() { "the root of the volume".to_owned() } else { String::from_utf8_lossy(path).into_owned() }
 }
@@ -142,33 +151,65 @@ fn refuse_inside(cipher: &std::path::Path, plain: &std::path::Path) -> Result<()
     let canonical = |path: &std::path::Path| crate::cli::mount_point::canonical_or_new(path).ok();
     let Some((cipher, plain)) = canonical(cipher).zip(canonical(plain)) else { return Ok(()) };
     if plain.starts_with(&cipher) || cipher.starts_with(&plain) {
-        return Err(CliError::usage(format_args!("{} and {} lie in each other", cipher.display(), plain.display())));
+        return Err(CliError::usage(format_args!("{} and {} overlap", cipher.display(), plain.display())));
     }
     Ok(())
 }
 
 /// Runs the copy and says what became of it.
-fn conclude(args: &CopyArgs, copy: impl FnOnce(&Progress) -> Result<Vec<Failure>, CliError>) -> Result<(), CliError> {
+fn conclude(
+    args: &CopyArgs,
+    totals: &Totals,
+    copy: impl FnOnce(&Progress) -> Result<Vec<Failure>, CliError>,
+) -> Result<(), CliError> {
     let at = Progress::default();
-    let line = |seconds| {
-        let Counts { files, kept, bytes, verified, failed, .. } = at.counts();
-        let verified = if args.verify { format!(", {verified} verified") } else { String::new() };
-        format!("{files} files, {} MiB, {kept} there already, {failed} failed{verified}, {seconds} s", bytes >> 20)
+    let step = || {
+        let now = at.counts();
+        let of = totals.step(now.files + now.kept, now.moved + now.kept_bytes).filter(|_| now.verified == 0);
+        Step { text: text(&Counts { bytes: now.moved, ..now }, &totals.of_files(), args.verify), of }
     };
-    let failures = progress::show_while(line, || copy(&at))?;
+    let started = Instant::now();
+    let failures = progress::show_while(step, || copy(&at))?;
     let failures: Vec<FailureReport> = failures.into_iter().map(failure).collect();
-    let Counts { files, directories, others, links: hard_links, kept, bytes, verified, .. } = at.counts();
+    let now = at.counts();
     if args.json {
-        let complete = failures.is_empty();
-        let failures = &failures[..];
-        report::print(
-            &Report { complete, files, directories, others, hard_links, kept, bytes, verified, failures },
-            true,
-        )?;
+        report::print(&report(&now, &failures), true)?;
     } else {
         tell(&failures);
     }
-    verdict(&failures)
+    verdict(&failures, &now)?;
+    progress::conclude(&format!("{} in {}", text(&now, "", args.verify), progress::time_text(started.elapsed())));
+    Ok(())
+}
+
+fn report<'r>(now: &Counts, failures: &'r [FailureReport]) -> Report<'r> {
+    Report {
+        complete: failures.is_empty(),
+        stopped: now.is_stopped,
+        files: now.files,
+        directories: now.directories,
+        others: now.others,
+        hard_links: now.links,
+        kept: now.kept,
+        bytes: now.bytes,
+        verified: now.verified,
+        failures,
+    }
+}
+
+/// `12 of 20 files, 3.4 MiB copied, 5 there already`.
+fn text(now: &Counts, of: &str, verify: bool) -> String {
+    let files = if of.is_empty() { counted(now.files, "file", "files") } else { format!("{}{of} files", now.files) };
+    let mut text = format!("{files}, {} copied", progress::size_text(now.bytes));
+    let mut put = |count: u64, what: &str| {
+        if count > 0 {
+            text.push_str(&format!(", {count} {what}"));
+        }
+    };
+    put(now.kept, "there already");
+    put(now.failed, "failed");
+    put(now.verified, if verify { "verified" } else { "" });
+    text
 }
 
 pub(super) fn failure(failure: Failure) -> FailureReport {
@@ -189,9 +230,17 @@ pub(super) fn tell(failures: &[FailureReport]) {
     }
 }
 
-fn verdict(failures: &[FailureReport]) -> Result<(), CliError> {
+fn verdict(failures: &[FailureReport], now: &Counts) -> Result<(), CliError> {
     let Some(code) = worst(failures) else { return Ok(()) };
-    let what = format!("{} of the entries failed and the others were copied", failures.len());
+    if now.is_stopped {
+        let copied = counted(now.files, "file was", "files were");
+        let what = format!("stopped: {copied} copied, and the rest was not tried");
+        return Err(CliError::with_code(code, what).hint("mend the cause: the same command then goes on from here"));
+    }
+    let what = match failures.len() {
+        1 => "one entry failed and the others were copied".to_owned(),
+        failed => format!("{failed} of the entries failed and the others were copied"),
+    };
     Err(CliError::with_code(code, what).hint("the same command goes on from here"))
 }
 

@@ -5,12 +5,13 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
 
 use crate::cli::error::{CliError, Exit};
-use crate::cli::{report, unlock};
+use crate::cli::{progress, report, unlock};
 use crate::format::config::MAX_FILES_PER_DATA_KEY;
 use crate::storage::CipherDirectory;
 use crate::storage::cipher_directory::CipherDirectoryError;
@@ -125,7 +126,7 @@ fn text(report: &Report) -> String {
 }
 
 fn put(text: &mut String, report: &Report) -> std::fmt::Result {
-    let Tree { files, empty_files, bytes, unreadable, data_keys } = &report.tree;
+    let Tree { files, empty_files, bytes, unreadable, data_keys, .. } = &report.tree;
     let kind = report.kind;
     writeln!(text, "{kind} {}", report::printable(&report.path))?;
     writeln!(text, "{files} files with {bytes} bytes, {empty_files} of them empty, which need no key")?;
@@ -133,16 +134,16 @@ fn put(text: &mut String, report: &Report) -> std::fmt::Result {
         writeln!(text, "{unreadable} files or directories could not be read, and are left out")?;
     }
     if let (Some(keys), Some(cost), Some(own)) = (data_keys, &report.as_it_is, report.files_per_data_key) {
-        let (dollars, hours) = (dollars(cost), hours(cost));
+        let (dollars, time) = (dollars(cost), time(cost));
         writeln!(text, "{keys} data keys as it is ({own} files per data key at most)")?;
-        writeln!(text, "a cold scan or a rewrap of it as it is: {keys} calls, ${dollars}, {hours} hours")?;
+        writeln!(text, "a cold scan or a rewrap of it as it is: {keys} calls, ${dollars}, {time}")?;
     }
-    writeln!(text, "\n{:>10} {:>36} {:>12} {:>10}", "files per", "calls to", "dollars", "hours")?;
+    writeln!(text, "\n{:>10} {:>36} {:>12} {:>12}", "files per", "calls to", "dollars", "time")?;
     let [a, b, c] = ["create all", "scan cold", "rewrap"];
-    writeln!(text, "{:>10} {a:>12}{b:>12}{c:>12} {:>12} {:>10}", "data key", "for each", "for each")?;
+    writeln!(text, "{:>10} {a:>12}{b:>12}{c:>12} {:>12} {:>12}", "data key", "for each", "for each")?;
     for Estimate { files_per_data_key, create, cold_scan, rewrap } in &report.estimates {
         let calls = format!("{:>12}{:>12}{:>12}", create.calls, cold_scan.calls, rewrap.calls);
-        writeln!(text, "{files_per_data_key:>10} {calls} {:>12} {:>10}", dollars(create), hours(create))?;
+        writeln!(text, "{files_per_data_key:>10} {calls} {:>12} {:>12}", dollars(create), time(create))?;
     }
     let price = format!("${DOLLARS_PER_10_000_CALLS} for 10 000 calls (AWS KMS pricing, symmetric requests)");
     writeln!(text, "\nat {price}, and {} calls a second", report.kms_rate)
@@ -152,8 +153,9 @@ fn dollars(cost: &Cost) -> String {
     if cost.calls > 0 && cost.dollars < 0.01 { "<0.01".to_owned() } else { format!("{:.2}", cost.dollars) }
 }
 
-fn hours(cost: &Cost) -> String {
-    if cost.calls > 0 && cost.hours < 0.01 { "<0.01".to_owned() } else { format!("{:.2}", cost.hours) }
+fn time(cost: &Cost) -> String {
+    let seconds = (cost.hours * 3600.0).ceil();
+    progress::time_text(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
 }
 
 #[cfg(test)]
@@ -163,9 +165,9 @@ mod tests {
     #[test]
     fn a_million_files() {
         let one = Estimate::of(1_000_000, 1, 100).create;
-        assert_eq!((one.calls, dollars(&one), hours(&one)), (1_000_000, "3.00".to_owned(), "2.78".to_owned()));
+        assert_eq!((one.calls, dollars(&one), time(&one)), (1_000_000, "3.00".to_owned(), "2 h 46 min".to_owned()));
         let many = Estimate::of(1_000_000, 10_000, 100).rewrap;
-        assert_eq!((many.calls, dollars(&many), hours(&many)), (100, "<0.01".to_owned(), "<0.01".to_owned()));
+        assert_eq!((many.calls, dollars(&many), time(&many)), (100, "<0.01".to_owned(), "1 s".to_owned()));
         assert_eq!(Estimate::of(1001, 1000, 1).cold_scan.calls, 2);
         let none = Estimate::of(0, 1000, 1).cold_scan;
         assert_eq!((none.calls, dollars(&none)), (0, "0.00".to_owned()));
@@ -173,7 +175,7 @@ mod tests {
 
     #[test]
     fn the_table_has_a_row_for_each_number() {
-        let tree = Tree { files: 12, empty_files: 2, bytes: 345, unreadable: 1, data_keys: Some(4) };
+        let tree = Tree { files: 12, empty_files: 2, bytes: 345, allocated: 345, unreadable: 1, data_keys: Some(4) };
         let report = Report {
             path: "/a\u{1b}".into(),
             kind: "volume",
@@ -189,12 +191,12 @@ volume /a\u{fffd}
 12 files with 345 bytes, 2 of them empty, which need no key
 1 files or directories could not be read, and are left out
 4 data keys as it is (3 files per data key at most)
-a cold scan or a rewrap of it as it is: 4 calls, $<0.01, <0.01 hours
+a cold scan or a rewrap of it as it is: 4 calls, $<0.01, 1 s
 
- files per                             calls to      dollars      hours
-  data key   create all   scan cold      rewrap     for each   for each
-         1           10          10          10        <0.01      <0.01
-         3            4           4           4        <0.01      <0.01
+ files per                             calls to      dollars         time
+  data key   create all   scan cold      rewrap     for each     for each
+         1           10          10          10        <0.01          1 s
+         3            4           4           4        <0.01          1 s
 
 at $0.03 for 10 000 calls (AWS KMS pricing, symmetric requests), and 100 calls a second
 ";

@@ -3,10 +3,10 @@
 //! Invariants: no plaintext of a data key comes here; every key that was made is in the stock whole, so that a run that
 //! was interrupted goes on where it ended; threads end with the first failure that waiting does not mend.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::cli::environment::Environment;
 use crate::cli::error::{CliError, Exit};
 use crate::cli::pins::Pins;
+use crate::cli::progress::{self, Step};
 use crate::cli::settings::{self, Settings, SettingsArgs};
 use crate::cli::unlock::{self, Expected};
 use crate::cli::{passphrase, report};
@@ -107,7 +108,6 @@ pub(super) fn run(args: &ProvisionArgs) -> Result<(), CliError> {
         missing: args.count.saturating_sub(good),
         begun: AtomicU64::new(0),
         made: AtomicU64::new(0),
-        finished: AtomicBool::new(false),
         failure: Mutex::default(),
         last_success: Mutex::new(Instant::now()),
     };
@@ -129,7 +129,6 @@ struct Work<'a> {
     missing: u64,
     begun: AtomicU64,
     made: AtomicU64,
-    finished: AtomicBool,
     failure: Mutex<Option<CliError>>,
     last_success: Mutex<Instant>,
 }
@@ -137,14 +136,18 @@ struct Work<'a> {
 impl Work<'_> {
     fn run(&self, parallel: u8) {
         let threads = self.missing.min(parallel.into());
-        std::thread::scope(|scope| {
-            scope.spawn(|| self.show());
-            let makers: Vec<_> = (0..threads).map(|_| scope.spawn(|| self.make())).collect();
-            for maker in makers {
-                // A thread that panicked has printed why, and what it did not make is missing in the end.
-                let _ = maker.join();
-            }
-            self.finished.store(true, Ordering::SeqCst);
+        let step = || {
+            let made = self.made.load(Ordering::SeqCst);
+            Step { text: format!("{made} of {} keys made", self.missing), of: Some((made, self.missing)) }
+        };
+        progress::show_while(step, || {
+            std::thread::scope(|scope| {
+                let makers: Vec<_> = (0..threads).map(|_| scope.spawn(|| self.make())).collect();
+                for maker in makers {
+                    // A thread that panicked has printed why, and what it did not make is missing in the end.
+                    let _ = maker.join();
+                }
+            });
         });
     }
 
@@ -177,26 +180,11 @@ impl Work<'_> {
         }
     }
 
-    /// Tells a person how far it is.
-    fn show(&self) {
-        let mut terminal = io::stderr();
-        if !terminal.is_terminal() || self.missing == 0 {
-            return;
-        }
-        let started = Instant::now();
-        while !self.finished.load(Ordering::SeqCst) {
-            std::thread::sleep(Duration::from_millis(200));
-            let (made, seconds) = (self.made.load(Ordering::SeqCst), started.elapsed().as_secs());
-            // What cannot be shown is not worth an error.
-            let _ = write!(terminal, "\r{made} of {} keys made, {seconds} s ", self.missing);
-            let _ = terminal.flush();
-        }
-        let _ = writeln!(terminal);
-    }
-
     fn verdict(self, before: u64) -> Result<(), CliError> {
         let made = self.made.load(Ordering::SeqCst);
         if made == self.missing {
+            let made = progress::counted(made, "key was", "keys were");
+            progress::conclude(&format!("{made} made, {} are in stock", before + self.missing));
             return Ok(());
         }
         let failure = self.failure().take();

@@ -62,5 +62,6 @@ pub(super) mod sync;
 mod teller;
 pub(super) mod top;
 mod top_view;
+mod tree_totals;
 pub(super) mod umount;
 mod unmounted;

@@ -15,10 +15,11 @@ use serde::{Deserialize, Serialize};
 use crate::cli::environment::Environment;
 use crate::cli::error::{CliError, Exit};
 use crate::cli::pins::Pins;
+use crate::cli::progress::{self, Step};
 use crate::cli::settings::{self, Settings, SettingsArgs};
 use crate::cli::unlock::{self, Expected};
 use crate::cli::writing;
-use crate::cli::{passphrase, progress, report};
+use crate::cli::{passphrase, report};
 use crate::daemon::control::Ask;
 use crate::daemon::log::Level;
 use crate::format::hex;
@@ -32,6 +33,7 @@ use super::header_files::HeaderFiles;
 use super::key_hold::{self, Hold};
 use super::rekey_notes::{FileId, Notes};
 use super::status;
+use super::tree_totals::weight;
 
 /// How long a mount may take for one file.
 const DEADLINE: Duration = Duration::from_secs(6 * 3600);
@@ -291,20 +293,22 @@ impl<'a> Work<'a> {
     /// Has those of `files` sealed anew that were not yet; returns whether there were any.
     fn run(&self, mut files: Vec<File>, seal: Seal<'_>, parallel: u8) -> bool {
         files.retain(|file| !self.notes.has(&file.id) && !locked(&self.failed).contains(&file.id));
-        let (total, before) = (files.iter().map(|file| file.len).sum::<u64>(), self.bytes.load(Ordering::SeqCst));
-        let line = |seconds: u64| {
-            let (sealed, bytes) = (self.sealed.load(Ordering::SeqCst), self.bytes.load(Ordering::SeqCst) - before);
-            let left = (bytes > 0).then(|| (total.saturating_sub(bytes)).saturating_mul(seconds) / bytes);
-            let left = left.map_or_else(String::new, |left| format!(", about {left} s left"));
-            format!("{sealed} of {} files, {} of {} MiB{left}      ", files.len(), bytes >> 20, total >> 20)
+        let total: u64 = files.iter().map(|file| weight(1, file.len)).sum();
+        // Files that are dealt with, and what they weigh.
+        let (passed, done) = (AtomicUsize::new(0), AtomicU64::new(0));
+        let step = || {
+            let text = format!("{} of {} files", passed.load(Ordering::SeqCst), files.len());
+            Step { text, of: Some((done.load(Ordering::SeqCst), total)) }
         };
         let next = AtomicUsize::new(0);
-        progress::show_while(line, || {
+        progress::show_while(step, || {
             std::thread::scope(|scope| {
                 for _ in 0..parallel {
                     scope.spawn(|| {
                         while let Some(file) = files.get(next.fetch_add(1, Ordering::SeqCst)) {
                             self.seal(file, seal);
+                            passed.fetch_add(1, Ordering::SeqCst);
+                            done.fetch_add(weight(1, file.len), Ordering::SeqCst);
                         }
                     });
                 }
@@ -366,6 +370,9 @@ impl<'a> Work<'a> {
                 CliError::new(Exit::Other, what).hint("run the command again when they pause: it goes on from here")
             );
         }
+        let before = if files_done_before > 0 { format!(", {files_done_before} before") } else { String::new() };
+        let (files, size) = (progress::counted(files, "file", "files"), progress::size_text(bytes));
+        progress::conclude(&format!("{files} sealed anew{before}, {size}"));
         Ok(())
     }
 }

@@ -5,12 +5,12 @@
 //! failed stays as it was and is told; a key that keeps being refused is not asked about for every file.
 
 use std::collections::{HashMap, VecDeque};
-use std::io::{self, IsTerminal as _, Write as _};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::cli::error::{CliError, Exit};
+use crate::cli::progress::{self, Step};
 use crate::cli::report;
 use crate::format::header::Record;
 use crate::keys::{AuthenticHeader, KeyError, Missing, Ring, Wanted};
@@ -189,20 +189,22 @@ impl Work<'_> {
             total,
             files: AtomicU64::new(0),
             provisioned: AtomicU64::new(0),
-            finished: AtomicBool::new(false),
             last_success: Mutex::new(Instant::now()),
         };
         // What an earlier run wrote into the other slot must be durable before this one writes over the first.
         self.files.sync()?;
-        std::thread::scope(|scope| {
-            scope.spawn(|| running.show());
-            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| running.work())).collect();
-            for worker in workers {
-                // A thread that panicked has printed why; what it did not do is missing in the count.
-                let _ = worker.join();
-            }
-            running.finished.store(true, Ordering::SeqCst);
-        });
+        progress::show_while(
+            || running.step(),
+            || {
+                std::thread::scope(|scope| {
+                    let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| running.work())).collect();
+                    for worker in workers {
+                        // A thread that panicked has printed why; what it did not do is missing in the count.
+                        let _ = worker.join();
+                    }
+                });
+            },
+        );
         self.files.sync()?;
         self.stock.sync().map_err(|error| CliError::io(".kmsfs/keys", &error))?;
         let (files, provisioned) = (running.files.load(Ordering::SeqCst), running.provisioned.load(Ordering::SeqCst));
@@ -222,7 +224,6 @@ struct Running<'a> {
     total: u64,
     files: AtomicU64,
     provisioned: AtomicU64,
-    finished: AtomicBool,
     last_success: Mutex<Instant>,
 }
 
@@ -314,31 +315,10 @@ impl Running<'_> {
         }
     }
 
-    /// Tells a person how far it is.
-    fn show(&self) {
-        let mut terminal = io::stderr();
-        if !terminal.is_terminal() || self.total == 0 {
-            return;
-        }
-        let start = Instant::now();
-        while !self.finished.load(Ordering::SeqCst) {
-            std::thread::sleep(Duration::from_millis(200));
-            let done = self.files.load(Ordering::SeqCst) + self.provisioned.load(Ordering::SeqCst);
-            let calls = self.work.ring.stats().calls.total();
-            let left = seconds_left(done, self.total, start.elapsed());
-            let left = left.map_or_else(String::new, |left| format!(", about {left} s left"));
-            // What cannot be shown is not worth an error.
-            let _ = write!(terminal, "\r{done} of {} files, {calls} calls{left}        ", self.total);
-            let _ = terminal.flush();
-        }
-        let _ = writeln!(terminal);
+    fn step(&self) -> Step {
+        let done = self.files.load(Ordering::SeqCst) + self.provisioned.load(Ordering::SeqCst);
+        Step { text: format!("{done} of {} files", self.total), of: Some((done, self.total)) }
     }
-}
-
-/// At the pace so far; not known before anything is done.
-fn seconds_left(done: u64, total: u64, elapsed: Duration) -> Option<u64> {
-    let left = u128::from(total.saturating_sub(done));
-    u64::try_from((elapsed.as_millis() * left).checked_div(u128::from(done))?.div_ceil(1000)).ok()
 }
 
 fn add(a: Missing, b: Missing) -> Missing {
@@ -352,18 +332,4 @@ fn add(a: Missing, b: Missing) -> Missing {
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_time_left_follows_the_pace() {
-        let second = Duration::from_secs(1);
-        assert_eq!(seconds_left(0, 10, second), None);
-        assert_eq!(seconds_left(100, 1000, second), Some(9));
-        assert_eq!(seconds_left(1000, 1000, second), Some(0));
-        assert_eq!(seconds_left(3, 4, second), Some(1));
-    }
 }

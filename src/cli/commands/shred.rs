@@ -70,8 +70,11 @@ pub(crate) fn run(args: &ShredArgs) -> Result<(), CliError> {
         return Err(CliError::new(Exit::Usage, "nothing was changed: --yes makes all of this unreadable for good"));
     }
     let at = Progress::default();
-    let line = |seconds| format!("{} of {} files, {seconds} s", at.counts().files, doomed.files.len());
-    let failures = progress::show_while(line, || volume.tree.shred(&doomed, parallel(None, false), &at));
+    let step = || {
+        let (done, all) = (at.counts().files, doomed.files.len() as u64);
+        Step { text: format!("{done} of {all} files"), of: Some((done, all)) }
+    };
+    let failures = progress::show_while(step, || volume.tree.shred(&doomed, parallel(None, false), &at));
     report.failures = failures.into_iter().map(failure).collect();
     let failed = worst(&report.failures).map(|code| {
         let what = format!("{} failures; what they name may still be read", report.failures.len());
