@@ -26,6 +26,15 @@ impl Filesystem {
         Ok(Stored::new(&self.volume.names.seal(&id, name), NameKey::digest))
     }
 
+    /// The entry of the cipher directory that `name` in a directory is stored as, whether it is there or not.
+    ///
+    /// # Errors
+    /// [`Error`] if the directory cannot be read.
+    pub fn stored_entry(&self, directory: InodeId, name: &[u8]) -> Result<String, Error> {
+        let directory = self.inodes.get(directory)?;
+        Ok(self.stored_name(&directory, name)?.entry().to_owned())
+    }
+
     /// The plain name of an entry; `None` if it is one of our own, or (counted) does not decrypt.
     pub(super) fn plain_name(&self, directory: &Inode, entry: &str) -> Result<Option<Vec<u8>>, Error> {
         let sealed = match name::classify(entry) {

@@ -251,7 +251,29 @@ impl Tree {
         Ok(Copy::new(&source, &self.side, base, settings, progress).run(Some(name)))
     }
 
+    /// The path in the cipher directory of what is at `path`; `.` for the root.
+    ///
+    /// # Errors
+    /// [`TransferError`].
+    pub fn cipher_path(&self, path: &[u8]) -> Result<String, TransferError> {
+        let mut entries = Vec::new();
+        self.walk(path, |directory, name| {
+            entries.push(self.side.fs.stored_entry(directory.id(), name)?);
+            Ok(())
+        })?;
+        Ok(if entries.is_empty() { ".".to_owned() } else { entries.join("/") })
+    }
+
     fn find(&self, path: &[u8]) -> Result<Object, TransferError> {
+        self.walk(path, |_, _| Ok(()))
+    }
+
+    /// Calls `each` with every directory on the way and the name that is looked up in it.
+    fn walk(
+        &self,
+        path: &[u8],
+        mut each: impl FnMut(&Object, &[u8]) -> Result<(), TransferError>,
+    ) -> Result<Object, TransferError> {
         let mut at = self.side.root()?;
         for part in path.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".") {
             if part == b".." {
@@ -260,6 +282,7 @@ impl Tree {
             if self.side.meta(&at)?.kind != NodeKind::Directory {
                 return Err(TransferError::NotFound);
             }
+            each(&at, part)?;
             at = self.side.lookup(&at, part)?.ok_or(TransferError::NotFound)?;
         }
         Ok(at)

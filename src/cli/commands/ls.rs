@@ -32,6 +32,9 @@ pub(crate) struct LsArgs {
     /// Show what is in the directories too, by paths from PATH
     #[arg(short = 'R', long)]
     recursive: bool,
+    /// Show the path in the cipher directory before each name, and a tab between them
+    #[arg(long)]
+    cipher: bool,
     /// End each line with a NUL
     #[arg(short = '0', long)]
     null: bool,
@@ -111,6 +114,13 @@ impl Lines<'_> {
         }
         if self.printable {
             line = report::printable(&String::from_utf8_lossy(&line)).into_bytes();
+        }
+        if self.args.cipher {
+            let cipher = self.tree.cipher_path(path).unwrap_or_else(|error| {
+                self.tell(path, error);
+                "?".to_owned()
+            });
+            line = [cipher.as_bytes(), b"\t", &line].concat();
         }
         line.push(if self.args.null { 0 } else { b'\n' });
         io::stdout().write_all(&line)

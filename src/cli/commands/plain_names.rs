@@ -3,9 +3,9 @@
 //! Invariants: everything is found from the directory's own descriptor, and no symlink is followed; a name is only given if it
 //! authenticates.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::cli::error::{CliError, Exit};
 use crate::crypto::NameKey;
@@ -21,13 +21,13 @@ pub(super) struct PlainNames<'v> {
     root: Node,
     key: &'v NameKey,
     /// Ids of directories, by their paths in the cipher directory.
-    ids: RefCell<HashMap<String, Option<[u8; 16]>>>,
+    ids: Mutex<HashMap<String, Option<[u8; 16]>>>,
 }
 
 impl<'v> PlainNames<'v> {
     /// `root` is the cipher directory.
     pub(super) fn new(root: Node, key: &'v NameKey) -> Self {
-        Self { root, key, ids: RefCell::default() }
+        Self { root, key, ids: Mutex::default() }
     }
 
     /// The path in the cipher directory of the plain path `plain`, both relative to the root.
@@ -82,14 +82,18 @@ impl<'v> PlainNames<'v> {
 
     /// The id of a directory; none if it does not authenticate.
     fn id(&self, directory: &str) -> io::Result<Option<[u8; 16]>> {
-        if let Some(known) = self.ids.borrow().get(directory) {
+        if let Some(known) = self.known().get(directory) {
             return Ok(*known);
         }
         let text = self.node(directory)?.readlink(DIRECTORY_ID)?;
         let signed = name::decode(&text).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
         let id = signed.and_then(|signed| self.key.directory_id(&signed).ok());
-        self.ids.borrow_mut().insert(directory.to_owned(), id);
+        self.known().insert(directory.to_owned(), id);
         Ok(id)
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<String, Option<[u8; 16]>>> {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn node(&self, path: &str) -> io::Result<Node> {

@@ -15,8 +15,8 @@ use crate::cli::environment::Environment;
 use crate::cli::error::{CliError, Exit};
 use crate::cli::key_spec::KeySpec;
 use crate::cli::pins::Pins;
-use crate::cli::report;
 use crate::cli::settings::{self, Settings, SettingsArgs};
+use crate::cli::{progress, report};
 use crate::daemon::log::Level;
 use crate::format::config::WrappingKey;
 use crate::keys::KeyLimits;
@@ -117,7 +117,8 @@ pub(crate) fn run(args: &RewrapArgs) -> Result<(), CliError> {
     let directory = CipherDirectory::open(&args.cipher_directory)?;
     let writer = HeaderWriter::new(&directory, change.writes_alone(), change.permit());
     let (ring, failures) = (&volume.ring, Failures::default());
-    let work = Work { ring, files: &files, writer: &writer, stock: &stock, wanted: &wanted, failures };
+    let names = files.names(&volume);
+    let work = Work { ring, files: &files, names: &names, writer: &writer, stock: &stock, wanted: &wanted, failures };
     let start = match &args.path {
         Some(path) => files.cipher_path(&volume, path)?,
         None => String::new(),
@@ -147,7 +148,19 @@ pub(crate) fn run(args: &RewrapArgs) -> Result<(), CliError> {
             true,
         )?;
     }
-    verdict(done, args.to.is_some())
+    let conclusion = conclusion(&done);
+    verdict(done, args.to.is_some())?;
+    progress::conclude(&conclusion);
+    Ok(())
+}
+
+fn conclusion(done: &Done) -> String {
+    let files = progress::counted(done.files, "file was", "files were");
+    let provisioned = match done.provisioned {
+        0 => String::new(),
+        keys => format!(", and {}", progress::counted(keys, "provisioned key", "provisioned keys")),
+    };
+    format!("{files} rewrapped{provisioned}")
 }
 
 /// So often what was made or moved meanwhile is looked for.

@@ -4,7 +4,7 @@
 //! Invariants: one call for a data key, however many files have it; a file is looked at again right before it is changed; what
 //! failed stays as it was and is told; a key that keeps being refused is not asked about for every file.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,14 +18,17 @@ use crate::storage::KeyStock;
 
 use super::header_files::HeaderFiles;
 use super::header_writer::HeaderWriter;
+use super::plain_names::PlainNames;
 
 /// While a provider throttles or cannot be reached: the wait before the next try, and how long without any success.
 const PAUSE: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(60);
 /// So many refusals in a row of files under the same keys are enough.
 const REFUSALS: u32 = 64;
-/// Failures that are told one by one.
-const TOLD: u64 = 20;
+/// Reasons of failures that are told.
+const TOLD: usize = 20;
+/// Characters of a reason that are told again with its count.
+const SHOWN: usize = 100;
 
 /// What there is to do.
 #[derive(Default)]
@@ -72,6 +75,7 @@ impl Done {
 pub(super) struct Work<'a> {
     pub(super) ring: &'a Ring,
     pub(super) files: &'a HeaderFiles,
+    pub(super) names: &'a PlainNames<'a>,
     pub(super) writer: &'a HeaderWriter<'a>,
     pub(super) stock: &'a KeyStock,
     pub(super) wanted: &'a [Wanted],
@@ -83,20 +87,35 @@ pub(super) struct Work<'a> {
 pub(super) struct Failures {
     count: AtomicU64,
     first: Mutex<Option<CliError>>,
+    /// How many failed for the same reason, which is told once.
+    reasons: Mutex<BTreeMap<String, u64>>,
     /// Refusals in a row, by the keys that a file is under.
     refused: Mutex<HashMap<Vec<Vec<u8>>, u32>>,
 }
 
 impl Failures {
     fn tell(&self, what: &str, error: CliError) {
-        let before = self.count.fetch_add(1, Ordering::SeqCst);
-        // Who does not hear it still gets the count.
-        if before < TOLD {
+        self.count.fetch_add(1, Ordering::SeqCst);
+        let mut reasons = locked(&self.reasons);
+        let same = reasons.entry(reason(&error.to_string())).or_default();
+        *same += 1;
+        let is_new = *same == 1;
+        if is_new && reasons.len() <= TOLD {
             report::tell(&format!("{what}: {error}"));
-        } else if before == TOLD {
-            report::tell("more of them failed; they are not named");
         }
+        drop(reasons);
         locked(&self.first).get_or_insert(error);
+    }
+
+    /// Says how many others failed for the reasons that were told.
+    fn tell_counts(&self) {
+        let reasons = std::mem::take(&mut *locked(&self.reasons));
+        let alone = reasons.len() == 1;
+        for (reason, more) in reasons.iter().map(|(reason, count)| (reason, count - 1)).filter(|(_, more)| *more > 0) {
+            let start: String = reason.chars().take(SHOWN).collect();
+            let of = if alone { String::new() } else { format!(": {start}") };
+            report::tell(&format!("{more} more for the same reason{of}"));
+        }
     }
 
     fn of_keys(&self, records: &[Record]) -> u32 {
@@ -113,6 +132,13 @@ impl Failures {
     }
 }
 
+/// A message without what is different each time.
+fn reason(message: &str) -> String {
+    let Some((before, rest)) = message.split_once(" (request id ") else { return message.to_owned() };
+    let after = rest.split_once(')').map_or("", |(_, after)| after);
+    format!("{before}{after}")
+}
+
 fn keys_of(records: &[Record]) -> Vec<Vec<u8>> {
     records.iter().map(|record| record.key_id.clone()).collect()
 }
@@ -126,11 +152,11 @@ impl Work<'_> {
         self.files.walk(start, |path, page| {
             let page = match page {
                 Ok(page) => page,
-                Err(error) => return self.failures.tell(path, CliError::io("cannot be read", &error)),
+                Err(error) => return self.tell(path, CliError::io("cannot be read", &error)),
             };
             let header = match page.map(|page| self.ring.authenticate(&page)).transpose() {
                 Ok(header) => header.flatten(),
-                Err(error) => return self.failures.tell(path, error.into()),
+                Err(error) => return self.tell(path, error.into()),
             };
             let Some(header) = header else { return };
             todo.files += 1;
@@ -145,6 +171,7 @@ impl Work<'_> {
             let group = groups.entry(id).or_insert_with(|| (Vec::new(), Wanted::missing(self.wanted, records)));
             group.0.push(path.to_owned());
         });
+        self.failures.tell_counts();
         todo.data_keys = groups.len() as u64;
         for (id, (paths, missing)) in groups {
             let made = made.get(&id).cloned();
@@ -157,6 +184,13 @@ impl Work<'_> {
             self.find_provisioned(&mut todo)?;
         }
         Ok(todo)
+    }
+
+    /// Of what is at `path` in the cipher directory.
+    fn tell(&self, path: &str, error: CliError) {
+        let plain = self.names.plain_path(path);
+        let name = plain.map_or_else(|| path.into(), |plain| String::from_utf8_lossy(&plain).into_owned());
+        self.failures.tell(&name, error);
     }
 
     fn find_provisioned(&self, todo: &mut Todo) -> Result<(), CliError> {
@@ -205,6 +239,7 @@ impl Work<'_> {
                 });
             },
         );
+        self.failures.tell_counts();
         self.files.sync()?;
         self.stock.sync().map_err(|error| CliError::io(".kmsfs/keys", &error))?;
         let (files, provisioned) = (running.files.load(Ordering::SeqCst), running.provisioned.load(Ordering::SeqCst));
@@ -268,7 +303,7 @@ impl Running<'_> {
             });
             match changed {
                 Ok(()) => _ = self.files.fetch_add(1, Ordering::SeqCst),
-                Err(error) => self.work.failures.tell(path, error),
+                Err(error) => self.work.tell(path, error),
             }
         }
     }
@@ -332,4 +367,24 @@ fn add(a: Missing, b: Missing) -> Missing {
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_the_same_whatever_the_request() {
+        let first = reason("KMS ReEncrypt with key k: AccessDenied: no (request id 1-2): ask for kms:ReEncryptFrom");
+        assert_eq!(
+            first,
+            reason("KMS ReEncrypt with key k: AccessDenied: no (request id 3): ask for kms:ReEncryptFrom")
+        );
+        assert_eq!(reason("no (request id"), "no (request id");
+        let failures = Failures::default();
+        for n in 0..5 {
+            failures.tell("file", CliError::new(Exit::KeyRefused, format_args!("refused (request id {n})")));
+        }
+        assert_eq!(locked(&failures.reasons).values().collect::<Vec<_>>(), [&5]);
+    }
 }

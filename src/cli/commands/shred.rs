@@ -8,7 +8,8 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::cli::error::{CliError, Exit};
-use crate::cli::{progress, report};
+use crate::cli::progress::{self, Step};
+use crate::cli::report;
 use crate::transfer::Progress;
 
 use super::cat::named;
