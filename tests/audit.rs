@@ -118,6 +118,9 @@ fn changes_gaps_and_strangers_show_and_a_cut_end_by_its_head_only() {
     let volume = Volume::in_home(Home::new(), &[], &["--audit-log", LOG]);
     let log = volume.home.path(LOG);
     (0..20).for_each(|n| fs::write(volume.path(format!("f{n}")), "x").unwrap());
+    // A record that names a file.
+    cold(&volume);
+    fs::read(volume.path("f3")).unwrap();
     let head = settled(&volume)["head"].as_str().unwrap().to_owned();
     volume.unmount();
     let whole = fs::read_to_string(&log).unwrap();
@@ -177,7 +180,7 @@ fn changes_gaps_and_strangers_show_and_a_cut_end_by_its_head_only() {
     // With the volume's key, files have names.
     assert!(!shown.contains("path="), "{shown}");
     let named = volume.home.ok(&[&"audit", &"show", &"--names", &volume.cipher, &log]);
-    assert!((0..20).any(|n| named.contains(&format!("path=\"f{n}\""))), "{named}");
+    assert!(named.contains("path=\"f3\""), "{named}");
 }
 
 #[test]
@@ -187,7 +190,7 @@ fn a_log_goes_on_after_a_kill_a_torn_line_and_a_rotation() {
     fs::write(volume.path("a"), "x").unwrap();
     settled(&volume);
     let busy: Vec<Argument<'_>> = vec![&"mount", &volume.cipher, &volume.plain, &"--audit-log", &log];
-    volume.home.refused(9, &busy);
+    volume.home.refused(11, &busy);
     volume.kill();
     let mut bytes = fs::read(&log).unwrap();
     bytes.extend_from_slice(b"{\"seq\":99,\"ti");

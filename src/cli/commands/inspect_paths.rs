@@ -95,7 +95,15 @@ pub(super) fn subjects(paths: &[PathBuf], volumes: &mut Volumes) -> Vec<Result<S
                     }
                     subjects.push(Ok(Subject::Entry(Entry::at(root.clone(), below))));
                 }
-                Err(error) => subjects.push(elsewhere(path).map(Subject::Entry).map_err(|_| error)),
+                Err(error) => match elsewhere(path) {
+                    Ok(entry) => subjects.push(Ok(Subject::Entry(entry))),
+                    Err(_) => {
+                        if let Some(at) = named.take() {
+                            drop(subjects.remove(at));
+                        }
+                        subjects.push(Err(error));
+                    }
+                },
             },
         }
     }
