@@ -162,7 +162,6 @@ fn many_data_keys_at_once_have_each_their_own_context_and_request() {
         assert!(provider.makes_many_at_once());
         let contexts: Vec<_> = (0..32).map(|n| EncryptionContext::data_key(&[1; 16], &[n; 16])).collect();
         let mut made: Vec<_> = contexts.iter().map(|_| None).collect();
-        // The second time without most of the SDK.
         for _ in 0..2 {
             provider.generate_data_keys(&contexts, &mut |place, answer| made[place] = Some(answer.unwrap()));
         }

@@ -228,30 +228,23 @@ fn wrong_key_bytes_pass_for_a_key() {
     });
 }
 
-/// Calls pass the SDK by while all is well; what fails is the SDK's to judge and to try again, and so is the call after it.
+/// A refusal is not asked again, a fault that passes is, and calls after either work.
 #[test]
-fn the_sdk_makes_the_calls_after_trouble() {
-    isolated("the_sdk_makes_the_calls_after_trouble", || {
+fn calls_after_trouble_work() {
+    isolated("calls_after_trouble_work", || {
         on_own_server(PATIENT, |scene| {
-            let by_sdk = || OPERATIONS.map(|operation| scene.proxy.calls_by_sdk(operation));
-            assert_eq!(by_sdk(), [1, 0], "the first call");
             for _ in 0..3 {
                 OPERATIONS.into_iter().for_each(|operation| scene.works(operation));
             }
-            assert_eq!(by_sdk(), [1, 0]);
             scene.proxy.inject(DECRYPT, .., Fault::Exception(400, "AccessDeniedException"));
             scene.fails(DECRYPT, ProviderErrorKind::Denied, &(1..=1));
-            assert_eq!(by_sdk(), [1, 0], "it is not asked again");
             scene.proxy.heal();
             scene.works(DECRYPT);
             scene.works(DECRYPT);
-            assert_eq!(by_sdk(), [1, 1]);
             scene.proxy.inject(DECRYPT, ..=1, Fault::Gateway(503));
             let (result, attempts, _) = scene.call(DECRYPT);
             assert!(result.is_ok() && attempts == 2, "{attempts} attempts");
-            assert_eq!(by_sdk(), [1, 2]);
             scene.works(GENERATE);
-            assert_eq!(by_sdk(), [1, 2]);
         });
     });
 }

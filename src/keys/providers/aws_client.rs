@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::io;
-use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -24,7 +23,6 @@ use tokio::sync::futures::Notified;
 
 use super::super::{ProviderError, ProviderErrorKind};
 use super::AwsSettings;
-use super::aws_direct::Direct;
 use super::aws_pace::Paced;
 use super::aws_transport::{self, CA_BUNDLE};
 use super::endpoint;
@@ -44,27 +42,13 @@ const RETRY_TOKENS: usize = 5000;
 /// is whole again in two minutes.
 const RETRY_TOKENS_EACH_SECOND: f32 = 50.0;
 
-/// A client, and its way past the SDK.
-pub(super) struct AwsClient {
-    sdk: Client,
-    pub(super) direct: Direct,
-}
-
-impl Deref for AwsClient {
-    type Target = Client;
-
-    fn deref(&self) -> &Client {
-        &self.sdk
-    }
-}
-
 /// The clients of a provider: one for each Region, built when it is first needed.
 pub(super) struct Clients {
     settings: AwsSettings,
     retries: RetryPartition,
     paced: Paced,
     /// The one of the Region that the SDK finds by itself, under `None`.
-    by_region: Mutex<BTreeMap<Option<String>, Arc<AwsClient>>>,
+    by_region: Mutex<BTreeMap<Option<String>, Arc<Client>>>,
     hung_up: Notify,
 }
 
@@ -101,7 +85,7 @@ impl Clients {
     ///
     /// # Errors
     /// Why none can be made; the settings or the environment have to be changed.
-    pub(super) async fn get(&self, key: &str) -> Result<Arc<AwsClient>, String> {
+    pub(super) async fn get(&self, key: &str) -> Result<Arc<Client>, String> {
         let region = self.region(key);
         if let Some(client) = self.by_region().get(&region) {
             return Ok(Arc::clone(client));
@@ -111,7 +95,7 @@ impl Clients {
     }
 
     /// Drops `client`, and with it the credentials that it found, unless another caller has replaced it already.
-    pub(super) fn forget(&self, key: &str, client: &Arc<AwsClient>) {
+    pub(super) fn forget(&self, key: &str, client: &Arc<Client>) {
         let region = self.region(key);
         let mut clients = self.by_region();
         if clients.get(&region).is_some_and(|current| Arc::ptr_eq(current, client)) {
@@ -132,26 +116,25 @@ impl Clients {
         drop(clients);
     }
 
-    async fn build(&self, region: Option<String>) -> Result<AwsClient, String> {
-        let direct = Direct::new(&self.settings);
+    async fn build(&self, region: Option<String>) -> Result<Client, String> {
         let bundle = std::env::var_os(CA_BUNDLE).filter(|path| !path.is_empty()).map(PathBuf::from);
         let http = aws_transport::client(bundle.as_deref())?;
         let for_credentials = aws_transport::guarded(http.clone(), aws_transport::is_own_or_link_local);
-        let config = self.loader(region, &direct).http_client(for_credentials).load().await;
+        let config = self.loader(region).http_client(for_credentials).load().await;
         if config.region().is_none() {
             return Err("no Region is known".to_owned());
         }
         let mut kms = aws_sdk_kms::config::Builder::from(&config)
-            .http_client(direct.noting_requests(aws_transport::guarded(http, endpoint::is_own)))
+            .http_client(aws_transport::guarded(http, endpoint::is_own))
             .retry_partition(self.retries.clone())
             .retry_classifier(self.paced.clone());
         if let Some(endpoint) = &self.settings.endpoint {
             kms.set_endpoint_url(Some(endpoint.clone()));
         }
-        Ok(AwsClient { sdk: Client::from_conf(kms.build()), direct })
+        Ok(Client::from_conf(kms.build()))
     }
 
-    fn loader(&self, region: Option<String>, direct: &Direct) -> ConfigLoader {
+    fn loader(&self, region: Option<String>) -> ConfigLoader {
         let attempt = self.settings.attempt_timeout;
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(CONNECT_TIMEOUT.min(attempt))
@@ -167,7 +150,7 @@ impl Clients {
         let loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
             .timeout_config(timeouts.build())
             .retry_config(retries)
-            .identity_cache(direct.noting_identities(credentials.build()));
+            .identity_cache(credentials.build());
         let loader = if self.settings.fips { loader.use_fips(true) } else { loader };
         match region {
             Some(region) => loader.region(Region::new(region)),
@@ -180,7 +163,7 @@ impl Clients {
         region_of(key).map(str::to_owned).or_else(|| self.settings.region.clone())
     }
 
-    fn by_region(&self) -> MutexGuard<'_, BTreeMap<Option<String>, Arc<AwsClient>>> {
+    fn by_region(&self) -> MutexGuard<'_, BTreeMap<Option<String>, Arc<Client>>> {
         self.by_region.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,5 +1,5 @@
 //! AWS Key Management Service, through the official SDK: TLS, credentials, errors and retries are the SDK's. How its
-//! operations are called is in `aws_operations`; most calls are made as in `aws_direct`, which leaves most of it out.
+//! operations are called is in `aws_operations`.
 //!
 //! Invariants: every wait ends by the operation timeout and its grace; nothing of the SDK is built before the first call;
 //! no lock is held across one.
@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use std::pin::pin;
 use std::sync::Arc;
 
+use aws_sdk_kms::Client;
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::operation::RequestId;
 use tokio::runtime::{Builder, Runtime};
@@ -16,7 +17,7 @@ use tokio::runtime::{Builder, Runtime};
 use super::super::uses::note_request_id;
 use super::super::{ProviderError, ProviderErrorKind};
 use super::AwsSettings;
-use super::aws_client::{AwsClient, Clients, causes, explain_unsent};
+use super::aws_client::{Clients, causes, explain_unsent};
 use futures_util::future::{Either, select};
 
 /// The longest name of a key that KMS takes.
@@ -48,7 +49,7 @@ impl AwsKmsProvider {
     pub(super) fn call<T: RequestId, E: Failure>(
         &self,
         call: &Call<'_>,
-        send: impl AsyncFn(&AwsClient) -> Result<T, SdkError<E>>,
+        send: impl AsyncFn(&Client) -> Result<T, SdkError<E>>,
     ) -> Result<T, ProviderError> {
         self.run(self.send_in_time(call, send))?
     }
@@ -63,7 +64,7 @@ impl AwsKmsProvider {
     pub(super) async fn send_in_time<T: RequestId, E: Failure>(
         &self,
         call: &Call<'_>,
-        send: impl AsyncFn(&AwsClient) -> Result<T, SdkError<E>>,
+        send: impl AsyncFn(&Client) -> Result<T, SdkError<E>>,
     ) -> Result<T, ProviderError> {
         let deadline = self.clients.deadline();
         let late = |_| call.error(ProviderErrorKind::Unavailable, &format!("no answer within {deadline:?}"));
@@ -78,7 +79,7 @@ impl AwsKmsProvider {
     async fn send<T: RequestId, E: Failure>(
         &self,
         call: &Call<'_>,
-        send: impl AsyncFn(&AwsClient) -> Result<T, SdkError<E>>,
+        send: impl AsyncFn(&Client) -> Result<T, SdkError<E>>,
     ) -> Result<T, ProviderError> {
         let mut client = self.client(call).await?;
         let mut result = send(&client).await;
@@ -94,7 +95,7 @@ impl AwsKmsProvider {
         result.map_err(|error| call.failure(&error))
     }
 
-    async fn client(&self, call: &Call<'_>) -> Result<Arc<AwsClient>, ProviderError> {
+    async fn client(&self, call: &Call<'_>) -> Result<Arc<Client>, ProviderError> {
         self.clients.get(call.key).await.map_err(|why| call.error(ProviderErrorKind::Misconfigured, &why))
     }
 }

@@ -7,11 +7,12 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
+use aws_sdk_kms::Client;
 use aws_sdk_kms::error::SdkError;
 use aws_sdk_kms::operation::RequestId;
-use aws_sdk_kms::operation::decrypt::DecryptError;
+use aws_sdk_kms::operation::decrypt::{DecryptError, DecryptOutput};
 use aws_sdk_kms::operation::encrypt::{EncryptError, EncryptOutput};
-use aws_sdk_kms::operation::generate_data_key::GenerateDataKeyError;
+use aws_sdk_kms::operation::generate_data_key::{GenerateDataKeyError, GenerateDataKeyOutput};
 use aws_sdk_kms::operation::generate_data_key_without_plaintext::{
     GenerateDataKeyWithoutPlaintextError, GenerateDataKeyWithoutPlaintextOutput,
 };
@@ -24,8 +25,6 @@ use zeroize::Zeroizing;
 use super::super::{
     EncryptionContext, Generated, KeyDescription, Provider, ProviderError, ProviderErrorKind, ProviderKind, WrappedKey,
 };
-use super::aws_answer::{Answer, Input};
-use super::aws_client::AwsClient;
 use super::aws_kms::{AwsKmsProvider, Call, check_key};
 use super::{MAX_WRAPPED_LEN, aws_describe};
 use crate::crypto::{DataKey, Secret};
@@ -74,13 +73,9 @@ impl Provider for AwsKmsProvider {
         check_key(key_id)?;
         let call = Call { operation: "Decrypt", key: key_id };
         call.check_wrapped(wrapped)?;
-        let input = Input { key_id, key_spec: None, ciphertext_blob: Some(wrapped), encryption_context: context };
-        let answer = self.call(&call, async |client| -> Result<Answer, SdkError<DecryptError>> {
-            let by_sdk = async || {
-                let request = client.decrypt().key_id(key_id).ciphertext_blob(Blob::new(wrapped));
-                request.set_encryption_context(Some(pairs(context))).send().await.map(Answer::from)
-            };
-            client.direct.call(call.operation, &input, by_sdk).await
+        let answer = self.call(&call, async |client| -> Result<DecryptOutput, SdkError<DecryptError>> {
+            let request = client.decrypt().key_id(key_id).ciphertext_blob(Blob::new(wrapped));
+            request.set_encryption_context(Some(pairs(context))).send().await
         })?;
         let data_key = call.data_key(answer.plaintext)?;
         call.key_id(answer.key_id)?;
@@ -140,19 +135,9 @@ impl Provider for AwsKmsProvider {
 impl AwsKmsProvider {
     async fn generate(&self, context: &EncryptionContext) -> Generated {
         let call = Call { operation: "GenerateDataKey", key: &self.key };
-        let spec = DataKeySpec::Aes256;
-        let input = Input {
-            key_id: &self.key,
-            key_spec: Some(spec.as_str()),
-            ciphertext_blob: None,
-            encryption_context: context,
-        };
-        let send = async |client: &AwsClient| -> Result<Answer, SdkError<GenerateDataKeyError>> {
-            let by_sdk = async || {
-                let request = client.generate_data_key().key_id(&self.key).key_spec(spec.clone());
-                request.set_encryption_context(Some(pairs(context))).send().await.map(Answer::from)
-            };
-            client.direct.call(call.operation, &input, by_sdk).await
+        let send = async |client: &Client| -> Result<GenerateDataKeyOutput, SdkError<GenerateDataKeyError>> {
+            let request = client.generate_data_key().key_id(&self.key).key_spec(DataKeySpec::Aes256);
+            request.set_encryption_context(Some(pairs(context))).send().await
         };
         let answer = self.send_in_time(&call, send).await?;
         let data_key = call.data_key(answer.plaintext)?;

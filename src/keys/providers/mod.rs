@@ -11,21 +11,15 @@ mod age_file;
 #[cfg(feature = "age")]
 mod age_keys;
 #[cfg(feature = "aws-kms")]
-mod aws_answer;
-#[cfg(feature = "aws-kms")]
 mod aws_client;
 #[cfg(feature = "aws-kms")]
 mod aws_describe;
-#[cfg(feature = "aws-kms")]
-mod aws_direct;
 #[cfg(feature = "aws-kms")]
 mod aws_kms;
 #[cfg(feature = "aws-kms")]
 mod aws_operations;
 #[cfg(feature = "aws-kms")]
 mod aws_pace;
-#[cfg(feature = "aws-kms")]
-mod aws_signature;
 #[cfg(feature = "aws-kms")]
 mod aws_transport;
 #[cfg(any(feature = "aws-kms", feature = "vault"))]
