@@ -529,7 +529,7 @@ fn help_speed_completions_and_manual_pages() {
     for page in ["kmsfs.1", "kmsfs-mount.1", "kmsfs-init.1", "kmsfs-umount.1"] {
         assert!(names.contains(&page), "{names:?}");
     }
-    assert!(fs::read_to_string(home.path("man/kmsfs.1")).unwrap().contains("Exit codes"));
+    assert!(fs::read_to_string(home.path("man/man1/kmsfs.1")).unwrap().contains("EXIT STATUS"));
     home.refused(14, &[&"man", &"missing"]);
 }
 

@@ -1,4 +1,4 @@
-//! The units under a real systemd, which a test boots (`support/booted.rs`): what `docs/OPERATIONS.md` says of them.
+//! The units under a real systemd, which a test boots (`support/booted.rs`): what `docs/GUIDE.md` says of them.
 #![cfg(all(feature = "mount", feature = "aws-kms"))]
 #![allow(clippy::unwrap_used)] // it is how a test fails
 #![allow(clippy::print_stdout)] // what is left out, and the score, are told
@@ -50,20 +50,22 @@ fn is_mounted(system: &Booted, path: &str) -> bool {
     system.run(&format!("mountpoint -q {path}")).status.success()
 }
 
-/// The commands of `docs/OPERATIONS.md` for systemd, one after the other, with the files that it shows.
+/// The commands of `docs/GUIDE.md` for systemd, one after the other, with the files that it shows.
 #[test]
 fn the_document_is_followed() {
     let Some(system) = Booted::start("rm etc/systemd/system/kmsfs*; cp -r \"$UNITS\" opt/systemd") else { return };
-    let document = document::read("docs/OPERATIONS.md");
+    let document = document::read("docs/GUIDE.md");
     let files = document::blocks(&document).into_iter().find(|block| block.language == "ini").unwrap();
     for file in files.lines.join("\n").split("# ").skip(1) {
         let (name, content) = file.split_once('\n').unwrap();
         fs::write(system.path(&format!("/opt/{name}")), content).unwrap();
     }
-    system.ok("install -d -m 700 /etc/kmsfs; printf words >/etc/kmsfs/data.passphrase; mkdir /srv/plain");
     let ours = [
         "cp systemd/",
         "install -D",
+        "install -d -m ",
+        "(umask 077; ",
+        "chattr +i ",
         "systemctl ",
         "journalctl ",
         "kmsfs init /srv/cipher --key local:/etc/kmsfs/data.toml",
@@ -73,6 +75,9 @@ fn the_document_is_followed() {
     let said: Vec<String> = commands.map(|command| system.ok(&format!("cd /opt; {command}"))).collect();
     assert!(said.len() >= 10, "{said:?}");
     system.ok("echo x >/srv/plain/x");
+    // Nothing is written into it while nothing is mounted, by whomever modes hold.
+    system.fails("systemctl stop kmsfs@data; setpriv --reuid 1 --clear-groups touch /srv/plain/y");
+    system.ok("systemctl start kmsfs@data; grep -qx x /srv/plain/x");
     assert!(said.last().unwrap().contains("\"KMSFS_MOUNTPOINT\":\"/srv/plain\""), "{said:?}");
     // What sentences have.
     assert_eq!(system.ok("systemctl show -p ExecMainStatus kmsfs@data"), "ExecMainStatus=0\n");
@@ -136,7 +141,7 @@ fn what_dies_or_hangs_is_started_again_on_a_clean_mount_point() {
     assert!(system.journal("-u kmsfs@data").contains("Watchdog timeout"));
 }
 
-/// Each ends in `failed`, at once and for good, with the exit code of `docs/OPERATIONS.md` and the reason as an error.
+/// Each ends in `failed`, at once and for good, with the exit code of `docs/GUIDE.md` and the reason as an error.
 #[test]
 fn what_only_an_administrator_can_mend_fails_and_says_why() {
     let Some(system) = Booted::start("") else { return };
@@ -226,7 +231,7 @@ fn the_target_starts_and_stops_all_and_so_does_a_boot() {
     assert!(ended.contains("unmounted") && !ended.contains("Failed"), "{ended}");
 }
 
-/// Both lines of `/etc/fstab` in `docs/OPERATIONS.md`, and a volume that is missing.
+/// Both lines of `/etc/fstab` in `docs/GUIDE.md`, and a volume that is missing.
 #[test]
 fn fstab_mounts_at_first_access_and_lets_a_missing_volume_be() {
     let Some(mut system) = Booted::start("") else { return };
@@ -241,10 +246,15 @@ fn fstab_mounts_at_first_access_and_lets_a_missing_volume_be() {
          /srv/eager /srv/eager-plain kmsfs _netdev,nofail,key_max_age=60,log_format=journald,{} 0 0\n\
          /srv/missing /srv/missing-plain kmsfs _netdev,nofail,{} 0 0\n",
         options("lazy"),
-        options("eager"),
+        "nosuid",
         options("lazy")
     );
     fs::write(system.path("/etc/fstab"), table).unwrap();
+    // What is no option comes from the environment of the unit that is made of the line.
+    let directory = system.path("/etc/systemd/system/srv-eager\\x2dplain.mount.d");
+    fs::create_dir_all(&directory).unwrap();
+    let lines = "[Mount]\nEnvironment=KMSFS_PASSPHRASE_FILE=/etc/kmsfs/eager.passphrase\n";
+    fs::write(directory.join("environment.conf"), lines).unwrap();
     system.ok("systemctl daemon-reload; systemctl restart remote-fs.target");
     system.wait_for("srv-eager\\x2dplain.mount", "ActiveState", "active");
     system.ok("echo eager >/srv/eager-plain/file; kmsfs status /srv/eager-plain");

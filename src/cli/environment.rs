@@ -2,6 +2,7 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::fs;
 use std::path::PathBuf;
 
 /// What a variable says.
@@ -13,10 +14,26 @@ pub(crate) struct Environment {
     root: bool,
 }
 
+/// The users of this machine.
+const USERS: &str = "/etc/passwd";
+
+/// The home of a user, for whom mount(8) runs a helper without `HOME`: `fstab` lines with `user` or `users`.
+fn home_of(user: u32, users: &str) -> Option<OsString> {
+    let mut entries = users.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let entry = entries.find(|fields| fields.get(2).is_some_and(|id| id.parse() == Ok(user)))?;
+    entry.get(5).filter(|home| home.starts_with('/')).map(OsString::from)
+}
+
 impl Environment {
     /// This process's.
     pub(crate) fn of_process() -> Self {
-        Self { lookup: Box::new(|name| env::var_os(name)), root: rustix::process::geteuid().is_root() }
+        let user = rustix::process::geteuid();
+        // Looked up now: the sandbox takes the list of users away.
+        let needs_home = !user.is_root() && env::var_os("HOME").is_none();
+        let users = if needs_home { fs::read_to_string(USERS).unwrap_or_default() } else { String::new() };
+        let home = home_of(user.as_raw(), &users);
+        let lookup = move |name: &str| env::var_os(name).or_else(|| home.clone().filter(|_| name == "HOME"));
+        Self { lookup: Box::new(lookup), root: user.is_root() }
     }
 
     /// Made up.
@@ -94,6 +111,9 @@ mod tests {
             assert_eq!(root.data_directory().unwrap(), Path::new("/var/lib/kmsfs"));
             assert_eq!(root.log_directory().unwrap(), Path::new("/var/log/kmsfs"));
         }
+        let users = "root:x:0:0::/root:/bin/sh\nanna:x:1000:1000:Anna,,,:/home/anna:/bin/sh\nodd:x:7\n+::::::\n";
+        assert_eq!(home_of(1000, users).unwrap(), "/home/anna");
+        assert_eq!((home_of(7, users), home_of(8, users)), (None, None));
         let nobody = Environment::of(false, &[]);
         assert_eq!((nobody.data_directory(), nobody.log_directory()), (None, None));
     }

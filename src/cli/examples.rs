@@ -123,7 +123,7 @@ const EXAMPLES: &[Examples] = &[
     ("forget", &[("kmsfs forget /srv/cipher", "the next mount accepts another volume there")]),
     ("speed", &[("kmsfs speed", "of both cipher suites on this CPU")]),
     ("completions", &[("kmsfs completions bash >~/.local/share/bash-completion/completions/kmsfs", "for this user")]),
-    ("man", &[("kmsfs man ~/.local/share/man/man1", "for this user")]),
+    ("man", &[("kmsfs man ~/.local/share/man", "for this user")]),
 ];
 
 /// Lines for the shell and their purposes.

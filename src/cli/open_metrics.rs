@@ -1,4 +1,4 @@
-//! What a mount counts, as OpenMetrics 1.0 text. `docs/OPERATIONS.md` lists the names for users.
+//! What a mount counts, as OpenMetrics 1.0 text, each with its help.
 //!
 //! Labels have few values: operations, errnos, results; never a name or path of a file.
 

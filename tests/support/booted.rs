@@ -293,7 +293,7 @@ fn boots_at_all() -> &'static Result<(), String> {
     })
 }
 
-/// Puts the program and the units where `docs/OPERATIONS.md` says.
+/// Puts the program and the units where `docs/GUIDE.md` says.
 fn install() -> String {
     let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd");
     format!(

@@ -14,7 +14,7 @@ use crate::cli::examples;
 use crate::cli::mount_options::KNOWN;
 use crate::cli::{settings, settings_reference};
 
-/// Write the manual pages into a directory
+/// Write the manual pages into man1, man5 and man8 below a directory
 #[derive(Debug, Args)]
 pub(crate) struct ManArgs {
     /// An existing directory
@@ -25,8 +25,11 @@ pub(crate) struct ManArgs {
 /// The files that a user may look for.
 const FILES: [(&str, &str); 5] = [
     ("/etc/kmsfs/config.toml, ~/.config/kmsfs/config.toml", "settings, see kmsfs-config(5)"),
-    ("~/.local/share/kmsfs/keyring.toml", "the keyring of volumes that were made without --key"),
-    ("~/.local/share/kmsfs/known-volumes.toml", "remembered volumes"),
+    (
+        "~/.local/share/kmsfs/keyring.toml, for root /var/lib/kmsfs",
+        "the keyring of volumes that were made without --key",
+    ),
+    ("~/.local/share/kmsfs/known-volumes.toml, for root /var/lib/kmsfs", "remembered volumes"),
     ("~/.local/state/kmsfs/VOLUME-ID.log, for root /var/log/kmsfs", "the log of a mount in the background"),
     ("CIPHERDIR/.kmsfs/volume.toml, volume.toml.1", "the sealed config of a volume, and its copy"),
 ];
@@ -37,7 +40,15 @@ pub(crate) fn run(args: &ManArgs) -> Result<(), CliError> {
     command.build();
     let pages = pages(&command).map_err(|error| CliError::io("the manual pages", &error))?;
     for (name, page) in pages {
-        let path = args.directory.join(name);
+        let section = name.rsplit('.').next().unwrap_or_default();
+        let directory = args.directory.join(format!("man{section}"));
+        match fs::create_dir(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(CliError::io(directory.display(), &error));
+            }
+            _ => {}
+        }
+        let path = directory.join(name);
         fs::write(&path, page).map_err(|error| CliError::io(path.display(), &error))?;
     }
     Ok(())

@@ -22,7 +22,7 @@ use super::unmounted::{self, UnlockArgs};
 /// The volume must not be mounted. First the header of every file at and below each PATH is overwritten, with the wrapped data
 /// key and the file's id, without which no key opens the content; then everything is removed. Nothing is reached that is
 /// elsewhere: backups, snapshots, copies that the disk or a copy-on-write filesystem keeps. Names, sizes and attributes are
-/// removed and not overwritten. See OPERATIONS.md.
+/// removed and not overwritten. `docs/GUIDE.md` says what remains.
 #[derive(Debug, Args)]
 pub(crate) struct ShredArgs {
     /// The directory that holds the ciphertext

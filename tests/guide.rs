@@ -1,7 +1,8 @@
-//! Each command in `docs/OPERATIONS.md` is run: here, on real volumes under a keyring, a KMS and a security module, or by the
-//! test that [`ELSEWHERE`] names. A command that is neither fails, and so does one that the document does not have any more.
+//! Each command in `docs/GUIDE.md` and `docs/TROUBLESHOOTING.md` is run: here, on real volumes under a keyring, a KMS and a security
+//! module, or by the test that [`ELSEWHERE`] names. A command that is neither fails, and so does one that no document has any more.
+//! Messages that `docs/TROUBLESHOOTING.md` explains are those of the program.
 #![cfg(all(feature = "mount", feature = "aws-kms", feature = "pkcs11", feature = "age"))]
-#![allow(clippy::unwrap_used)] // it is how a test fails
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // how a test fails, and how it tells what it left out
 
 #[path = "support/document.rs"]
 mod document;
@@ -17,12 +18,15 @@ use std::path::Path;
 use kms_server::KmsServer;
 use support::{Home, eventually, python, text};
 
-const DOCUMENT: &str = "docs/OPERATIONS.md";
+const DOCUMENTS: [&str; 2] = ["docs/GUIDE.md", "docs/TROUBLESHOOTING.md"];
 
 /// Commands of the document that another test runs: how they begin, and the test.
 const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("cp systemd/", "tests/systemd_booted.rs", "the_document_is_followed"),
     ("install -D ", "tests/systemd_booted.rs", "the_document_is_followed"),
+    ("install -d -m ", "tests/systemd_booted.rs", "the_document_is_followed"),
+    ("(umask 077; ", "tests/systemd_booted.rs", "the_document_is_followed"),
+    ("chattr +i ", "tests/systemd_booted.rs", "the_document_is_followed"),
     ("systemctl ", "tests/systemd_booted.rs", "the_document_is_followed"),
     ("journalctl ", "tests/systemd_booted.rs", "the_document_is_followed"),
     ("kmsfs init /srv/cipher --key local:/etc/kmsfs/data.toml", "tests/systemd_booted.rs", "the_document_is_followed"),
@@ -40,10 +44,19 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
 const RUN: &[&str] = &[
     // Under a keyring.
     "kmsfs speed",
+    "kmsfs estimate PATH",
+    "kmsfs man DIR",
     "kmsfs doctor CIPHERDIR",
+    "kmsfs mount /srv/cipher /srv/plain",
+    "kmsfs sync MOUNTPOINT",
+    "kmsfs unlock MOUNTPOINT",
+    "kmsfs umount MOUNTPOINT",
+    "kmsfs init CIPHERDIR",
+    "rsync -aHX /srv/cipher/ /media/backup/cipher/",
+    "kmsfs check /media/backup/cipher",
+    "kmsfs check /media/backup/cipher --salvage /srv/rescued",
     "kmsfs mount CIPHERDIR MOUNTPOINT --audit-log FILE",
     "kmsfs mount CIPHERDIR MOUNTPOINT --metrics 127.0.0.1:9464",
-    "kmsfs status --keys MOUNTPOINT",
     "kmsfs status --keys /srv/plain",
     "kmsfs audit verify FILE... --volume CIPHERDIR",
     "kmsfs audit show FILE...",
@@ -72,7 +85,11 @@ const RUN: &[&str] = &[
     "chmod 711 /srv/plain",
     "install -d -o postgres -g postgres -m 700 /srv/plain/pgdata",
     // Under a KMS, with a keyring for recovery.
-    "kmsfs doctor --policy CIPHERDIR",
+    "aws kms create-key --query KeyMetadata.KeyId --output text",
+    "aws kms create-alias --alias-name alias/app-data --target-key-id KEYID",
+    "kmsfs init /srv/cipher --key aws-kms:alias/app-data",
+    "kmsfs doctor --policy /srv/cipher",
+    "kmsfs doctor /srv/cipher",
     "kmsfs rewrap CIPHERDIR --to aws-kms:arn:aws:kms:... --dry-run",
     "kmsfs rewrap CIPHERDIR --to aws-kms:arn:aws:kms:...",
     "kmsfs recipients add CIPHERDIR local:/media/safe/recovery.toml",
@@ -113,6 +130,7 @@ impl Scene {
         all.extend([
             ("/srv/".to_owned(), at("srv/")),
             ("/media/safe/".to_owned(), at("media/")),
+            ("/media/backup/".to_owned(), at("media/")),
             ("/etc/kmsfs/".to_owned(), at("etc/")),
             ("CIPHERDIR".to_owned(), at("srv/cipher")),
             ("MOUNTPOINT".to_owned(), at("srv/plain")),
@@ -120,6 +138,8 @@ impl Scene {
             ("FILE".to_owned(), at("audit.log")),
             ("OUTDIR".to_owned(), at("decrypted")),
             ("PATH...".to_owned(), "letters".to_owned()),
+            ("estimate PATH".to_owned(), "estimate .".to_owned()),
+            ("man DIR".to_owned(), "man .".to_owned()),
             ("[PATH]".to_owned(), String::new()),
             ("local:KEYRING".to_owned(), "local:next.toml".to_owned()),
             // A port that another test does not have.
@@ -158,7 +178,7 @@ impl Scene {
 
 #[test]
 fn each_command_of_the_document_is_run_by_a_test() {
-    let document = document::read(DOCUMENT);
+    let document = DOCUMENTS.map(document::read).join("\n\n");
     let mut wrong = Vec::new();
     let mut found = BTreeSet::new();
     let begins = |text: &str| {
@@ -187,7 +207,7 @@ fn each_command_of_the_document_is_run_by_a_test() {
 
 /// Not what the program says or how its second process is called.
 fn is_command(text: &str) -> bool {
-    !text.starts_with("kmsfs --attend") && text != "kmsfs COMMAND --help"
+    !text.starts_with("kmsfs --attend") && !text.ends_with(" --help")
 }
 
 /// A command's name alone (`kmsfs keys provision`), with which a sentence speaks of it: it must be one of the program's.
@@ -206,51 +226,26 @@ fn text_of_usage(help: &[u8]) -> String {
     text(help).lines().filter(|line| line.starts_with("Usage: ")).collect()
 }
 
-/// The summary at the beginning names every command, and no option that there is not.
+/// Each message that the document explains stands in the sources.
 #[test]
-fn the_summary_has_every_command_and_its_options() {
-    let document = document::read(DOCUMENT);
-    let summary = document::blocks(&document).remove(0);
-    assert_eq!(summary.language, "text");
-    let home = Home::new();
-    let mut commands: Vec<(String, String)> = Vec::new();
-    for line in &summary.lines {
-        match line.strip_prefix("kmsfs ") {
-            Some(rest) => commands.push((rest.split_whitespace().next().unwrap().to_owned(), rest.to_owned())),
-            None => commands.last_mut().unwrap().1.push_str(line),
+fn each_message_that_is_explained_is_one_of_the_program() {
+    let mut sources = String::new();
+    for path in support::walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
+        if path.extension().is_some_and(|kind| kind == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            // A string that goes on in the next line is one.
+            sources.extend(text.split("\\\n").map(str::trim_start));
         }
     }
-    let mut wrong = Vec::new();
-    for (command, line) in &commands {
-        let second = line.split_whitespace().nth(1).filter(|word| word.chars().all(|c| c.is_ascii_lowercase()));
-        let mut helps = home.ok(&[command, &"--help"]);
-        if let Some(second) = second {
-            helps.push_str(&home.ok(&[command, &second, &"--help"]));
-            helps.push_str(
-                &line
-                    .split(" | ")
-                    .filter_map(|part| part.split(' ').next())
-                    .map(|word| {
-                        let output = home.kmsfs(&[command, &word, &"--help"]);
-                        if output.status.success() { text(&output.stdout) } else { String::new() }
-                    })
-                    .collect::<String>(),
-            );
-        }
-        let options =
-            line.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')).filter(|word| word.starts_with("--"));
-        wrong.extend(
-            options.filter(|option| !helps.contains(*option)).map(|option| format!("{command} has no {option}")),
-        );
-    }
-    let told = home.ok(&[&"--help"]);
-    let all = told.split("Commands:").nth(1).unwrap().split("Options:").next().unwrap().lines();
-    let all = all.filter_map(|line| line.strip_prefix("  ")?.split_whitespace().next()).filter(|name| *name != "help");
-    wrong.extend(
-        all.filter(|name| !commands.iter().any(|(command, _)| command == name))
-            .map(|name| format!("{name} is missing")),
-    );
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let document = document::read("docs/TROUBLESHOOTING.md");
+    // What programs say of an errno is the C library's.
+    let of_errno = document.split("\n## ").find(|part| part.starts_with("A program on a mount fails")).unwrap();
+    let ours = document.replace(of_errno, "");
+    let rows = ours.lines().filter(|line| line.starts_with("| `"));
+    let messages: Vec<_> = rows.flat_map(|row| document::spans(row.split(" | ").next().unwrap())).collect();
+    assert!(messages.len() > 40, "{messages:?}");
+    let strange: Vec<_> = messages.iter().filter(|message| !sources.contains(*message)).collect();
+    assert!(strange.is_empty(), "no message of the program: {strange:?}");
 }
 
 /// From nothing to a database of a user who is not the one that mounts.
@@ -281,16 +276,22 @@ fn the_commands_for_a_database() {
 fn the_commands_for_a_keyring() {
     let mut scene = Scene::new(&[]);
     assert!(scene.run("kmsfs speed").contains("xaes-256-gcm"));
-    scene.home.shell("kmsfs init srv/cipher");
+    assert!(scene.run("kmsfs estimate PATH").contains("calls"));
+    scene.run("kmsfs man DIR");
+    assert!(scene.home.path("man8/mount.kmsfs.8").exists() && scene.home.path("man5/kmsfs-config.5").exists());
+    scene.run("kmsfs init CIPHERDIR");
+    scene.run("kmsfs mount /srv/cipher /srv/plain");
+    scene.run("kmsfs sync MOUNTPOINT");
+    scene.home.shell("kmsfs lock srv/plain");
+    scene.run("kmsfs unlock MOUNTPOINT");
+    scene.run("kmsfs umount MOUNTPOINT");
     let listed: serde_json::Value = serde_json::from_str(&scene.home.shell("kmsfs keys list --json")).unwrap();
     let key = listed["keys"][0]["key"].as_str().unwrap().to_owned();
     scene.words.insert(0, ("local:k-a1148dfa6ba2c7ea".to_owned(), key.clone()));
     assert!(!scene.run("kmsfs doctor CIPHERDIR").contains("FAIL"));
     scene.mount("kmsfs mount CIPHERDIR MOUNTPOINT --audit-log FILE", || {
         scene.home.shell("sync -f srv/plain");
-        for documented in ["kmsfs status --keys MOUNTPOINT", "kmsfs status --keys /srv/plain"] {
-            assert!(scene.run(documented).contains(&key));
-        }
+        assert!(scene.run("kmsfs status --keys /srv/plain").contains(&key));
     });
     assert!(scene.run("kmsfs audit verify FILE... --volume CIPHERDIR").contains("ended"));
     assert!(scene.run("kmsfs audit show FILE...").contains("Decrypt"));
@@ -301,6 +302,7 @@ fn the_commands_for_a_keyring() {
         let script = "import sys, urllib.request; print(urllib.request.urlopen('http://' + sys.argv[1].split('/')[0] + '/metrics').read().decode())";
         assert!(python(script, &[&address], Path::new("/")).contains("kmsfs_info"));
     });
+    copies_without_symlinks_keep_content_alone(&scene);
     scene.run("kmsfs check CIPHERDIR");
     scene.run("kmsfs check CIPHERDIR --salvage DIR");
     scene.run("kmsfs check CIPHERDIR --repair");
@@ -330,11 +332,58 @@ fn the_commands_for_a_keyring() {
     scene.run("kmsfs shred CIPHERDIR PATH... --yes");
     assert_eq!(scene.home.shell("kmsfs ls srv/cipher"), "photos\n");
 
-    // Another volume in the place of the one that is remembered.
+    another_volume_in_its_place(&scene);
+}
+
+/// It is refused until the one that is remembered is forgotten.
+fn another_volume_in_its_place(scene: &Scene) {
     scene.home.shell("mv srv/cipher srv/elsewhere; kmsfs init srv/other; mv srv/other srv/cipher");
     scene.home.refused(5, &[&"check", &"srv/cipher"]);
     scene.run("kmsfs forget CIPHERDIR");
     scene.run("kmsfs check CIPHERDIR");
+}
+
+/// A copy keeps all; one by a tool without symlinks has lost the names.
+fn copies_without_symlinks_keep_content_alone(scene: &Scene) {
+    scene.run("rsync -aHX /srv/cipher/ /media/backup/cipher/");
+    scene.run("kmsfs check /media/backup/cipher");
+    scene.home.shell("find media/cipher -type l -delete");
+    let words = |documented| scene.meant(documented).split(' ').skip(1).map(str::to_owned).collect::<Vec<_>>();
+    let refused = |documented| {
+        let words = words(documented);
+        scene.home.refused(13, &words.iter().map(|word| word as support::Argument<'_>).collect::<Vec<_>>())
+    };
+    assert!(refused("kmsfs check /media/backup/cipher").contains("damaged"));
+    refused("kmsfs check /media/backup/cipher --salvage /srv/rescued");
+    let rescued = scene.home.shell("cd srv/rescued/unreachable; grep -rl 'dear Anna' . | wc -l");
+    assert_eq!(rescued.trim(), "1");
+    scene.home.shell("rm -r media/cipher");
+
+    if std::process::Command::new("rclone").arg("version").output().is_err() {
+        println!("left out: rclone is not installed");
+        return;
+    }
+    scene.home.shell(
+        "RCLONE_CONFIG=/dev/null; export RCLONE_CONFIG
+         rclone --quiet sync --links srv/cipher remote
+         rclone --quiet sync --links remote media/cipher",
+    );
+    scene.run("kmsfs check /media/backup/cipher");
+    scene.home.shell("rm -r media/cipher remote");
+}
+
+/// A mount gives out no file handles, which the kernel's NFS server would need.
+#[test]
+fn a_mount_has_no_file_handles() {
+    const SCRIPT: &str = "import ctypes, errno, sys
+libc = ctypes.CDLL(None, use_errno=True)
+handle = (ctypes.c_uint * 34)(128)
+failed = libc.name_to_handle_at(-100, sys.argv[1].encode(), handle, ctypes.byref(ctypes.c_int()), 0)
+print(failed and errno.errorcode[ctypes.get_errno()])";
+    let volume = support::Volume::new(&[]);
+    fs::write(volume.path("file"), "x").unwrap();
+    let said = python(SCRIPT, &[&volume.path("file")], Path::new("/"));
+    assert!(["ENOTSUP\n", "EOPNOTSUPP\n"].contains(&said.as_str()), "{said}");
 }
 
 /// Runs a command at a terminal, where it asks for something as often as there are answers; it must succeed.
@@ -357,21 +406,37 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))";
     assert!(output.status.success(), "{command}: {}", text(&output.stderr));
 }
 
+/// Makes the volume as the document does, from the key on; returns the key's ARN.
+fn under_a_key_of_aws(scene: &mut Scene, server: &KmsServer) -> String {
+    if scene.home.command("aws").arg("--version").output().unwrap().status.success() {
+        let key = scene.run("aws kms create-key --query KeyMetadata.KeyId --output text");
+        scene.words.insert(0, ("KEYID".to_owned(), key.trim().to_owned()));
+        scene.run("aws kms create-alias --alias-name alias/app-data --target-key-id KEYID");
+    } else {
+        println!("left out: `aws kms`, since the AWS command line is not installed");
+        let alias = serde_json::json!({"AliasName": "alias/app-data", "TargetKeyId": server.create_key().id});
+        server.administer("CreateAlias", &alias);
+    }
+    let made = scene.run("kmsfs init /srv/cipher --key aws-kms:alias/app-data");
+    made.split("aws-kms:").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap().to_owned()
+}
+
 #[test]
 fn the_commands_for_a_kms_and_a_keyring_for_recovery() {
     let server = KmsServer::start();
-    let (old, new) = (server.create_key().arn, server.create_key().arn);
+    let new = server.create_key().arn;
     let name = |arn: &str| format!("aws-kms:{arn}");
-    let mut scene = Scene::new(&[
-        ("aws-kms:arn:aws:kms:...", &name(&new)),
-        ("aws-kms:arn:...", &name(&new)),
-        ("OLDKEY", &name(&old)),
-    ]);
+    let mut scene = Scene::new(&[("aws-kms:arn:aws:kms:...", &name(&new)), ("aws-kms:arn:...", &name(&new))]);
     server.environment().into_iter().for_each(|(name, value)| scene.home.set(name, value));
-    scene.home.shell(&format!("kmsfs init srv/cipher --key {}", name(&old)));
+    // What the AWS command line goes by.
+    scene.home.set("AWS_DEFAULT_REGION", kms_server::REGION);
+    scene.home.set("AWS_ENDPOINT_URL", server.endpoint());
+    let old = under_a_key_of_aws(&mut scene, &server);
+    scene.words.insert(0, ("OLDKEY".to_owned(), name(&old)));
     scene.mount("kmsfs mount CIPHERDIR MOUNTPOINT --audit-log FILE", || {});
-    let policy: serde_json::Value = serde_json::from_str(&scene.run("kmsfs doctor --policy CIPHERDIR")).unwrap();
+    let policy: serde_json::Value = serde_json::from_str(&scene.run("kmsfs doctor --policy /srv/cipher")).unwrap();
     assert!(policy["IamPolicy"].to_string().contains(&old), "{policy}");
+    assert!(!scene.run("kmsfs doctor /srv/cipher").contains("FAIL"));
     scene.run("kmsfs rewrap CIPHERDIR --to aws-kms:arn:aws:kms:... --dry-run");
     assert!(scene.run("kmsfs keys list --files CIPHERDIR").contains(&old));
     scene.run("kmsfs rewrap CIPHERDIR --to aws-kms:arn:aws:kms:...");
