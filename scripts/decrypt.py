@@ -295,17 +295,20 @@ def decrypt_file(fd, volume, write):
 
 def open_redo_log(fd, volume):
     """The log that says what the file is to become, if one counts."""
-    info, log = os.fstat(fd), None
+    info, page, log = os.fstat(fd), os.pread(fd, PAGE, 0), None
+    if len(page) < PAGE:
+        return None
     try:
-        generation, suite, file_id, *_ = best_slot(os.pread(fd, PAGE, 0), volume)
+        generation, suite, file_id, *_ = best_slot(page, volume)
         log = os.open(f"{volume.directory}/.kmsfs/rekey/{info.st_ino}-{file_id.hex()}", os.O_RDONLY | os.O_NOFOLLOW)
-        if best_slot(os.pread(log, PAGE, 0), volume)[:3] == (generation + 1, suite, file_id) \
-                and os.fstat(log).st_size == info.st_size:
+        is_of_size = os.fstat(log).st_size == info.st_size
+        if is_of_size and best_slot(os.pread(log, PAGE, 0), volume)[:3] == (generation + 1, suite, file_id):
             return log
     except (Bad, OSError, IndexError):
         pass
     if log is not None:
         os.close(log)
+    return None
 
 
 # ---- 7: names ----
