@@ -168,7 +168,8 @@ fn what_cannot_be_changed_is_said() {
     says(6, &[&"keys", &"rotate"], "every key is disabled");
     says(6, &[&"keys", &"rotate", &key], "disabled: enable it first");
     let keyring = home.path("data/kmsfs/keyring.toml");
-    fs::write(&keyring, "format = 1\nkey = [\n").unwrap();
+    let genuine = fs::read_to_string(&keyring).unwrap();
+    fs::write(&keyring, genuine.replace("[[key]]", "key = [")).unwrap();
     says(2, &[&"keys", &"enable", &key], "malformed");
     home.shell("chmod 644 data/kmsfs/keyring.toml");
     says(2, &[&"keys", &"list"], "chmod 600");
