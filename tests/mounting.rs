@@ -215,3 +215,148 @@ fn a_mount_that_another_namespace_has_is_named_and_can_be_ended() {
     holder.kill().unwrap();
     holder.wait().unwrap();
 }
+
+#[test]
+fn what_is_mounted_already_is_named_with_what_to_do() {
+    let volume = Volume::new(&[]);
+    let Volume { home, cipher, plain, .. } = &volume;
+    let pid = volume.pid().as_raw_nonzero();
+    fs::create_dir(home.path("second")).unwrap();
+    // Whether or not the volume has files.
+    for file in [None, Some("f")] {
+        file.into_iter().for_each(|name| fs::write(volume.path(name), "x").unwrap());
+        let said = home.refused(11, &[&"mount", cipher, plain]);
+        assert!(said.contains(&format!("is mounted at {} already", plain.display())), "{said}");
+    }
+    let umount = format!("hint: `kmsfs umount {}`", plain.display());
+    for arguments in
+        [&["mount", "cipher", "second"][..], &["import", "second", "cipher"], &["check", "--repair", "cipher"]]
+    {
+        let arguments: Vec<support::Argument<'_>> = arguments.iter().map(|argument| argument as _).collect();
+        let said = home.refused(11, &arguments);
+        let place = format!("is mounted at {} by process {pid} ", plain.display());
+        assert!(said.contains(&place) && said.contains(&umount), "{said}");
+    }
+    let said = home.refused(9, &[&"mount", &"cipher", &"missing/place"]);
+    assert!(said.contains("hint: ") && said.contains("`mkdir -p missing/place`"), "{said}");
+    let said = home.refused(12, &[&"umount", &"/proc"]);
+    assert!(said.contains("/proc is no kmsfs mount, but one of proc"), "{said}");
+}
+
+#[test]
+fn a_dead_mount_is_told_from_a_live_one() {
+    let volume = Volume::new(&[]);
+    let (home, plain) = (&volume.home, &volume.plain);
+    volume.kill();
+    for command in ["status", "lock", "unlock", "sync"] {
+        let said = home.refused(12, &[&command, plain]);
+        let end = format!("`kmsfs umount {}`", plain.display());
+        assert!(said.contains("is a dead mount") && said.contains(&end), "{said}");
+    }
+    let listed: Vec<serde_json::Value> = serde_json::from_str(&home.ok(&[&"status", &"--json"])).unwrap();
+    let state = |listed: &[serde_json::Value]| {
+        let ours = listed.iter().find(|mount| mount["mountpoint"] == *plain.to_str().unwrap());
+        ours.map(|mount| mount["state"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(state(&listed).as_deref(), Some("dead"));
+    let output = home.kmsfs(&[&"umount", plain]);
+    let said = text(&output.stderr);
+    assert!(output.status.success() && said.contains("warning: ") && said.contains("was a dead mount"), "{said}");
+    assert!(!Home::is_mounted(plain));
+    volume.mount();
+    volume.kill();
+    // A mount takes the dead one away.
+    volume.mount();
+}
+
+#[test]
+fn a_remount_shows_in_the_status() {
+    support::needs_root();
+    let volume = Volume::new(&[]);
+    for (option, read_only) in [("ro", true), ("rw", false)] {
+        volume.home.ok(&[&"mount", &"-o", &format!("remount,{option}"), &volume.cipher, &volume.plain]);
+        assert_eq!(volume.status()["read_only"], read_only);
+    }
+}
+
+#[test]
+fn the_status_shows_what_the_mount_was_told_of_keys() {
+    let options =
+        ["--key-max-age", "2m", "--stale-grace", "90s", "--idle-lock", "1h", "--kms-rate", "7", "--read-only"];
+    let volume = Volume::in_home(Home::new(), &[], &[]);
+    volume.unmount();
+    volume.home.ok(&[&"recipients", &"add", &volume.cipher, &"local:second.toml"]);
+    let mut arguments = volume.mount_arguments();
+    arguments.extend(options.iter().map(|option| option as support::Argument<'_>));
+    volume.home.ok(&arguments);
+    let status = volume.status();
+    let told = ["key_max_age_seconds", "stale_grace_seconds", "idle_lock_seconds", "kms_rate"]
+        .map(|field| status[field].as_f64());
+    assert_eq!(told, [Some(120.0), Some(90.0), Some(3600.0), Some(7.0)]);
+    assert_eq!((&status["read_only"], status["further_recipients"].as_array().unwrap().len()), (&true.into(), 1));
+}
+
+/// The terminal of `kmsfs mount`, and the log too.
+#[test]
+fn warnings_of_a_mount_in_the_background_reach_whoever_started_it() {
+    let volume = of_nobody();
+    let script_of = |line: &str| script(&volume, line);
+    script_of("rm -f data/kmsfs/known-volumes.toml; mkdir data/kmsfs/known-volumes.toml.new");
+    let said = script_of("$K mount $C $M 2>&1");
+    assert!(said.contains("kmsfs: warning: the volume is not remembered"), "{said}");
+    assert!(volume.home.logs().contains("the volume is not remembered"));
+    script_of("$K umount $M; rmdir data/kmsfs/known-volumes.toml.new");
+    assert_eq!(script_of("$K mount $C $M 2>&1"), "");
+    volume.unmount();
+    // Without a limit of locked memory that is worth one there is memory that only the process reaches, where the kernel has it.
+    let said = script_of("prlimit --memlock=0:0 $K mount $C $M 2>&1");
+    let memory = volume.status()["key_memory"].as_str().unwrap().to_owned();
+    assert_eq!(said.contains("ordinary memory"), memory == "ordinary", "{memory}: {said}");
+}
+
+/// What was written is not durable, and the one who ends the mount hears of it.
+#[test]
+fn a_forced_end_says_what_is_not_durable() {
+    support::needs_root();
+    let home = Home::new();
+    home.shell(
+        "truncate -s 16M image; mkfs.ext4 -q -b 4096 -m 0 image; mkdir small; mount -o loop image small; mkdir small/c",
+    );
+    let keyring = home.path("k.toml");
+    home.ok(&[&"init", &"small/c", &"--key", &format!("local:{}", keyring.display())]);
+    fs::create_dir(home.path("plain")).unwrap();
+    home.ok(&[&"mount", &"small/c", &"plain"]);
+    let held = fs::File::create(home.path("plain/big")).unwrap();
+    // In the kernel's memory, whatever is there to hold it.
+    std::os::unix::fs::FileExt::write_all_at(&held, &vec![7; 30 << 20], 0).ok();
+    let said = home.refused(14, &[&"umount", &"--force", &"plain"]);
+    assert!(said.contains("durable"), "{said}");
+    assert!(!Home::is_mounted(&home.path("plain")));
+    drop(held);
+    home.shell("umount small");
+}
+
+#[test]
+fn a_forced_end_of_a_busy_mount_leaves_a_volume_that_is_whole() {
+    let volume = Volume::new(&[]);
+    let script = "import os,sys
+n=0
+try:
+    while True:
+        with open(sys.argv[1]+'/f%d'%(n%50),'wb') as f: f.write(os.urandom(20000))
+        n+=1
+        if n==100: print('busy',flush=True)
+except OSError as e: sys.exit(0 if n>=100 else 1)";
+    let mut writer = std::process::Command::new("python3")
+        .args(["-c", script])
+        .arg(&volume.plain)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Read::read_exact(writer.stdout.as_mut().unwrap(), &mut [0; 5]).unwrap();
+    let pid = volume.pid();
+    volume.home.ok(&[&"umount", &"--force", &volume.plain]);
+    eventually("it ends", || is_dead(pid));
+    assert!(writer.wait().unwrap().success());
+    assert!(volume.home.ok(&[&"check", &volume.cipher]).contains("clean"));
+}

@@ -2,16 +2,19 @@
 //! library writes requests or answers into it.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::SetGlobalDefaultError;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Context, SubscriberExt};
 
 use super::journal::Journal;
 pub use super::log_format::Format;
@@ -50,6 +53,8 @@ pub enum Target {
     Stderr,
     /// A file that is appended to, made with mode 0600 if it is missing.
     File(PathBuf),
+    /// Such a file, from when [`begin`] names it; what is logged before waits for that.
+    Later,
     /// The journal of systemd.
     Journal,
 }
@@ -97,7 +102,7 @@ pub fn init(level: Level, format: Option<Format>, target: &Target) -> Result<(),
         _ => None,
     };
     if let Some(journal) = journal {
-        let subscriber = tracing_subscriber::registry().with(filter).with(journal);
+        let subscriber = tracing_subscriber::registry().with(filter).with(journal).with(ToTerminal);
         return Ok(tracing::subscriber::set_global_default(subscriber)?);
     }
     let lines = Lines { format: format.unwrap_or_default(), for_journal };
@@ -107,13 +112,82 @@ pub fn init(level: Level, format: Option<Format>, target: &Target) -> Result<(),
             let subscriber = tracing_subscriber::registry().with(filter).with(layer.with_writer(io::stderr));
             tracing::subscriber::set_global_default(subscriber)?;
         }
-        Target::File(path) => {
-            let file = open(path).map_err(|error| LogError::File { path: path.clone(), error })?;
-            let subscriber = tracing_subscriber::registry().with(filter).with(layer.with_writer(Mutex::new(file)));
+        Target::File(_) | Target::Later => {
+            if let Target::File(path) = target {
+                begin(path)?;
+            }
+            let layer = layer.with_writer(|| ToFile);
+            let subscriber = tracing_subscriber::registry().with(filter).with(layer).with(ToTerminal);
             tracing::subscriber::set_global_default(subscriber)?;
         }
     }
     Ok(())
+}
+
+/// Writes the log to the file at `path` from now on, and first what was logged before.
+///
+/// # Errors
+/// [`LogError`].
+pub fn begin(path: &Path) -> Result<(), LogError> {
+    let failed = |error| LogError::File { path: path.to_owned(), error };
+    let mut file = open(path).map_err(failed)?;
+    let mut place = place();
+    if let Place::Memory(waiting) = &*place {
+        file.write_all(waiting).map_err(failed)?;
+    }
+    *place = Place::File(file);
+    Ok(())
+}
+
+/// Whether the terminal hears warnings too, as it should while somebody waits there for this process.
+pub fn warn_terminal(does: bool) {
+    WARNS_TERMINAL.store(does, Ordering::Relaxed);
+}
+
+static WARNS_TERMINAL: AtomicBool = AtomicBool::new(false);
+static PLACE: Mutex<Place> = Mutex::new(Place::Memory(Vec::new()));
+/// No more than this waits for a file.
+const MAX_WAITING: usize = 1 << 20;
+
+/// Where lines of the log go.
+enum Place {
+    Memory(Vec<u8>),
+    File(File),
+}
+
+fn place() -> MutexGuard<'static, Place> {
+    PLACE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct ToFile;
+
+impl Write for ToFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut *place() {
+            Place::File(file) => return file.write(bytes),
+            Place::Memory(waiting) if waiting.len() < MAX_WAITING => waiting.extend_from_slice(bytes),
+            Place::Memory(_) => {}
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Tells a person of warnings.
+struct ToTerminal;
+
+impl<S: Subscriber> Layer<S> for ToTerminal {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let is_ours = event.metadata().target().starts_with("kmsfs");
+        if is_ours && *event.metadata().level() == tracing::Level::WARN && WARNS_TERMINAL.load(Ordering::Relaxed) {
+            let message = super::log_format::message(event);
+            // Whoever does not hear it finds it in the log.
+            let _ = writeln!(io::stderr(), "kmsfs: warning: {message}");
+        }
+    }
 }
 
 /// Whether standard error is the stream to the journal that systemd has named in `JOURNAL_STREAM`.

@@ -89,6 +89,13 @@ fn one_line(text: &str) -> String {
     line
 }
 
+/// What an event says, in one line, without its other fields.
+pub(super) fn message(event: &Event<'_>) -> String {
+    let mut fields = Fields(Map::new());
+    event.record(&mut fields);
+    one_line(fields.0.get("message").and_then(Value::as_str).unwrap_or_default())
+}
+
 /// That of syslog.
 pub(super) fn priority(level: Level) -> u8 {
     match level {

@@ -111,6 +111,11 @@ impl Keeper {
 }
 
 impl Filesystem {
+    /// Wipes keys that are too old, and says in the log, once, if the kernel does not protect keys.
+    pub fn sweep_keys(&self) {
+        self.volume.ring.sweep();
+    }
+
     fn look_after_leases(self: &Arc<Self>, now: Moment) {
         self.lock_if_idle(now);
         self.volume.ring.sweep();

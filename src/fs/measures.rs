@@ -2,8 +2,9 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -83,9 +84,15 @@ impl Operation {
     }
 }
 
+/// How often those that end are looked after.
+const PAUSE: Duration = Duration::from_millis(5);
+
 /// Counts of all operations.
 #[derive(Default)]
 pub struct OperationCounts {
+    under_way: AtomicU64,
+    /// None begins any more.
+    over: AtomicBool,
     latency: [Histogram; Operation::ALL.len()],
     errors: [Errors; Operation::ALL.len()],
     read: Counter,
@@ -103,13 +110,25 @@ impl Default for Errors {
 
 /// An operation that has begun. It is counted when it ends, wherever that is.
 #[must_use = "an operation that does not end is not counted"]
-pub struct Begun<C> {
+pub struct Begun<C: Deref<Target = OperationCounts>> {
     operation: Operation,
     at: Instant,
     counts: C,
 }
 
 impl<C: Deref<Target = OperationCounts>> Begun<C> {
+    /// It begins now. Once all is over it never does: its thread waits for the end of the process.
+    fn new(operation: Operation, counts: C) -> Self {
+        counts.under_way.fetch_add(1, Ordering::SeqCst);
+        if counts.over.load(Ordering::SeqCst) {
+            counts.under_way.fetch_sub(1, Ordering::SeqCst);
+            loop {
+                thread::park();
+            }
+        }
+        Self { operation, at: Instant::now(), counts }
+    }
+
     /// It has ended so; the result is given back.
     ///
     /// # Errors
@@ -148,6 +167,12 @@ impl<C: Deref<Target = OperationCounts>> Begun<C> {
     }
 }
 
+impl<C: Deref<Target = OperationCounts>> Drop for Begun<C> {
+    fn drop(&mut self) {
+        self.counts.under_way.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// One operation, since the mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationMeasure {
@@ -177,6 +202,19 @@ pub struct Measures {
 }
 
 impl OperationCounts {
+    /// Lets none begin any more; whether those under way end within `patience`.
+    fn end(&self, patience: Duration) -> bool {
+        self.over.store(true, Ordering::SeqCst);
+        let until = Instant::now() + patience;
+        while self.under_way.load(Ordering::SeqCst) > 0 {
+            if Instant::now() >= until {
+                return false;
+            }
+            thread::sleep(PAUSE);
+        }
+        true
+    }
+
     fn read_all(&self) -> Vec<OperationMeasure> {
         let measure = |operation: Operation| {
             let errors = self.errors[operation as usize].0.iter().enumerate();
@@ -195,13 +233,20 @@ impl Filesystem {
     /// An operation begins that ends before its thread does anything else.
     pub fn begin(&self, operation: Operation, caller: Caller) -> Begun<&OperationCounts> {
         caller.works_here();
-        Begun { operation, at: Instant::now(), counts: &self.counts }
+        Begun::new(operation, &self.counts)
     }
 
     /// An operation begins that may end elsewhere.
     pub fn begin_to_end_anywhere(&self, operation: Operation, caller: Caller) -> Begun<Arc<OperationCounts>> {
         caller.works_here();
-        Begun { operation, at: Instant::now(), counts: Arc::clone(&self.counts) }
+        Begun::new(operation, Arc::clone(&self.counts))
+    }
+
+    /// From now on no operation begins, whoever still has the mount: threads that get one wait for the end of the process. Whether
+    /// those under way end within `patience`.
+    #[must_use]
+    pub fn end_operations(&self, patience: Duration) -> bool {
+        self.counts.end(patience)
     }
 
     /// What was counted.
@@ -223,17 +268,34 @@ mod tests {
     use super::*;
 
     #[test]
+    fn once_all_is_over_none_begins_and_those_under_way_are_waited_for() {
+        let counts = Arc::new(OperationCounts::default());
+        let under_way = Begun::new(Operation::Write, Arc::clone(&counts));
+        assert!(!counts.end(Duration::from_millis(20)));
+        let (begins, begun) = std::sync::mpsc::channel();
+        let for_thread = Arc::clone(&counts);
+        thread::spawn(move || {
+            let late = Begun::new(Operation::Read, for_thread);
+            begins.send(()).unwrap();
+            late.end(Ok(()))
+        });
+        thread::spawn(move || under_way.end(Ok(())));
+        assert!(counts.end(Duration::from_secs(10)));
+        assert!(begun.recv_timeout(Duration::from_millis(50)).is_err(), "it began");
+    }
+
+    #[test]
     fn each_operation_is_counted_for_itself() {
         let counts = Arc::new(OperationCounts::default());
         for (at, operation) in Operation::ALL.into_iter().enumerate() {
             assert_eq!(operation as usize, at);
-            let begin = || Begun { operation, at: Instant::now(), counts: Arc::clone(&counts) };
+            let begin = || Begun::new(operation, Arc::clone(&counts));
             begin().end(Ok(())).unwrap();
             begin().end::<()>(Err(Error::Exists)).unwrap_err();
             begin().end::<()>(Err(Error::NoAttribute)).unwrap_err();
             begin().end::<()>(Err(Error::LeftToKernel)).unwrap_err();
         }
-        let begin = |operation| Begun { operation, at: Instant::now(), counts: &*counts };
+        let begin = |operation| Begun::new(operation, &*counts);
         begin(Operation::Read).end_moving(Ok(5), |n| *n).unwrap();
         begin(Operation::Write).end_moving(Ok(7), |n| *n).unwrap();
         assert_eq!((counts.read.read(), counts.written.read()), (5, 7));

@@ -22,6 +22,9 @@ pub struct Stats {
     pub backing_block_size: u64,
     /// The provider and key that wrap new data keys.
     pub wrapping_key: String,
+    /// Further keys that wrap new data keys too.
+    #[serde(default)]
+    pub further_recipients: Vec<String>,
     /// How many new files may share a data key.
     pub files_per_data_key: u32,
     /// Openings whose data key was in memory.
@@ -67,7 +70,11 @@ impl Filesystem {
         let config = &self.volume.config;
         let keys = self.volume.ring.stats();
         let wrapping_key = self.wrapping_key.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let recipients = self.volume.ring.recipients().into_iter().filter(|recipient| recipient.wraps_new);
+        let recipients = recipients.map(|recipient| format!("{}:{}", recipient.kind, recipient.key));
+        let further_recipients = recipients.filter(|key| *key != wrapping_key).collect();
         Stats {
+            further_recipients,
             volume_id: config.volume_id.clone(),
             cipher_directory: self.directory.path().to_string_lossy().into_owned(),
             suite: config.suite.clone(),

@@ -53,6 +53,8 @@ mod rewrap_work;
 #[cfg(feature = "mount")]
 mod serve;
 #[cfg(feature = "mount")]
+mod serve_place;
+#[cfg(feature = "mount")]
 mod serve_watch;
 pub(super) mod shred;
 pub(super) mod speed;

@@ -8,11 +8,13 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::DirBuilder;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use signal_hook::consts::SIGINT;
 
 use crate::cli::environment::Environment;
 use crate::cli::error::{CliError, Exit};
@@ -25,9 +27,9 @@ use crate::cli::mount_point;
 use crate::cli::passphrase::{self, Secret};
 use crate::cli::pins::{Pin, Pins};
 use crate::cli::reach;
-use crate::cli::report;
 use crate::cli::settings::{PASSPHRASE_VARIABLE, Settings};
 use crate::cli::unlock::{self, Expected};
+use crate::cli::watched::MountLimits;
 use crate::cli::writing;
 use crate::daemon::control::{self, Client, ControlError, ControlSocket, Ended};
 use crate::daemon::detach::{self, Background, Started};
@@ -49,7 +51,8 @@ use super::init;
 use super::key_reload::KeyReload;
 use super::mount::MountArgs;
 use super::observe::Observers;
-use super::serve_watch::{announce, tell_gaps, watch_signals};
+use super::serve_place::{advise_on_mode, refuse_mounted};
+use super::serve_watch::{announce, make_durable, tell_gaps, watch_signals};
 use super::teller::{Teller, Told};
 
 /// How long an earlier mount of the volume may take to end once it is unmounted.
@@ -99,19 +102,6 @@ pub(super) fn run(args: &MountArgs, background: bool) -> Result<(), CliError> {
     Ok(())
 }
 
-/// `init` makes a directory of mode 0700, and the kernel holds other users to that mode at the root of the mount.
-fn advise_on_mode(cipher_directory: &Path, mountpoint: &Path) {
-    let mode = std::fs::metadata(cipher_directory).map(|found| found.permissions().mode() & 0o7777);
-    if let Ok(mode) = mode
-        && mode & 0o011 == 0
-    {
-        let place = mountpoint.display();
-        report::tell(&format!(
-            "hint: allow_other alone lets nobody in: the root of the volume has mode {mode:04o}; `chmod 711 {place}` lets others pass"
-        ));
-    }
-}
-
 /// Starts the process that stays, and waits until its mount is usable.
 fn start_in_background(secret: Option<&Secret>, all_variables: bool) -> Result<(), CliError> {
     let command = mount_helper::as_command(env::args_os().collect()).into_iter().skip(1);
@@ -122,6 +112,7 @@ fn start_in_background(secret: Option<&Secret>, all_variables: bool) -> Result<(
     match started.map_err(|error| CliError::io("starting the background process", &error))? {
         Started::Ready => Ok(()),
         Started::Failed(code) => Err(CliError::told(code)),
+        Started::Killed(SIGINT) => Err(CliError::told(Exit::Interrupted as u8)),
         Started::Killed(signal) => {
             Err(CliError::new(Exit::Other, format_args!("the background process was killed by signal {signal}")))
         }
@@ -176,9 +167,8 @@ impl Job<'_> {
 
     fn serve(&self, secret: Option<Secret>, background: Option<Background>) -> Result<(), CliError> {
         let chosen = self.chosen_log(background.is_some())?;
-        if let Some(target) = &chosen {
-            self.start_log(target)?;
-        }
+        log::warn_terminal(background.is_some());
+        self.start_log(chosen.as_ref().unwrap_or(&Target::Later))?;
         let mut observers = self.args.observe.observers()?;
         let mut providers = self.settings.for_providers(secret.map(passphrase::for_provider));
         providers.trail = observers.trail();
@@ -367,6 +357,7 @@ impl Job<'_> {
             observers,
             confinement: confinement.clone(),
             keys: self.key_reload(&place, expected_keys)?,
+            limits: MountLimits::new(&self.args.keys.limits(), self.args.keys.idle_lock()),
         };
         let (end, ended) = mpsc::channel();
         let teller = Arc::new(Teller::new(&filesystem, told, end.clone()));
@@ -382,6 +373,7 @@ impl Job<'_> {
             if let Err(error) = socket.name(device, &place.mountpoint) {
                 tracing::warn!("the control socket is not found by the mount: {error}");
             }
+            filesystem.sweep_keys();
             usable = self.usable(&place, records, background, &attendant);
             tell_gaps(&confinement);
             if usable.is_ok() {
@@ -394,9 +386,7 @@ impl Job<'_> {
         drop(watched);
         notifier.stopping("making everything durable");
         drop(page);
-        let durable = filesystem.shutdown().map_err(|error| {
-            CliError::new(Exit::Io, format_args!("what was written last may not be durable: {error}"))
-        });
+        let durable = make_durable(&filesystem);
         observers.end();
         drop(lock);
         let lost = durable.as_ref().err().map(ToString::to_string);
@@ -426,11 +416,13 @@ impl Job<'_> {
     ) -> Result<Option<SignalWatch>, CliError> {
         let Records { log, pin, pins } = records;
         if let (Some(directory), Target::File(path)) = (&log.begins, &log.target) {
-            self.start_log(&Target::File(directory.path().join(path.file_name().unwrap_or_default())))?;
+            let path = directory.path().join(path.file_name().unwrap_or_default());
+            log::begin(&path).map_err(|error| CliError::new(Exit::Io, error))?;
         }
         let watch = watch_signals(&place.mountpoint, Arc::clone(attendant));
         init::remember(&place.cipher_directory, pin, pins.as_ref().map(Option::as_ref));
         tracing::info!(volume = pin.volume_id, mountpoint = %place.mountpoint.display(), "mounted");
+        log::warn_terminal(false);
         if let Some(Err(error)) = background.map(Background::ready) {
             tracing::warn!("whoever started this mount has gone: {error}");
         }
@@ -472,24 +464,6 @@ impl Job<'_> {
             threads: self.args.threads.into(),
         }
     }
-}
-
-/// A volume that is served at the mount point already; a dead one there is taken away.
-fn refuse_mounted(mountpoint: &Path, cipher_directory: &Path) -> Result<(), CliError> {
-    let Some(found) = mount::mount_at(mountpoint).ok().flatten() else { return Ok(()) };
-    if mount_point::is_dead_mount(mountpoint) {
-        return Ok(());
-    }
-    let (volume, place) = (found.source.display(), found.place.display());
-    if found.source == cipher_directory {
-        return Err(CliError::new(Exit::Locked, format_args!("{volume} is mounted at {place} already"))
-            .hint(format_args!("`kmsfs status {place}` shows how it fares")));
-    }
-    Err(CliError::new(
-        Exit::MountPoint,
-        format_args!("the mount point {place}: another volume, {volume}, is mounted there"),
-    )
-    .hint(format_args!("`kmsfs umount {place}` takes it away, or name another directory")))
 }
 
 fn control_failure(error: ControlError) -> CliError {

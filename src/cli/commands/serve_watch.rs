@@ -1,12 +1,18 @@
-//! What is told of a mount that is served, to the log and the service manager, and the signals that ask it to end.
+//! What is told of a mount that is served, to the log and the service manager, the signals that ask it to end, and the end.
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::cli::error::{CliError, Exit};
 use crate::daemon::notify::{Notifier, Watch};
 use crate::daemon::sandbox::Confinement;
 use crate::daemon::signals::{self, SignalWatch};
+use crate::fs::Filesystem;
 use crate::mount::{Attendant, MountError};
+
+/// How long operations may take that are under way at the end: longer than any wait for a provider.
+const LAST_OPERATIONS: Duration = Duration::from_secs(15);
 
 /// Tells the service manager that the mount is live, and from now on that it still is: whoever asks for the space of the
 /// filesystem is answered by a thread that serves it.
@@ -43,4 +49,14 @@ pub(super) fn tell_gaps(confinement: &Confinement) {
             tracing::warn!("the sandbox is incomplete: {gap}");
         }
     }
+}
+
+/// The end of a filesystem. Whoever ends a mount for everybody leaves threads that serve it: they begin nothing more.
+pub(super) fn make_durable(filesystem: &Filesystem) -> Result<(), CliError> {
+    let failed = |why: &dyn std::fmt::Display| {
+        CliError::new(Exit::Io, format_args!("what was written last may not be durable: {why}"))
+    };
+    let ended = filesystem.end_operations(LAST_OPERATIONS);
+    filesystem.shutdown().map_err(|error| failed(&error))?;
+    if ended { Ok(()) } else { Err(failed(&format!("operations were under way after {LAST_OPERATIONS:?}"))) }
 }

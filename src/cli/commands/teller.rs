@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::audit::AuditTrail;
 use crate::cli::open_metrics;
-use crate::cli::watched::{Status, Watched};
+use crate::cli::watched::{MountLimits, Status, Watched};
 use crate::daemon::control::Ask;
 use crate::daemon::log::Target;
 use crate::daemon::sandbox::Confinement;
@@ -30,6 +30,7 @@ pub(super) struct Teller {
     audit: Option<Arc<AuditTrail>>,
     confinement: Confinement,
     keys: KeyReload,
+    limits: MountLimits,
     end: Mutex<Sender<End>>,
     start: Instant,
 }
@@ -41,13 +42,14 @@ pub(super) struct Told<'a> {
     pub(super) observers: &'a Observers,
     pub(super) confinement: Confinement,
     pub(super) keys: KeyReload,
+    pub(super) limits: MountLimits,
 }
 
 impl Teller {
     pub(super) fn new(filesystem: &Arc<Filesystem>, told: Told<'_>, end: Sender<End>) -> Self {
-        let Told { mountpoint, log, observers, confinement, keys } = told;
+        let Told { mountpoint, log, observers, confinement, keys, limits } = told;
         let log_file = match log {
-            Target::Stderr | Target::Journal => None,
+            Target::Stderr | Target::Journal | Target::Later => None,
             Target::File(path) => Some(path.to_string_lossy().into_owned()),
         };
         Self {
@@ -58,6 +60,7 @@ impl Teller {
             audit: observers.audit(),
             confinement,
             keys,
+            limits,
             end: Mutex::new(end),
             start: Instant::now(),
         }
@@ -114,6 +117,7 @@ impl Teller {
             log_file: self.log_file.clone(),
             metrics: self.metrics.clone(),
             sandbox: self.confinement.clone(),
+            limits: self.limits,
             stats: self.filesystem.stats(),
             audit: self.audit.as_ref().map(|trail| trail.status()),
         }

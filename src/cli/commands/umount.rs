@@ -73,7 +73,8 @@ mod with_mount {
         if force {
             let written = write_back(&mount.place);
             end(&mount)?;
-            waiting.map_or(Ok(()), |waiting| finish(&mount, waiting, SETTLING))?;
+            let waiting = waiting.ok_or_else(|| not_durable(&mount.place, "no process answers for the mount"))?;
+            finish(&mount, waiting, SETTLING)?;
             return written.map_err(|why| not_durable(&mount.place, &why));
         }
         unmount(&mount.place)?;
