@@ -1,7 +1,7 @@
 //! What a command says when it fails, and the exit code that goes with it.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write as _};
 
 use rustix::io::Errno;
 
@@ -122,19 +122,24 @@ impl CliError {
 
     /// Tells on standard error what a command that succeeds would better not have met.
     pub(crate) fn warn(what: impl fmt::Display) {
-        eprintln!("{}kmsfs: warning: {what}", journal_priority("<4>"));
+        tell(&format!("{}kmsfs: warning: {what}", journal_priority("<4>")));
     }
 
     /// Tells it on standard error; to a journal, as the errors that its lines are.
     pub(crate) fn print(&self) {
         let priority = journal_priority("<3>");
         if !self.message.is_empty() {
-            eprintln!("{priority}kmsfs: {}", shown(&self.message));
+            tell(&format!("{priority}kmsfs: {}", shown(&self.message)));
         }
         if let Some(hint) = &self.hint {
-            eprintln!("{priority}hint: {}", shown(hint));
+            tell(&format!("{priority}hint: {}", shown(hint)));
         }
     }
+}
+
+/// Whoever does not hear it still gets the exit code.
+fn tell(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// What others named steers no terminal, and begins no line as if it were ours.
@@ -216,8 +221,11 @@ impl From<CipherDirectoryError> for CliError {
     fn from(error: CipherDirectoryError) -> Self {
         match &error {
             CipherDirectoryError::Io { path, error } => Self::io(path.display(), error),
-            CipherDirectoryError::NotFound(_) => Self::new(Exit::CipherDirectory, error)
-                .hint("name the directory that `kmsfs init` made; `kmsfs mount --init` makes one first"),
+            CipherDirectoryError::NotFound(path) => {
+                let hint =
+                    format!("name the directory that `kmsfs init` made; `kmsfs init {}` makes one", path.display());
+                Self::new(Exit::CipherDirectory, error).hint(hint)
+            }
             CipherDirectoryError::ConfigMissing(path) => {
                 let hint = match path.join(".kmsfs/volume.toml.1").exists() {
                     true => {

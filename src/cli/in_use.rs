@@ -28,15 +28,18 @@ fn described(pid: i32) -> String {
 #[cfg(feature = "mount")]
 fn by_mount(volume: &Path, pid: Option<i32>) -> Option<(String, String)> {
     use super::commands::status::process_of;
+    use super::mount_point::is_dead_mount;
     use crate::mount;
 
     let by = |pid: Option<i32>| pid.map_or(String::new(), |pid| format!(" by {}", described(pid)));
     let said =
         |place: PathBuf, who: &str| format!("the volume {} is mounted at {}{who}", volume.display(), place.display());
     let is_volume = |mount: &mount::Found| mount.source == volume;
-    // A command beside the mount may be what holds the lock.
-    let holds =
-        |mount: &mount::Found| process_of(mount).is_none_or(|found| pid.is_none_or(|pid| found == i64::from(pid)));
+    // A command beside the mount may be what holds the lock, and a mount that does not answer may be a dead one.
+    let holds = |mount: &mount::Found| match process_of(mount) {
+        Some(found) => pid.is_none_or(|pid| found == i64::from(pid)),
+        None => !is_dead_mount(&mount.place),
+    };
     if let Some(mount) = mount::mounts().into_iter().find(|mount| is_volume(mount) && holds(mount)) {
         let end = format!("kmsfs umount {}", mount.place.display());
         return Some((said(mount.place, &by(pid)), end));

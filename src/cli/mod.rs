@@ -39,6 +39,7 @@ mod usage;
 mod watched;
 mod writing;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::FromArgMatches;
@@ -56,7 +57,8 @@ pub fn main() -> ExitCode {
         return code;
     }
     if std::env::args_os().len() <= 1 {
-        eprint!("{FIRST_STEPS}");
+        // Whoever does not hear it still gets the exit code.
+        let _ = write!(std::io::stderr(), "{FIRST_STEPS}");
         return ExitCode::from(Exit::Usage as u8);
     }
     let code = match parse().and_then(|arguments| run(&arguments)) {

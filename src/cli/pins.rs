@@ -134,8 +134,8 @@ impl Pins {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Known::default()),
             Err(error) => Err(CliError::io(path.display(), &error)),
             Ok(text) => toml::from_str(&text).map_err(|error| {
-                let what = error.to_string().trim_end().replace('\n', " ");
-                CliError::new(Exit::WrongVolume, format_args!("{}: {what}", path.display())).hint(
+                let what = format!("{}:\n{}", path.display(), error.to_string().trim_end());
+                CliError::new(Exit::WrongVolume, what).hint(
                     "the remembered volumes are damaged: repair the file, or remove it and trust all volumes anew",
                 )
             }),

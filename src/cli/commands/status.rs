@@ -1,5 +1,6 @@
 //! `kmsfs status`.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -155,6 +156,8 @@ pub(super) fn connect(_: &Path) -> Result<Client, ClientError> {
 pub(super) fn failure(mountpoint: &Path, error: &ClientError) -> CliError {
     match error {
         ClientError::NotServed => not_served(mountpoint),
+        // Sockets of other users are closed to this one.
+        ClientError::Io(error) if error.kind() == io::ErrorKind::PermissionDenied => not_served(mountpoint),
         ClientError::Deadline | ClientError::Broken | ClientError::Io(_) => {
             CliError::new(Exit::Other, format_args!("{}: {error}", mountpoint.display()))
         }
