@@ -38,6 +38,15 @@ pub(crate) fn tell(text: &str) {
     let _ = writeln!(io::stderr(), "{}", printable(text));
 }
 
+/// `1 file`, `2 files`, `1 directory`, `2 directories`.
+pub(crate) fn counted(count: u64, what: &str) -> String {
+    match (count, what.strip_suffix('y')) {
+        (1, _) => format!("1 {what}"),
+        (_, Some(stem)) => format!("{count} {stem}ies"),
+        (_, None) => format!("{count} {what}s"),
+    }
+}
+
 /// What others named must not steer the terminal.
 pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::check::{Finding, Progress, Salvaged, Severity};
 use crate::cli::error::{CliError, Exit};
-use crate::cli::report;
+use crate::cli::report::{self, counted};
 use crate::keys::KeyError;
 
 /// Everything about one volume.
@@ -61,17 +61,21 @@ impl CheckReport {
         }
         let _ = writeln!(
             text,
-            "{}: {}: {} directories, {} files, {} symlinks, {} others, {} MiB of pages in {:.1} s{}{}",
+            "{}: {}: {}, {}, {}, {}, {} MiB of pages in {:.1} s{}{}",
             report::printable(&self.cipher_directory),
             if self.clean { "clean" } else { "not clean" },
-            self.directories,
-            self.files,
-            self.symlinks,
-            self.others,
+            counted(self.directories, "directory"),
+            counted(self.files, "file"),
+            counted(self.symlinks, "symlink"),
+            counted(self.others, "other"),
             self.pages / 256,
             self.seconds,
             if self.structure_only { "; structure only" } else { "" },
-            if self.settled > 0 { format!("; {} files settled", self.settled) } else { String::new() },
+            if self.settled > 0 {
+                format!("; {} settled", counted(self.settled as u64, "file"))
+            } else {
+                String::new()
+            },
         );
         text
     }
@@ -98,9 +102,13 @@ impl CheckReport {
         };
         let error = CliError::with_code(code, what);
         Some(if left.iter().any(|finding| finding.repairable) {
-            error.hint("`kmsfs check --repair`, unmounted, mends what can be mended without losing anything")
+            let place = &self.cipher_directory;
+            error.hint(format_args!(
+                "`kmsfs check --repair {place}`, unmounted, mends what can be mended without losing anything"
+            ))
         } else if worst >= Severity::Io && self.salvaged.is_empty() {
-            error.hint("`kmsfs check --salvage DIR` copies what still opens of damaged files")
+            let place = &self.cipher_directory;
+            error.hint(format_args!("`kmsfs check --salvage NEWDIR {place}` copies what still opens of damaged files"))
         } else {
             error
         })

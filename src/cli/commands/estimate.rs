@@ -114,6 +114,10 @@ fn files_per_data_key_of(path: &Path) -> Result<Option<u32>, CliError> {
     match CipherDirectory::open(path) {
         Ok(directory) => Ok(Some(unlock::read_config(&directory)?.config.files_per_data_key)),
         Err(CipherDirectoryError::NotAVolume(_) | CipherDirectoryError::ConfigMissing(_)) => Ok(None),
+        // Any directory will do.
+        Err(CipherDirectoryError::NotFound(path)) => {
+            Err(CliError::new(Exit::CipherDirectory, format_args!("{} does not exist", path.display())))
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -129,14 +133,18 @@ fn put(text: &mut String, report: &Report) -> std::fmt::Result {
     let Tree { files, empty_files, bytes, unreadable, data_keys, .. } = &report.tree;
     let kind = report.kind;
     writeln!(text, "{kind} {}", report::printable(&report.path))?;
-    writeln!(text, "{files} files with {bytes} bytes, {empty_files} of them empty, which need no key")?;
+    let (counted_files, counted_bytes) = (report::counted(*files, "file"), report::counted(*bytes, "byte"));
+    writeln!(text, "{counted_files} with {counted_bytes}, {empty_files} of them empty, which need no key")?;
     if *unreadable > 0 {
-        writeln!(text, "{unreadable} files or directories could not be read, and are left out")?;
+        let entries = report::counted(*unreadable, "entry");
+        writeln!(text, "left out, since it cannot be read: {entries}")?;
     }
     if let (Some(keys), Some(cost), Some(own)) = (data_keys, &report.as_it_is, report.files_per_data_key) {
         let (dollars, time) = (dollars(cost), time(cost));
-        writeln!(text, "{keys} data keys as it is ({own} files per data key at most)")?;
-        writeln!(text, "a cold scan or a rewrap of it as it is: {keys} calls, ${dollars}, {time}")?;
+        let (data_keys, calls) = (report::counted(*keys, "data key"), report::counted(*keys, "call"));
+        let own = report::counted(own.into(), "file");
+        writeln!(text, "{data_keys} as it is ({own} per data key at most)")?;
+        writeln!(text, "a cold scan or a rewrap of it as it is: {calls}, ${dollars}, {time}")?;
     }
     writeln!(text, "\n{:>10} {:>36} {:>12} {:>12}", "files per", "calls to", "dollars", "time")?;
     let [a, b, c] = ["create all", "scan cold", "rewrap"];

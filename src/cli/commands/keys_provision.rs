@@ -52,8 +52,8 @@ pub(crate) struct ProvisionArgs {
     /// Show the calls and dollars that it would take, and make nothing; needs no key and no network
     #[arg(long)]
     dry_run: bool,
-    /// Print JSON; only with --dry-run
-    #[arg(long, requires = "dry_run")]
+    /// Print JSON
+    #[arg(long)]
     json: bool,
     #[command(flatten)]
     settings: SettingsArgs,
@@ -69,6 +69,14 @@ struct Plan {
     dollars: f64,
     /// At the rate of `--kms-rate`, if it is given.
     hours: Option<f64>,
+}
+
+/// What `--json` shows at the end.
+#[derive(Serialize)]
+struct Made {
+    made: u64,
+    missing: u64,
+    in_stock: u64,
 }
 
 impl Plan {
@@ -113,6 +121,10 @@ pub(super) fn run(args: &ProvisionArgs) -> Result<(), CliError> {
     };
     work.run(args.parallel);
     stock.sync().map_err(failed)?;
+    if args.json {
+        let made = work.made.load(Ordering::SeqCst);
+        report::print(&Made { made, missing: work.missing - made, in_stock: good + made }, true)?;
+    }
     work.verdict(good)
 }
 

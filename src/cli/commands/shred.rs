@@ -78,7 +78,8 @@ pub(crate) fn run(args: &ShredArgs) -> Result<(), CliError> {
     let failures = progress::show_while(step, || volume.tree.shred(&doomed, parallel(None, false), &at));
     report.failures = failures.into_iter().map(failure).collect();
     let failed = worst(&report.failures).map(|code| {
-        let what = format!("{} failures; what they name may still be read", report.failures.len());
+        let what =
+            format!("{}; what is named may still be read", report::counted(report.failures.len() as u64, "failure"));
         CliError::with_code(code, what).hint("the same command goes on from here")
     });
     match args.json {
