@@ -32,8 +32,9 @@ fn by_mount(volume: &Path, pid: Option<i32>) -> Option<(String, String)> {
     use crate::mount;
 
     let by = |pid: Option<i32>| pid.map_or(String::new(), |pid| format!(" by {}", described(pid)));
-    let said =
-        |place: PathBuf, who: &str| format!("the volume {} is mounted at {}{who}", volume.display(), place.display());
+    let said = |place: PathBuf, who: &str| {
+        format!("the volume {} is in use: it is mounted at {}{who}", volume.display(), place.display())
+    };
     let is_volume = |mount: &mount::Found| mount.source == volume;
     // A command beside the mount may be what holds the lock, and a mount that does not answer may be a dead one.
     let holds = |mount: &mount::Found| match process_of(mount) {

@@ -177,7 +177,9 @@ pub(super) fn check_lock(directory: &CipherDirectory, findings: &mut Findings) {
     match directory.lock(LockMode::Shared).map(drop) {
         Ok(()) => findings.ok(CHECK, "not mounted for writing by anybody"),
         Err(error @ (LockError::Held { .. } | LockError::Elsewhere { .. })) => {
-            findings.warn(CHECK, format!("{error}: it cannot be mounted a second time"), "unmount it there first");
+            let told = CliError::from(error);
+            let mend = told.hint_text().unwrap_or("unmount it there first");
+            findings.warn(CHECK, format!("{told}; it cannot be mounted a second time"), mend);
         }
         Err(error) => findings.fail(CHECK, CliError::from(error).code(), "the filesystem does not lock", None),
     }

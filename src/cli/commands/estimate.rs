@@ -197,7 +197,7 @@ mod tests {
         let expected = "\
 volume /a\u{fffd}
 12 files with 345 bytes, 2 of them empty, which need no key
-1 files or directories could not be read, and are left out
+left out, since it cannot be read: 1 entry
 4 data keys as it is (3 files per data key at most)
 a cold scan or a rewrap of it as it is: 4 calls, $<0.01, 1 s
 

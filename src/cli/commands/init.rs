@@ -223,7 +223,7 @@ pub(super) fn is_vacant(path: &Path) -> Result<bool, CliError> {
 }
 
 /// A volume is made in a directory that is there.
-fn no_place(path: &Path, error: CipherDirectoryError) -> CliError {
+pub(super) fn no_place(path: &Path, error: CipherDirectoryError) -> CliError {
     match error {
         CipherDirectoryError::NotFound(above) if above != path => {
             let hint = format!("make it: `mkdir -p {}`", above.display());

@@ -7,6 +7,7 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::DirBuilder;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
@@ -45,7 +46,7 @@ use crate::keys::Volume;
 use crate::keys::providers::ProviderSettings;
 use crate::lease::Tenure;
 use crate::mount::{self, Attendant, MountError};
-use crate::storage::cipher_directory::{CipherDirectory, LockError, LockMode, VolumeLock};
+use crate::storage::cipher_directory::{CipherDirectory, CipherDirectoryError, LockError, LockMode, VolumeLock};
 
 use super::init;
 use super::key_reload::KeyReload;
@@ -327,8 +328,12 @@ impl Job<'_> {
     /// The place, and the directory that is to be mounted on.
     fn find_place(&self) -> Result<(Place, OwnedFd), CliError> {
         let path = &self.args.cipher_directory;
-        let cipher_directory = mount_point::canonical_or_new(path)
-            .map_err(|error| CliError::of(Exit::CipherDirectory, path.display(), &error))?;
+        let cipher_directory = mount_point::canonical_or_new(path).map_err(|error| match path.parent() {
+            Some(above) if self.args.init && error.kind() == io::ErrorKind::NotFound => {
+                init::no_place(path, CipherDirectoryError::NotFound(above.to_owned()))
+            }
+            _ => CliError::of(Exit::CipherDirectory, path.display(), &error),
+        })?;
         refuse_mounted(&self.args.mountpoint, &cipher_directory)?;
         let ours = [self.environment.data_directory(), self.environment.log_directory()];
         let ours: Vec<PathBuf> = ours.into_iter().flatten().collect();

@@ -38,7 +38,13 @@ pub(crate) struct StatusArgs {
 
 /// Shows it.
 pub(crate) fn run(args: &StatusArgs) -> Result<(), CliError> {
-    let Some(mountpoint) = &args.mountpoint else { return report::print(&mounts(), args.json) };
+    let Some(mountpoint) = &args.mountpoint else {
+        let mounts = mounts();
+        if mounts.is_empty() && !args.json {
+            report::tell("there is no kmsfs mount here");
+        }
+        return report::print(&mounts, args.json);
+    };
     let mountpoint = canonical(mountpoint)?;
     if args.keys {
         let (volumes, failures) = check_paths::volumes(std::slice::from_ref(&mountpoint));

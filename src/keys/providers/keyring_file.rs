@@ -175,7 +175,7 @@ fn temporary_beside(path: &Path) -> Result<(&Path, PathBuf), ProviderError> {
 /// Writes a new keyring file at `path`.
 ///
 /// # Errors
-/// `Misconfigured` if `path` exists or cannot be written, `Denied` if that is not permitted.
+/// `Misconfigured` if `path` exists or cannot be a keyring's, `Denied` if writing is not permitted, `Storage` if it fails.
 pub(super) fn write_new(path: &Path, text: &str) -> Result<(), ProviderError> {
     let (parent, temporary) = temporary_beside(path)?;
     let failed = |error: io::Error| failed(path, "cannot be created", &error);

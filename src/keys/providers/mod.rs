@@ -273,8 +273,8 @@ fn not_built_in(kind: ProviderKind, key: &str) -> ProviderError {
 /// or not at all. With a passphrase its keys are sealed under it.
 ///
 /// # Errors
-/// `Misconfigured` if `path` exists or cannot be written, `Denied` if that is not permitted, `Credentials` if the
-/// passphrase is empty.
+/// `Misconfigured` if `path` exists or cannot be a keyring's, `Denied` if writing is not permitted, `Storage` if it fails,
+/// `Credentials` if the passphrase is empty.
 pub fn create_local(path: &Path, passphrase: Option<&Passphrase>) -> Result<(), ProviderError> {
     let mut keyring = Keyring::generate(SystemTime::now());
     keyring.put_under(passphrase)?;
