@@ -164,7 +164,6 @@ fn writes_that_wait_for_a_file_that_is_sealed_keep_their_times() {
             .map(|n| {
                 let (path, over) = (path(n), &over);
                 scope.spawn(move || {
-                    let held = File::options().write(true).open(&path).unwrap();
                     let open = || File::options().write(true).open(&path).unwrap();
                     let held = (n == 0).then(open);
                     let mut last = None;
