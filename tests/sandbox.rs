@@ -17,12 +17,13 @@ use std::fs::{self, File};
 use std::io;
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::symlink;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use kmsfs::daemon::sandbox::{self, Reach};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket, socketpair};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use support::{Home, Volume};
 
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
     let tests: &[(&str, fn())] = &[
         ("each_rule_bites_and_each_need_is_met", each_rule_bites_and_each_need_is_met),
         ("a_remote_provider_adds_connections_and_nothing_else", a_remote_provider_adds_connections_and_nothing_else),
+        ("a_program_may_reach_services", a_program_may_reach_services),
         ("a_live_mount_is_held_in_all_its_threads_and_says_so", a_live_mount_is_held_in_all_its_threads_and_says_so),
         ("the_switch_turns_it_off", the_switch_turns_it_off),
         ("a_kernel_without_landlock_is_told_and_the_rest_holds", a_kernel_without_landlock_is_told_and_the_rest_holds),
@@ -77,13 +79,21 @@ fn attempts(place: &Path) {
         network: grant == "network",
         programs: grant == "programs",
         abstract_sockets: false,
+        local_sockets: grant == "programs",
     };
     let target = TcpListener::bind("127.0.0.1:0").unwrap();
+    let _services = [place.join("stream"), place.join("read/stream")].map(|path| UnixListener::bind(path).unwrap());
+    let _datagrams = UnixDatagram::bind(place.join("datagram")).unwrap();
+    let own = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
     if grant != "nothing" {
         let confinement = sandbox::enter(&reach);
         println!("ATTEMPT gaps={}", confinement.gaps().join(";").replace(' ', "_"));
     }
-    for (name, outcome) in files(place).into_iter().chain(network(&target)).chain(system_calls()) {
+    let listen = || bind(&own, &SocketAddrUnix::new(place.join("make/socket"))?).and_then(|()| listen(&own, 1));
+    let mut outcomes = vec![("listen on a socket made before", listen().map_err(io::Error::from))];
+    outcomes.extend(files(place));
+    outcomes.extend(services(place));
+    for (name, outcome) in outcomes.into_iter().chain(network(&target)).chain(system_calls()) {
         let outcome = outcome.map_or_else(|error| format!("{:?}", error.kind()), |()| "done".to_owned());
         println!("ATTEMPT {name}={outcome}");
     }
@@ -106,7 +116,6 @@ fn files(place: &Path) -> Attempts {
         ("make a neighbour", fs::write(at("new"), "x")),
         ("remove a neighbour", fs::remove_file(at("removable"))),
         ("write a log", fs::write(at("make/log"), "x")),
-        ("make a socket", UnixListener::bind(at("make/socket")).map(drop)),
         ("make a directory beside the log", fs::create_dir(at("make/directory"))),
         ("make in the volume", fs::create_dir(at("cipher/d")).and_then(|()| fs::write(at("cipher/d/f"), "x"))),
         ("move in the volume", replace("cipher/d/f", "cipher/g")),
@@ -115,6 +124,24 @@ fn files(place: &Path) -> Attempts {
         ("move out of the volume", replace("cipher/g", "make/g")),
         ("see a caller", fs::read("/proc/1/status").map(drop)),
         ("write to the kernel", File::options().write(true).open("/proc/sys/kernel/core_pattern").map(drop)),
+    ]
+}
+
+/// What listens at a path on this machine: a container runtime, a service manager.
+fn services(place: &Path) -> Attempts {
+    let pair = |kind| socketpair(AddressFamily::UNIX, kind, SocketFlags::empty(), None).map_err(io::Error::from);
+    let datagram = place.join("datagram");
+    let by_a_pair = |kind| {
+        let address = SocketAddrUnix::new(&datagram)?;
+        Ok(connect(pair(kind)?.0, &address)?)
+    };
+    vec![
+        ("connect to a service", UnixStream::connect(place.join("stream")).map(drop)),
+        ("connect to a service in a granted directory", UnixStream::connect(place.join("read/stream")).map(drop)),
+        ("send to a service", UnixDatagram::unbound().and_then(|from| from.send_to(b"x", &datagram)).map(drop)),
+        ("send to a service by a pair", by_a_pair(SocketType::DGRAM)),
+        ("send to a service by a raw pair", by_a_pair(SocketType::RAW)),
+        ("make a pair", pair(SocketType::STREAM).map(drop)),
     ]
 }
 
@@ -189,11 +216,12 @@ fn outcomes(grant: &str) -> Outcomes {
 }
 
 /// What a mount must go on to do.
-const NEEDED: [&str; 9] = [
+const NEEDED: [&str; 10] = [
     "read a granted file",
     "read below a granted directory",
     "write a log",
-    "make a socket",
+    "listen on a socket made before",
+    "make a pair",
     "make in the volume",
     "move in the volume",
     "link in the volume",
@@ -236,6 +264,14 @@ fn a_remote_provider_adds_connections_and_nothing_else() {
     let expected: &[&str] =
         if has_landlock() { &["connect", "send a datagram"] } else { &["connect", "listen", "send a datagram"] };
     assert_eq!(differ, expected);
+}
+
+/// A module of PKCS #11 may need a service, and a program that signs in an agent.
+fn a_program_may_reach_services() {
+    let outcomes = outcomes("programs");
+    for attempt in ["connect to a service", "send to a service"] {
+        assert_eq!(outcomes[attempt], "done", "{attempt}");
+    }
 }
 
 fn a_live_mount_is_held_in_all_its_threads_and_says_so() {

@@ -94,6 +94,8 @@ pub(crate) fn of_mount(
         read: vec![PathBuf::from("/proc")],
         network,
         programs,
+        // A module may talk to a service, and a program to an agent.
+        local_sockets: module || programs,
         abstract_sockets: environment
             .get("NOTIFY_SOCKET")
             .is_some_and(|name| name.as_encoded_bytes().starts_with(b"@")),
@@ -203,7 +205,7 @@ mod tests {
         let variables =
             [("HOME", "/nowhere"), ("AWS_CA_BUNDLE", "/ca/bundle.pem"), ("KMSFS_KEYRING", "/keys/ring.toml")];
         let local = reach("local", &variables);
-        assert!(!local.network && !local.programs);
+        assert!(!local.network && !local.programs && !local.local_sockets);
         assert!(reads(&local, "/keys/ring.toml") && !reads(&local, "/other/ring.toml"));
         assert!(
             !reads(&local, "/etc/shadow") && !reads(&local, "/ca/bundle.pem") && !reads(&local, "/nowhere/.ssh/id")
@@ -238,7 +240,7 @@ mod tests {
     fn a_kms_needs_credentials_certificates_and_a_resolver() {
         let remote =
             reach("aws-kms", &[("HOME", "/nowhere"), ("AWS_WEB_IDENTITY_TOKEN_FILE", "/run/secrets/aws/token")]);
-        assert!(remote.network && !remote.programs);
+        assert!(remote.network && !remote.programs && !remote.local_sockets);
         for needed in ["/run/secrets/aws/token", "/etc/resolv.conf", "/nowhere/.aws/config"] {
             assert!(reads(&remote, needed), "{needed}");
         }
@@ -254,7 +256,7 @@ mod tests {
         fs::write(&config, "[default]\ncredential_process = /bin/true\n").unwrap();
         let variables = [("AWS_CONFIG_FILE", config.to_str().unwrap()), ("HOME", "/nowhere")];
         let remote = reach("aws-kms", &variables);
-        assert!(remote.programs && reads(&remote, "/bin/true"));
+        assert!(remote.programs && remote.local_sockets && reads(&remote, "/bin/true"));
         assert!(!reach("local", &variables).programs);
     }
 

@@ -20,7 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::guests::{Guests, HangUp};
-use super::own_socket::listen_at;
+use super::own_socket::{Unbound, close_to_clients};
 
 /// How long a client may take for everything.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -65,7 +65,7 @@ enum Listener {
 /// A place where a page will be; given up if dropped.
 pub struct Bound {
     /// `None` only once it is served.
-    listener: Option<Listener>,
+    listener: Option<Arc<Listener>>,
     /// Where it is.
     pub address: Address,
 }
@@ -80,13 +80,13 @@ impl Bound {
             Address::Unix(path) => {
                 let path = std::path::absolute(path)?;
                 make_way(&path)?;
-                let listener = listen_at(&path)?;
-                Ok(Self { listener: Some(Listener::Unix(listener)), address: Address::Unix(path) })
+                let listener = Unbound::new()?.listen_at(&path)?;
+                Ok(Self { listener: Some(Arc::new(Listener::Unix(listener))), address: Address::Unix(path) })
             }
             Address::Tcp(wanted) => {
                 let listener = TcpListener::bind(wanted)?;
                 let address = Address::Tcp(listener.local_addr()?);
-                Ok(Self { listener: Some(Listener::Tcp(listener)), address })
+                Ok(Self { listener: Some(Arc::new(Listener::Tcp(listener))), address })
             }
         }
     }
@@ -98,11 +98,12 @@ impl Bound {
     pub fn serve(mut self, page: impl Fn() -> String + Send + Sync + 'static) -> io::Result<Server> {
         let (page, guests) = (Box::new(page), Guests::new(MAX_CLIENTS));
         let shared = Arc::new(Shared { page, guests, closed: AtomicBool::new(false) });
-        if let Some(listener) = self.listener.take() {
+        let listener = self.listener.take();
+        if let Some(listener) = listener.clone() {
             let shared = Arc::clone(&shared);
             thread::Builder::new().name("metrics".to_owned()).spawn(move || accept_all(&listener, &shared))?;
         }
-        Ok(Server { shared, address: self.address.clone() })
+        Ok(Server { shared, listener, address: self.address.clone() })
     }
 }
 
@@ -145,6 +146,7 @@ fn make_way(path: &std::path::Path) -> io::Result<()> {
 /// A page that is there; gone when dropped.
 pub struct Server {
     shared: Arc<Shared>,
+    listener: Option<Arc<Listener>>,
     address: Address,
 }
 
@@ -157,10 +159,10 @@ struct Shared {
 impl Drop for Server {
     fn drop(&mut self) {
         self.shared.closed.store(true, Ordering::Release);
-        // Wakes the accepting thread, which then sees that it is over.
-        match &self.address {
-            Address::Unix(path) => drop(UnixStream::connect(path)),
-            Address::Tcp(address) => drop(TcpStream::connect_timeout(address, Duration::from_secs(1))),
+        match self.listener.as_deref() {
+            Some(Listener::Unix(listener)) => close_to_clients(listener),
+            Some(Listener::Tcp(listener)) => close_to_clients(listener),
+            None => {}
         }
         self.address.give_up();
     }

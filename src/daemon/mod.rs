@@ -13,7 +13,7 @@ pub mod log;
 mod log_format;
 pub mod notify;
 mod own_process;
-mod own_socket;
+pub mod own_socket;
 pub mod sandbox;
 pub mod signals;
 mod system_calls;

@@ -1,22 +1,42 @@
 //! Sockets in the filesystem that are their owner's from the first moment.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use rustix::fs::{Mode, fchmod};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
+use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{bind, listen, shutdown, socket_with};
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// Listens at `path` with mode 0600, whatever the umask is: an entry gets the mode of the socket that is bound to it.
-pub(super) fn listen_at(path: &Path) -> io::Result<UnixListener> {
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-    bind(&socket, &SocketAddrUnix::new(path)?)?;
-    listen(&socket, BACKLOG)?;
-    Ok(socket.into())
+/// A socket that has no place yet. A process in its sandbox can make no other.
+pub struct Unbound(OwnedFd);
+
+impl Unbound {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// Those of `socket(2)`.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?))
+    }
+
+    /// Listens at `path` with mode 0600, whatever the umask is: an entry gets the mode of the socket that is bound to it.
+    pub(super) fn listen_at(self, path: &Path) -> io::Result<UnixListener> {
+        fchmod(&self.0, Mode::RUSR | Mode::WUSR)?;
+        bind(&self.0, &SocketAddrUnix::new(path)?)?;
+        listen(&self.0, BACKLOG)?;
+        Ok(self.0.into())
+    }
+}
+
+/// Wakes whoever accepts connections there, and lets nobody connect any more.
+pub(super) fn close_to_clients(listener: impl AsFd) {
+    // A listener that is closed already is what is wanted.
+    let _ = shutdown(listener, Shutdown::Both);
 }
 
 #[cfg(test)]
@@ -28,7 +48,19 @@ mod tests {
     fn the_socket_is_its_owners_from_the_first_moment() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("socket");
-        let _listener = listen_at(&path).unwrap();
+        let _listener = Unbound::new().unwrap().listen_at(&path).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn whoever_accepts_is_woken() {
+        let home = tempfile::tempdir().unwrap();
+        let listener = Unbound::new().unwrap().listen_at(&home.path().join("socket")).unwrap();
+        std::thread::scope(|scope| {
+            let accepting = scope.spawn(|| listener.accept().map(drop));
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            close_to_clients(&listener);
+            accepting.join().unwrap().unwrap_err();
+        });
     }
 }

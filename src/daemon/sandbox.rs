@@ -37,6 +37,8 @@ pub struct Reach {
     pub network: bool,
     /// Sockets of the abstract kind, such as one of a service manager.
     pub abstract_sockets: bool,
+    /// New sockets on this machine. Those that the process has made before it keeps.
+    pub local_sockets: bool,
     /// To start programs: these run in the same sandbox, and may then read and run everything.
     pub programs: bool,
 }
@@ -83,7 +85,8 @@ pub fn enter(reach: &Reach) -> Confinement {
     } else {
         "not held: other threads are running".to_owned()
     };
-    let needs = Needs { network: reach.network, programs: reach.programs };
+    let Reach { network, programs, local_sockets, .. } = *reach;
+    let needs = Needs { network, programs, local_sockets };
     let refused = system_calls::refuse(needs);
     let word = |yes: bool| if yes || refused.is_err() { "any" } else { "none" }.to_owned();
     Confinement {

@@ -91,6 +91,8 @@ const UNUSED: &[c_long] = &[
 ];
 /// Starting programs.
 const PROGRAMS: &[c_long] = &[libc::SYS_execve, libc::SYS_execveat];
+/// The part of a socket's type that says its kind; the rest are flags.
+const SOCKET_KIND: u64 = 0xf;
 /// Calls of the x32 kind have this bit and the numbers of the others.
 #[cfg(target_arch = "x86_64")]
 const X32: c_long = 0x4000_0000;
@@ -100,6 +102,8 @@ const X32: c_long = 0x4000_0000;
 pub(super) struct Needs {
     /// Sockets other than those on this machine.
     pub(super) network: bool,
+    /// Sockets on this machine: with one, the services that listen on it are within reach.
+    pub(super) local_sockets: bool,
     /// To start programs.
     pub(super) programs: bool,
 }
@@ -128,7 +132,13 @@ fn program(needs: Needs) -> Result<BpfProgram, Error> {
     let lists = [OTHER_PROCESSES, MOUNTS, MACHINE, UNUSED, if needs.programs { &[] } else { PROGRAMS }];
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         lists.concat().into_iter().map(|call| (call, Vec::new())).collect();
-    rules.insert(libc::SYS_socket, vec![SeccompRule::new(other_families(needs.network)?)?]);
+    rules.insert(libc::SYS_socket, other_families(needs)?);
+    if !needs.local_sockets {
+        // Of a pair, these alone can be connected to somebody else.
+        let kinds = [libc::SOCK_DGRAM, libc::SOCK_RAW].map(|kind| u64::from(kind.unsigned_abs()));
+        let pairs = kinds.into_iter().map(|kind| word(1, SeccompCmpOp::MaskedEq(SOCKET_KIND), kind));
+        rules.insert(libc::SYS_socketpair, pairs.collect::<Result<_, _>>()?);
+    }
     let made = NAMESPACES.map(|flag| u64::from(flag.unsigned_abs()));
     let made = made.into_iter().map(|flag| word(0, SeccompCmpOp::MaskedEq(flag), flag));
     rules.insert(libc::SYS_clone, made.collect::<Result<_, _>>()?);
@@ -149,11 +159,17 @@ fn refusal() -> u32 {
 }
 
 /// All families of sockets but those that are needed.
-fn other_families(network: bool) -> Result<Vec<SeccompCondition>, Error> {
+fn other_families(needs: Needs) -> Result<Vec<SeccompRule>, Error> {
     // Netlink tells a resolver which addresses this machine has.
     let far = [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
-    let needed = [libc::AF_UNIX].into_iter().chain(far.into_iter().filter(|_| network));
-    needed.map(|family| condition(0, SeccompCmpOp::Ne, family.unsigned_abs().into())).collect()
+    let near = [libc::AF_UNIX].into_iter().filter(|_| needs.local_sockets);
+    let needed: Vec<_> = near.chain(far.into_iter().filter(|_| needs.network)).collect();
+    if needed.is_empty() {
+        // A call without rules is refused whatever its arguments are.
+        return Ok(Vec::new());
+    }
+    let others = needed.into_iter().map(|family| condition(0, SeccompCmpOp::Ne, family.unsigned_abs().into()));
+    Ok(vec![SeccompRule::new(others.collect::<Result<_, _>>()?)?])
 }
 
 fn word(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, Error> {
@@ -170,8 +186,9 @@ mod tests {
 
     #[test]
     fn the_filter_compiles_whatever_is_needed() {
-        for (network, programs) in [(false, false), (false, true), (true, false), (true, true)] {
-            let length = program(Needs { network, programs }).unwrap().len();
+        for bits in 0..8 {
+            let [network, programs, local_sockets] = [1, 2, 4].map(|bit| bits & bit != 0);
+            let length = program(Needs { network, programs, local_sockets }).unwrap().len();
             assert!(length > 50 && length < 4096, "{length} instructions");
         }
     }

@@ -37,6 +37,7 @@ use crate::daemon::detach::{self, Background, Started};
 use crate::daemon::inherited::{self, InheritedError};
 use crate::daemon::log::{self, Format, Level, Target};
 use crate::daemon::notify::Notifier;
+use crate::daemon::own_socket::Unbound;
 use crate::daemon::sandbox::{self, Confinement};
 use crate::daemon::signals::SignalWatch;
 use crate::daemon::take_modes_as_given;
@@ -130,6 +131,13 @@ struct Opened {
     attendant: Attendant,
     confinement: Confinement,
     expected_keys: Vec<KeySpec>,
+    sockets: Sockets,
+}
+
+/// What the process talks with on this machine. In its sandbox it can make no other socket.
+struct Sockets {
+    control: Unbound,
+    notifier: Notifier,
 }
 
 /// Where a mount logs to. The log of the user's choice hears everything; the usual one begins when the mount can be used,
@@ -254,11 +262,13 @@ impl Job<'_> {
         let pins = Pins::of(environment);
         let attendant = Attendant::start(&self.mount_options(&place), held)
             .map_err(|error| CliError::io("starting the process that mounts", &error))?;
+        let control = Unbound::new().map_err(|error| CliError::io("making a socket", &error))?;
+        let sockets = Sockets { control, notifier: self.notifier()? };
         let confinement = self.confine(&place, &sealed.config, observers, logs_later)?;
         let volume =
             unlock::unlock(directory.path(), &sealed, &expected, pins.as_ref(), providers, args.keys.limits())?;
         let tenure = writing::hold(&lock, self.lock_mode(), writing::seal(&volume))?;
-        Ok(Opened { directory, volume, lock, tenure, place, attendant, confinement, expected_keys })
+        Ok(Opened { directory, volume, lock, tenure, place, attendant, confinement, expected_keys, sockets })
     }
 
     /// Whether a new volume with this config is the one that may be mounted.
@@ -353,7 +363,7 @@ impl Job<'_> {
         observers: &mut Observers,
         background: Option<Background>,
     ) -> Result<(), CliError> {
-        let Opened { directory, volume, lock, tenure, place, attendant, confinement, expected_keys } = opened;
+        let Opened { directory, volume, lock, tenure, place, attendant, confinement, expected_keys, sockets } = opened;
         let attendant = Arc::new(attendant);
         let filesystem = Filesystem::open_held(directory, volume, self.fs_options(), tenure)?;
         let told = Told {
@@ -368,9 +378,9 @@ impl Job<'_> {
         let teller = Arc::new(Teller::new(&filesystem, told, end.clone()));
         let page = observers.take_page().map(|page| page.serve(teller.page()));
         let page = page.transpose().map_err(|error| CliError::io("the page of metrics", &error))?;
-        let socket = ControlSocket::bind(&place.sockets, teller.answers()).map_err(control_failure)?;
+        let socket = ControlSocket::bind(sockets.control, &place.sockets, teller.answers()).map_err(control_failure)?;
         take_modes_as_given();
-        let notifier = Arc::new(self.notifier()?);
+        let notifier = Arc::new(sockets.notifier);
         let mut usable = Ok(None);
         let mut watched = None;
         let options = self.mount_options(&place);

@@ -113,6 +113,7 @@ pub enum ControlError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::daemon::own_socket::Unbound;
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
@@ -121,7 +122,8 @@ mod tests {
     const DEADLINE: Duration = Duration::from_secs(10);
 
     fn socket(directory: &Path) -> ControlSocket {
-        let socket = ControlSocket::bind(directory, |_| r#"{"answer":42}"#.to_owned()).unwrap();
+        let socket =
+            ControlSocket::bind(Unbound::new().unwrap(), directory, |_| r#"{"answer":42}"#.to_owned()).unwrap();
         socket.name("0:4711", Path::new("/mnt")).unwrap();
         socket
     }
@@ -204,7 +206,7 @@ mod tests {
     fn a_directory_open_to_others_is_refused() {
         let home = tempfile::tempdir().unwrap();
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let bound = ControlSocket::bind(home.path(), |_| String::new());
+        let bound = ControlSocket::bind(Unbound::new().unwrap(), home.path(), |_| String::new());
         assert!(matches!(bound, Err(ControlError::UnsafeDirectory(_))));
     }
 

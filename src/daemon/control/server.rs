@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use sha2::{Digest as _, Sha256};
 
-use crate::daemon::own_socket::listen_at;
+use crate::daemon::own_socket::{Unbound, close_to_clients};
 
 use super::place;
 use super::{Ask, ControlError, Ended, MAX_LINE, Request};
@@ -33,6 +33,7 @@ const MAX_WAITING: usize = 64;
 pub struct ControlSocket {
     path: PathBuf,
     directory: OwnedFd,
+    listener: Arc<UnixListener>,
     shared: Arc<Shared>,
 }
 
@@ -55,6 +56,7 @@ impl ControlSocket {
     /// # Errors
     /// [`ControlError`].
     pub fn bind(
+        socket: Unbound,
         directory: &Path,
         answer: impl Fn(Ask) -> String + Send + Sync + 'static,
     ) -> Result<Self, ControlError> {
@@ -69,8 +71,8 @@ impl ControlSocket {
             clients: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
         });
-        listen(&path, &shared).map_err(failed)?;
-        Ok(Self { path, directory: held, shared })
+        let listener = listen(socket, &path, &shared).map_err(failed)?;
+        Ok(Self { path, directory: held, listener, shared })
     }
 
     /// Answers under the device of the mount too, and under the place where it was mounted, for scripts that know only that.
@@ -102,10 +104,9 @@ impl ControlSocket {
 impl Drop for ControlSocket {
     fn drop(&mut self) {
         self.shared.closed.store(true, Ordering::Release);
+        close_to_clients(&self.listener);
         let directory = PathBuf::from(format!("/proc/self/fd/{}", self.directory.as_raw_fd()));
         let own = directory.join(self.path.file_name().unwrap_or_default());
-        // Wakes the accepting thread, which then sees that it is over.
-        let _ = UnixStream::connect(&own);
         let Ok(found) = fs::symlink_metadata(&own) else { return };
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
             if entry.ino() == found.ino() {
@@ -122,15 +123,15 @@ fn place_name(mountpoint: &Path) -> String {
 }
 
 /// Binds `path` and accepts in a thread of its own. What a dead process left at `path` is replaced.
-fn listen(path: &Path, shared: &Arc<Shared>) -> io::Result<()> {
+fn listen(socket: Unbound, path: &Path, shared: &Arc<Shared>) -> io::Result<Arc<UnixListener>> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = listen_at(path)?;
-    let shared = Arc::clone(shared);
-    thread::Builder::new().name("control".to_owned()).spawn(move || accept_all(&listener, &shared))?;
-    Ok(())
+    let listener = Arc::new(socket.listen_at(path)?);
+    let (shared, accepting) = (Arc::clone(shared), Arc::clone(&listener));
+    thread::Builder::new().name("control".to_owned()).spawn(move || accept_all(&accepting, &shared))?;
+    Ok(listener)
 }
 
 fn accept_all(listener: &UnixListener, shared: &Arc<Shared>) {
