@@ -40,8 +40,8 @@ pub(super) enum LeftOut {
     Nothing,
     /// No page is pushed out.
     Pushes,
-    /// Nobody waits for pages that are on their way.
-    Waits,
+    /// Dirty pages are overwritten as they are.
+    Cleaning,
     /// Nothing is synced before headers are rewritten. This is left out by whoever rewrites them, and not here.
     SyncsBeforeHeaders,
 }
@@ -108,7 +108,7 @@ impl Disk {
                 self.since.clear();
                 return true;
             }
-            Change::Push { .. } | Change::Start { .. } | Change::Await { .. } => {}
+            Change::Push { .. } | Change::Start { .. } | Change::Clean { .. } => {}
         }
         self.since.push(recorded);
         false
@@ -194,7 +194,7 @@ impl Disk {
                         Some(block) => {
                             // A header must not need its page to be written whole.
                             let is_rewritten_header = page == 0 && !block.dirty;
-                            if is_rewritten_header || block.dirty && !self.awaited(at, page) {
+                            if is_rewritten_header || block.dirty && !self.cleaned(at, page) {
                                 // Being on its way may have begun with any of them.
                                 let before = block.versions[random.below(block.versions.len())].clone();
                                 block.versions.push(torn(before, &new, random));
@@ -235,11 +235,11 @@ impl Disk {
         cut > at + 1 && self.left_out != LeftOut::Pushes
     }
 
-    /// Whether the write at `at` waited for `page` just before.
-    fn awaited(&self, at: usize, page: usize) -> bool {
+    /// Whether `page` was made clean just before the write at `at`.
+    fn cleaned(&self, at: usize, page: usize) -> bool {
         let before = at.checked_sub(1).map(|before| self.since[before].change);
-        self.left_out != LeftOut::Waits
-            && before.is_some_and(|change| matches!(change, Change::Await { .. }) && covers(change, page))
+        self.left_out != LeftOut::Cleaning
+            && before.is_some_and(|change| matches!(change, Change::Clean { .. }) && covers(change, page))
     }
 }
 
@@ -250,7 +250,7 @@ fn covers(change: Change, page: usize) -> bool {
         Change::Write { offset, len }
         | Change::Punch { offset, len }
         | Change::Push { offset, len }
-        | Change::Await { offset, len }
+        | Change::Clean { offset, len }
         | Change::Start { offset, len } => offset <= start && end <= offset + len,
         Change::Size(size) => size <= start,
         Change::Sync => true,

@@ -411,11 +411,11 @@ fn a_power_cut_leaves_old_or_new_pages_and_takes_nothing_that_was_synced() {
     println!("{images} images of {} files", seed.wrapping_sub(first));
 }
 
-/// The replay would find it if a page were not pushed out before the size, if one were overwritten on its way to the disk, or if a
+/// The replay would find it if a page were not pushed out before the size, if one were overwritten while it is dirty, or if a
 /// header were rewritten before the last rewriting is durable.
 #[test]
-fn the_replay_finds_what_pushes_waits_and_syncs_are_for() {
-    for left_out in [LeftOut::Pushes, LeftOut::Waits, LeftOut::SyncsBeforeHeaders] {
+fn the_replay_finds_what_pushes_cleaning_and_syncs_are_for() {
+    for left_out in [LeftOut::Pushes, LeftOut::Cleaning, LeftOut::SyncsBeforeHeaders] {
         let broken = (0..60).filter(|seed| live(*seed, &steps_of(*seed), left_out).1.is_err()).count();
         println!("without {left_out:?}: {broken} of 60 files broken");
         assert!(broken > 0, "{left_out:?}");

@@ -353,7 +353,7 @@ fn shrinking_pushes_the_last_page_out_before_the_size() {
     bench.content.resize(5000).unwrap();
     let (offset, len) = (2 * PAGE_LEN as u64, PAGE_LEN as u64);
     let expected = [
-        Change::Await { offset, len },
+        Change::Clean { offset, len },
         Change::Write { offset, len },
         Change::Push { offset, len },
         Change::Size(offset + len),

@@ -237,12 +237,12 @@ impl Content {
     pub(super) fn write_page(&self, index: PageIndex, trailer: Trailer, plain: &Payload) -> Result<(), ContentError> {
         let mut disk: Page = [0; PAGE_LEN];
         pages::seal(&mut self.keys()?.session(), &random_array(), index, trailer, plain, &mut disk);
-        self.file.await_writeback(index.disk().0, PAGE_LEN as u64)?;
+        self.file.clean(index.disk().0, PAGE_LEN as u64);
         Ok(self.file.write_at(&disk, index.disk().0)?)
     }
 
-    /// Seals every page of the request into one buffer and writes it, with the header in front if the file has none. Pages
-    /// that are on their way to the disk are left alone until they have arrived.
+    /// Seals every page of the request into one buffer and writes it, with the header in front if the file has none. Pages that
+    /// were written and may set out for the disk meanwhile go there first: half old, half new, none of them opens.
     fn write_pages(&self, request: &Request<'_>) -> Result<(), ContentError> {
         let header = match self.shape().disk {
             DiskShape::Headerless => Some(self.new_header()?),
@@ -259,7 +259,7 @@ impl Content {
             self.seal_request(request, &mut disk[lead..])?;
             let existing = page_count(request.old_size).min(last + 1).saturating_sub(first.0);
             if existing > 0 {
-                self.file.await_writeback(first.disk().0, existing * PAGE_LEN as u64)?;
+                self.file.clean(first.disk().0, existing * PAGE_LEN as u64);
             }
             let offset = first.disk().0 - lead as u64;
             self.file.write_at(disk, offset)?;

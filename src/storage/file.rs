@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 
 use rustix::fs::{
-    AtFlags, FallocateFlags, SeekFrom, Statx, StatxFlags, Timestamps, fallocate, fdatasync, fstat, fsync, ftruncate,
-    futimens, seek, statx,
+    AtFlags, FallocateFlags, FsWord, SeekFrom, Statx, StatxFlags, Timestamps, fallocate, fdatasync, fstat, fstatfs,
+    fsync, ftruncate, futimens, seek, statx,
 };
 use rustix::io::{Errno, pread, pwrite};
 use rustix::process::{Resource, getrlimit};
@@ -23,6 +23,11 @@ static END_OF_FILES: LazyLock<u64> = LazyLock::new(|| getrlimit(Resource::Fsize)
 pub(super) fn stat_without_times(file: impl AsFd, wanted: StatxFlags) -> io::Result<Statx> {
     Ok(statx(file, c"", AtFlags::EMPTY_PATH, wanted)?)
 }
+
+/// Filesystem types (`statfs(2)`) that never change a page on its way to the disk: btrfs, ZFS, tmpfs.
+const STABLE_PAGES: [FsWord; 3] = [0x9123_683E, 0x2FC1_2FC1, 0x0102_1994];
+/// `cachestat(2)`, on all architectures but Alpha.
+const CACHESTAT: libc::c_long = 451;
 
 /// A ciphertext file as the content layer sees it.
 ///
@@ -78,12 +83,10 @@ pub trait RawFile: Send + Sync {
     /// Those of `fsync(2)`.
     fn sync(&self, metadata: bool) -> io::Result<()>;
 
-    /// Waits until no page of the range is on its way to the disk. Costs nothing for pages that are not, and sends none. That one
-    /// has not arrived is an error of an earlier write, and kept for the next sync.
-    ///
-    /// # Errors
-    /// None of a disk.
-    fn await_writeback(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// Makes the pages of the range clean: none of them is on its way to the disk, and none sets out on it before it is written
+    /// again. Costs next to nothing for pages that are clean. That one cannot be sent is an error of an earlier write, and kept
+    /// for the next sync.
+    fn clean(&self, offset: u64, len: u64);
 
     /// Begins to send the pages of the range to the disk, and does not wait. A hint: failing is not an error.
     fn start_writeback(&self, offset: u64, len: u64);
@@ -111,13 +114,20 @@ pub struct DiskFile {
     privileges: Privileges,
     /// The last error that the disk has told, 0 if none: the kernel tells each only once.
     told: AtomicI32,
+    has_stable_pages: OnceLock<bool>,
 }
 
 impl DiskFile {
     /// Takes a descriptor open for reading only.
     #[must_use]
     pub fn readable(fd: Arc<OwnedFd>) -> Self {
-        Self { first: fd, writable: OnceLock::new(), privileges: Privileges::default(), told: AtomicI32::new(0) }
+        Self {
+            first: fd,
+            writable: OnceLock::new(),
+            privileges: Privileges::default(),
+            told: AtomicI32::new(0),
+            has_stable_pages: OnceLock::new(),
+        }
     }
 
     /// Takes a descriptor open for reading and writing.
@@ -203,6 +213,17 @@ fn sync_file_range(fd: BorrowedFd<'_>, offset: i64, len: i64, flags: libc::c_uin
     }
 }
 
+/// Whether no page of the range is dirty or on its way to the disk. A kernel before Linux 6.5 cannot tell, and says no.
+#[allow(unsafe_code)] // no safe wrapper of this system call exists in the crates we use
+fn is_clean(fd: BorrowedFd<'_>, offset: u64, len: u64) -> bool {
+    let range = [offset, len];
+    let mut counts = [0_u64; 5];
+    // SAFETY: both structures of the kernel are arrays of 64-bit numbers of these lengths, and outlive the call.
+    let asked = unsafe { libc::syscall(CACHESTAT, fd.as_raw_fd(), range.as_ptr(), counts.as_mut_ptr(), 0) };
+    let [_cached, dirty, on_their_way, ..] = counts;
+    asked == 0 && dirty == 0 && on_their_way == 0
+}
+
 /// Locks all of a file for its open file description, without waiting: a lock of ranges, which some filesystems carry that do
 /// not carry `flock(2)`.
 #[allow(unsafe_code)] // no safe wrapper of this system call exists in the crates we use
@@ -286,9 +307,11 @@ impl RawFile for DiskFile {
         self.keep_told(synced.map_err(io::Error::from))
     }
 
-    fn await_writeback(&self, offset: u64, len: u64) -> io::Result<()> {
-        let _ = self.sync_range(offset, len, libc::SYNC_FILE_RANGE_WAIT_BEFORE);
-        Ok(())
+    fn clean(&self, offset: u64, len: u64) {
+        let is_stable = || fstatfs(self.fd()).is_ok_and(|found| STABLE_PAGES.contains(&found.f_type));
+        if !*self.has_stable_pages.get_or_init(is_stable) && !is_clean(self.fd().as_fd(), offset, len) {
+            let _ = self.push_out(offset, len);
+        }
     }
 
     fn start_writeback(&self, offset: u64, len: u64) {
@@ -308,5 +331,27 @@ impl RawFile for DiskFile {
             start => start?,
         };
         Ok(Some(start..seek(self.fd(), SeekFrom::Hole(start))?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A page that may set out for the disk while it is written can get there half old, half new.
+    #[test]
+    fn no_page_can_set_out_while_it_is_overwritten() {
+        let home = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = home.path().join("file");
+        let open = || std::fs::File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = DiskFile::writable(Arc::new(open().unwrap().into()));
+        let dirty = |page: u64| !is_clean(file.fd().as_fd(), page * 4096, 4096);
+        file.write_at(&[1; 3 * 4096], 0).unwrap();
+        if !dirty(0) || STABLE_PAGES.contains(&fstatfs(file.fd()).unwrap().f_type) {
+            return; // nothing is to be seen on this filesystem
+        }
+        file.clean(4096, 4096);
+        assert!(!dirty(1), "it sets out when the kernel likes");
+        assert_eq!(file.take_told(), None);
     }
 }

@@ -53,8 +53,8 @@ pub enum Change {
         /// How many bytes.
         len: u64,
     },
-    /// Pages of a range that were on their way to the disk have arrived.
-    Await {
+    /// No page of the range is dirty any more.
+    Clean {
         /// Where.
         offset: u64,
         /// How many bytes.
@@ -191,9 +191,8 @@ impl RawFile for MemoryFile {
         Ok(())
     }
 
-    fn await_writeback(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.state().record(Change::Await { offset, len });
-        Ok(())
+    fn clean(&self, offset: u64, len: u64) {
+        self.state().record(Change::Clean { offset, len });
     }
 
     fn start_writeback(&self, offset: u64, len: u64) {

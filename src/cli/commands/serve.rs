@@ -36,8 +36,6 @@ use crate::daemon::control::{self, Client, ControlError, ControlSocket, Ended};
 use crate::daemon::detach::{self, Background, Started};
 use crate::daemon::inherited::{self, InheritedError};
 use crate::daemon::log::{self, Format, Level, Target};
-use crate::daemon::notify::Notifier;
-use crate::daemon::own_socket::Unbound;
 use crate::daemon::sandbox::{self, Confinement};
 use crate::daemon::signals::SignalWatch;
 use crate::daemon::take_modes_as_given;
@@ -54,7 +52,7 @@ use super::key_reload::KeyReload;
 use super::mount::MountArgs;
 use super::observe::Observers;
 use super::serve_place::{advise_on_mode, refuse_mounted};
-use super::serve_watch::{announce, make_durable, tell_gaps, watch_signals};
+use super::serve_watch::{Sockets, announce, make_durable, tell_gaps, watch_signals};
 use super::teller::{Teller, Told};
 
 /// How long an earlier mount of the volume may take to end once it is unmounted.
@@ -132,12 +130,6 @@ struct Opened {
     confinement: Confinement,
     expected_keys: Vec<KeySpec>,
     sockets: Sockets,
-}
-
-/// What the process talks with on this machine. In its sandbox it can make no other socket.
-struct Sockets {
-    control: Unbound,
-    notifier: Notifier,
 }
 
 /// Where a mount logs to. The log of the user's choice hears everything; the usual one begins when the mount can be used,
@@ -262,8 +254,7 @@ impl Job<'_> {
         let pins = Pins::of(environment);
         let attendant = Attendant::start(&self.mount_options(&place), held)
             .map_err(|error| CliError::io("starting the process that mounts", &error))?;
-        let control = Unbound::new().map_err(|error| CliError::io("making a socket", &error))?;
-        let sockets = Sockets { control, notifier: self.notifier()? };
+        let sockets = Sockets::make(args.foreground)?;
         let confinement = self.confine(&place, &sealed.config, observers, logs_later)?;
         let volume =
             unlock::unlock(directory.path(), &sealed, &expected, pins.as_ref(), providers, args.keys.limits())?;
@@ -442,13 +433,6 @@ impl Job<'_> {
             tracing::warn!("whoever started this mount has gone: {error}");
         }
         Ok(watch)
-    }
-
-    /// Only a process in the foreground is a service.
-    fn notifier(&self) -> Result<Notifier, CliError> {
-        let in_foreground = self.args.foreground;
-        Notifier::new(|name| env::var_os(name).filter(|_| in_foreground))
-            .map_err(|error| CliError::usage(format_args!("NOTIFY_SOCKET: {error}")))
     }
 
     fn fs_options(&self) -> fs::Options {

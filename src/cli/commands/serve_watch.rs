@@ -1,11 +1,13 @@
 //! What is told of a mount that is served, to the log and the service manager, the signals that ask it to end, and the end.
 
+use std::env;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cli::error::{CliError, Exit};
 use crate::daemon::notify::{Notifier, Watch};
+use crate::daemon::own_socket::Unbound;
 use crate::daemon::sandbox::Confinement;
 use crate::daemon::signals::{self, SignalWatch};
 use crate::fs::Filesystem;
@@ -13,6 +15,22 @@ use crate::mount::{Attendant, MountError};
 
 /// How long operations may take that are under way at the end: longer than any wait for a provider.
 const LAST_OPERATIONS: Duration = Duration::from_secs(15);
+
+/// What the process talks with on this machine. In its sandbox it can make no other socket.
+pub(super) struct Sockets {
+    pub(super) control: Unbound,
+    pub(super) notifier: Notifier,
+}
+
+impl Sockets {
+    /// Only a process in the foreground is a service.
+    pub(super) fn make(in_foreground: bool) -> Result<Self, CliError> {
+        let control = Unbound::new().map_err(|error| CliError::io("making a socket", &error))?;
+        let notifier = Notifier::new(|name| env::var_os(name).filter(|_| in_foreground))
+            .map_err(|error| CliError::usage(format_args!("NOTIFY_SOCKET: {error}")))?;
+        Ok(Self { control, notifier })
+    }
+}
 
 /// Tells the service manager that the mount is live, and from now on that it still is: whoever asks for the space of the
 /// filesystem is answered by a thread that serves it.
