@@ -117,8 +117,8 @@ const MOUNTED: [(i32, &str); 7] = [
 fn documented(home: &Home) -> BTreeSet<i32> {
     let help = home.ok(&[&"--help"]);
     let (_, table) = help.split_once("Exit codes:\n").unwrap();
-    let rows = table.lines().map_while(|line| line.split_whitespace().next());
-    rows.map_while(|code| code.parse().ok()).collect()
+    let (table, _) = table.split_once("\n\n").unwrap();
+    table.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect()
 }
 
 #[test]

@@ -38,9 +38,10 @@ pub(crate) fn tell(text: &str) {
     let _ = writeln!(io::stderr(), "{}", printable(text));
 }
 
-/// `1 file`, `2 files`, `1 directory`, `2 directories`.
+/// `1 file`, `2 keys`, `1 directory`, `2 directories`.
 pub(crate) fn counted(count: u64, what: &str) -> String {
-    match (count, what.strip_suffix('y')) {
+    let stem = what.strip_suffix('y').filter(|stem| !stem.ends_with(['a', 'e', 'o', 'u']));
+    match (count, stem) {
         (1, _) => format!("1 {what}"),
         (_, Some(stem)) => format!("{count} {stem}ies"),
         (_, None) => format!("{count} {what}s"),
