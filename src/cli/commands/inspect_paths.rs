@@ -147,7 +147,11 @@ fn is_on(path: &Path, mounts: &[Mounted]) -> bool {
 
 /// A file that is no part of a volume's tree; a symlink may lead to one that is.
 fn elsewhere(path: &Path) -> Result<Entry, CliError> {
-    let canonical = fs::canonicalize(path).map_err(|error| CliError::io(path.display(), &error).hint(HINT))?;
+    let canonical = fs::canonicalize(path).map_err(|error| {
+        let failure = CliError::io(path.display(), &error);
+        // A denied permission has a hint of its own.
+        if error.kind() == io::ErrorKind::PermissionDenied { failure } else { failure.hint(HINT) }
+    })?;
     if let Ok((root, Target::Cipher(entries))) = check_paths::locate(&canonical, &[]) {
         return Ok(Entry { path: path.to_owned(), root: Some(root), below: Some(entries.join("/")) });
     }
