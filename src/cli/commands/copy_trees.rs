@@ -178,7 +178,11 @@ fn conclude(
         tell(&failures);
     }
     verdict(&failures, &now)?;
-    progress::conclude(&format!("{} in {}", text(&now, "", args.verify), progress::time_text(started.elapsed())));
+    let time = match started.elapsed() {
+        short if short.as_secs() == 0 => String::new(),
+        time => format!(" in {}", progress::time_text(time)),
+    };
+    progress::conclude(&format!("{}{time}", text(&now, "", args.verify)));
     Ok(())
 }
 
