@@ -137,38 +137,6 @@ fn without_a_runtime_directory_an_ordinary_user_has_mounts_too() {
     eventually("it has been waited for", || is_dead(pid));
 }
 
-/// The mount widens the mode of a file that its owner cannot read, for the moment of opening it.
-#[test]
-fn a_mode_that_a_program_sets_while_a_file_is_opened_stays() {
-    let volume = of_nobody();
-    let said = script(
-        &volume,
-        r#"$K mount $C $M && python3 - $M/f <<'END'
-import os, sys, threading, time
-path, over, seen = sys.argv[1], time.time() + 6, []
-os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o200))
-def opens():
-    while time.time() < over:
-        os.close(os.open(path, os.O_WRONLY))
-threads = [threading.Thread(target=opens) for _ in range(3)]
-[thread.start() for thread in threads]
-rounds = 0
-while time.time() < over:
-    for mode in (0o200, 0o222):
-        os.chmod(path, mode)
-        for _ in range(20):
-            found = os.stat(path).st_mode & 0o777
-            if found != mode and found != mode | 0o600:
-                seen.append((oct(mode), oct(found)))
-    rounds += 1
-[thread.join() for thread in threads]
-print(rounds > 20, seen[:3], oct(os.stat(path).st_mode & 0o777))
-END
-$K umount $M; stat -c %a $C/[!.]*"#,
-    );
-    assert!(said.contains("True [] 0o222\n222"), "{said}");
-}
-
 #[test]
 fn a_directory_above_a_mount_may_be_renamed() {
     for end in ["$K umount b/m", "kill $P"] {
