@@ -23,7 +23,7 @@
 //! * [`fs`]: what a filesystem means; imports content, keys, lease, storage, format, meter, and the names of crypto's keys.
 //! * [`check`]: whether what lies in a cipher directory is whole; imports what fs does, and crypto's names.
 //! * [`transfer`]: volumes without a mount, and copying trees out of them and into them; imports fs and what opens one.
-//! * `queue`: work for many threads; imports nothing of ours.
+//! * `runtime`: threads and their ends; imports nothing of ours, and every room above may import it.
 //! * `mount`: the kernel's side; imports fs, decides nothing.
 //! * `daemon`: this process; imports neither fs nor keys.
 //! * `cli`: arguments, settings, commands; imports everything, and only `main` imports it.
@@ -43,6 +43,6 @@ pub mod lease;
 pub mod meter;
 #[cfg(feature = "mount")]
 pub mod mount;
-mod queue;
+mod runtime;
 pub mod storage;
 pub mod transfer;

@@ -15,7 +15,7 @@ use super::finding::{Finding, Found, Place, Severity};
 use super::places::{Dir, each_entry};
 use super::targets::{Target, TargetError};
 use super::{Checker, count, locked};
-use crate::queue::Queue;
+use crate::runtime::WorkQueue;
 
 /// What has not changed for so long is not being changed now.
 const AT_REST: Duration = Duration::from_secs(30);
@@ -39,7 +39,7 @@ impl Checker<'_> {
     /// # Errors
     /// [`TargetError`] if a target is not there.
     pub fn run(&self, targets: &[Target]) -> Result<Vec<Finding>, TargetError> {
-        let queue = Queue::new(Vec::new());
+        let queue = WorkQueue::new(Vec::new());
         let root = Place { cipher: String::new(), plain: Some(Vec::new()) };
         let mut found = Found::default();
         let root = Arc::new(self.directory(self.root.clone(), root, &mut found));
@@ -70,7 +70,7 @@ impl Checker<'_> {
         Ok(findings)
     }
 
-    fn work(&self, task: Task, queue: &Queue<Task>) {
+    fn work(&self, task: Task, queue: &WorkQueue<Task>) {
         match task {
             Task::Entry(dir, entry, _) => {
                 let Looked { found, changed, directory, pieces } = self.look(&dir, &entry, true);
@@ -99,7 +99,7 @@ impl Checker<'_> {
     }
 
     /// Leaves a task to whoever is free. One that finds no others is done at once if there is enough to do.
-    fn leave(&self, task: Task, queue: &Queue<Task>) {
+    fn leave(&self, task: Task, queue: &WorkQueue<Task>) {
         match task {
             // A tree may be deeper than a stack.
             Task::Entry(_, _, None | Some(NodeKind::Directory)) => queue.push(task),
@@ -111,7 +111,7 @@ impl Checker<'_> {
         }
     }
 
-    fn list(&self, dir: &Arc<Dir>, queue: &Queue<Task>) {
+    fn list(&self, dir: &Arc<Dir>, queue: &WorkQueue<Task>) {
         let listed = each_entry(&dir.node, |entry, kind| {
             let ours = matches!(name::classify(entry), Entry::Ours);
             // The backing filesystem may not tell which of the others are directories.
@@ -148,7 +148,7 @@ impl Checker<'_> {
                 return;
             }
             std::thread::sleep(pause);
-            Queue::new(suspects).run(self.settings.parallel, |suspect| {
+            WorkQueue::new(suspects).run(self.settings.parallel, |suspect| {
                 if let Some(suspect) = self.look_at_suspect(suspect) {
                     locked(&self.suspects).push(suspect);
                 }

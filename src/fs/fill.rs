@@ -150,7 +150,7 @@ impl Work {
     fn queue(self) {
         let fs = Arc::clone(&self.fs);
         // Its turn comes when it comes: those before it take a step each.
-        fs.chores.run(Box::new(move |_| self.take_step()));
+        fs.chores.run(move |_| self.take_step());
     }
 
     fn take_step(mut self) {

@@ -76,11 +76,11 @@ impl Filesystem {
             return answer(read.map(|len| &plain[..len]));
         }
         let (fs, len) = (Arc::clone(self), plain.len());
-        self.lane.run(Box::new(move |turn| {
+        self.lane.run(move |turn| {
             let mut plain = vec![0; len];
             let read = turn.and_then(|()| fs.read(id, offset, &mut plain));
             answer(read.map(|len| &plain[..len]));
-        }));
+        });
     }
 
     /// Like [`Self::write`] for a thread that serves the kernel; see [`Self::answer_read`].
@@ -101,7 +101,7 @@ impl Filesystem {
             return answer(self.write(id, offset, bytes));
         }
         let (fs, bytes) = (Arc::clone(self), bytes.to_vec());
-        self.lane.run(Box::new(move |turn| answer(turn.and_then(|()| fs.write(id, offset, &bytes)))));
+        self.lane.run(move |turn| answer(turn.and_then(|()| fs.write(id, offset, &bytes))));
     }
 
     /// Whether an operation on the content would wait for a provider that is far away.

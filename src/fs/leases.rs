@@ -7,10 +7,11 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::keys::{Behalf, Moment, Reason};
+use crate::runtime::{Next, Periodic};
 
 use super::backing::Found;
 use super::inode::{Inode, OpenFile};
@@ -55,16 +56,21 @@ impl Lease {
 pub(super) struct Keeper {
     /// Inodes whose content is in use, or was at the last look.
     watched: Mutex<HashMap<InodeId, Weak<Inode>>>,
-    stopped: Mutex<bool>,
-    stop: Condvar,
+    thread: OnceLock<Periodic>,
 }
 
 impl Keeper {
     pub(super) fn start(fs: &Arc<Filesystem>) -> std::io::Result<()> {
-        let (keeper, weak) = (Arc::clone(&fs.keeper), Arc::downgrade(fs));
+        let weak = Arc::downgrade(fs);
         let round = LONGEST_ROUND.min(fs.volume.ring.limits().max_age / 10).max(Duration::from_millis(10));
-        let run = move || keeper.run(round, &weak);
-        std::thread::Builder::new().name("kmsfs-leases".to_owned()).spawn(run).map(|_| ())
+        let periodic = Periodic::start("kmsfs-leases", Next::After(round), move || {
+            is_in_background();
+            let Some(fs) = weak.upgrade() else { return Next::Never };
+            fs.look_after_leases(Moment::now());
+            Next::After(round)
+        })?;
+        let _ = fs.keeper.thread.set(periodic);
+        Ok(())
     }
 
     /// Puts an inode whose content has just been opened on the list.
@@ -92,21 +98,7 @@ impl Keeper {
     }
 
     pub(super) fn stop(&self) {
-        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.stop.notify_all();
-    }
-
-    fn run(&self, round: Duration, weak: &Weak<Filesystem>) {
-        is_in_background();
-        loop {
-            let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
-            let waited = self.stop.wait_timeout_while(stopped, round, |stopped| !*stopped);
-            if *waited.unwrap_or_else(PoisonError::into_inner).0 {
-                return;
-            }
-            let Some(fs) = weak.upgrade() else { return };
-            fs.look_after_leases(Moment::now());
-        }
+        self.thread.get().inspect(|thread| thread.stop());
     }
 }
 
@@ -129,7 +121,7 @@ impl Filesystem {
             } else if age >= limits.max_age * 3 / 4 && !term.renewing && !open.content.needs_keys() {
                 open.lease.term().renewing = true;
                 let fs = Arc::clone(self);
-                self.renewals.run(Box::new(move |_| fs.renew(&inode, &open)));
+                self.renewals.run(move |_| fs.renew(&inode, &open));
             }
         }
     }
@@ -191,12 +183,12 @@ impl Filesystem {
         }
         let (done, wait) = std::sync::mpsc::channel();
         let fs = Arc::clone(self);
-        self.renewals.run(Box::new(move |_| {
+        self.renewals.run(move |_| {
             let open = fs.inodes.all().into_iter().filter(|inode| inode.slot().handles > 0);
             open.for_each(|inode| fs.invalidate(inode.id));
             // Who does not wait any more has gone on.
             let _ = done.send(());
-        }));
+        });
         wait.recv_timeout(HAND_OVER).is_ok()
     }
 

@@ -9,10 +9,11 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::content;
+use crate::runtime::{Next, Periodic};
 use crate::storage::Access;
 
 use super::inode::Inode;
@@ -29,15 +30,15 @@ const SELDOM: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub(super) struct Losses {
     state: Mutex<State>,
-    changed: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     /// With each, whether the kernel still has pages of what is lost.
     files: HashMap<InodeId, (Weak<Inode>, bool)>,
-    at_work: bool,
-    stopped: bool,
+    /// From the first loss on.
+    thread: Option<Periodic>,
+    is_stopped: bool,
 }
 
 impl Losses {
@@ -46,28 +47,21 @@ impl Losses {
     }
 
     pub(super) fn stop(&self) {
-        self.state().stopped = true;
-        self.changed.notify_all();
+        let mut state = self.state();
+        state.is_stopped = true;
+        state.thread.iter().for_each(Periodic::stop);
     }
 
-    /// The files to look after, and which of them have lost something since the last look. None: there is nothing to do.
-    fn next(&self, pause: Duration) -> Option<Vec<(Arc<Inode>, bool)>> {
-        let state = self.state();
-        let is_news = |state: &State| state.files.values().any(|(_, is_new)| *is_new);
-        let waited = self.changed.wait_timeout_while(state, pause, |state| !state.stopped && !is_news(state));
-        let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
+    /// The files to look after, and which of them have lost something since the last look.
+    fn files(&self) -> Vec<(Arc<Inode>, bool)> {
         let mut found = Vec::new();
-        state.files.retain(|_, (inode, is_new)| {
+        self.state().files.retain(|_, (inode, is_new)| {
             let inode = inode.upgrade().filter(|inode| *is_new || inode.ledger.has_lost());
             let stays = inode.is_some();
             found.extend(inode.map(|inode| (inode, std::mem::take(is_new))));
             stays
         });
-        if state.stopped || found.is_empty() {
-            state.at_work = false;
-            return None;
-        }
-        Some(found)
+        found
     }
 }
 
@@ -118,13 +112,16 @@ impl Filesystem {
     fn look_after(self: &Arc<Self>, inode: &Arc<Inode>) {
         let mut state = self.losses.state();
         state.files.insert(inode.id, (Arc::downgrade(inode), true));
-        self.losses.changed.notify_all();
-        if state.at_work || state.stopped {
+        if state.is_stopped {
             return;
         }
-        let (losses, weak) = (Arc::clone(&self.losses), Arc::downgrade(self));
-        let started = std::thread::Builder::new().name("kmsfs-losses".to_owned()).spawn(move || run(&losses, &weak));
-        state.at_work = started.is_ok();
+        if state.thread.is_none() {
+            let (weak, mut rounds) = (Arc::downgrade(self), 0);
+            let first = Next::WhenWoken(Duration::ZERO);
+            // Without a thread the next loss tries again.
+            state.thread = Periodic::start("kmsfs-losses", first, move || run(&weak, &mut rounds)).ok();
+        }
+        state.thread.iter().for_each(Periodic::wake);
     }
 
     /// What the kernel may be told about files that have lost something, from a thread that does not serve it.
@@ -146,14 +143,16 @@ impl Filesystem {
     }
 }
 
-fn run(losses: &Losses, weak: &Weak<Filesystem>) {
+fn run(weak: &Weak<Filesystem>, rounds: &mut u32) -> Next {
     is_in_background();
-    let mut rounds = 0;
-    while let Some(files) = losses.next(if rounds < ROUNDS { ROUND } else { SELDOM }) {
-        let Some(fs) = weak.upgrade() else { return };
-        rounds = if files.iter().any(|(_, is_new)| *is_new) { 0 } else { rounds + 1 };
-        fs.tell_of_losses(&files);
+    let Some(fs) = weak.upgrade() else { return Next::Never };
+    let files = fs.losses.files();
+    if files.is_empty() {
+        return Next::WhenWoken(Duration::ZERO);
     }
+    *rounds = if files.iter().any(|(_, is_new)| *is_new) { 0 } else { *rounds + 1 };
+    fs.tell_of_losses(&files);
+    Next::After(if *rounds < ROUNDS { ROUND } else { SELDOM })
 }
 
 impl Inode {

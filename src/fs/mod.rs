@@ -14,7 +14,6 @@ mod fill;
 mod headers;
 mod inode;
 mod io;
-mod lane;
 mod leases;
 mod link_targets;
 mod listing;
@@ -36,6 +35,7 @@ mod stats;
 mod sync_errors;
 mod trim;
 mod unfinished;
+mod workers;
 mod wrapping_keys;
 mod xattrs;
 
@@ -66,7 +66,6 @@ use crate::lease::Tenure;
 use crate::storage::{CipherDirectory, LongTargets, Node, RedoLogs};
 
 use inode::{Inode, InodeTable};
-use lane::Lane;
 use leases::Keeper;
 use listing::OpenDirectories;
 use losses::Losses;
@@ -78,6 +77,7 @@ use provisioned::Stock;
 use settle::Settler;
 use trim::{DropUnused, ForgetEntry, Trimmer};
 use unfinished::Unfinished;
+use workers::Workers;
 
 /// Threads for operations that wait for a provider.
 const KEY_THREADS: usize = 16;
@@ -138,10 +138,10 @@ pub struct Filesystem {
     directories: OpenDirectories,
     order: NameOrder,
     owed_ids: OwedIds,
-    settler: Arc<Settler>,
-    keeper: Arc<Keeper>,
-    losses: Arc<Losses>,
-    trimmer: Arc<Trimmer>,
+    settler: Settler,
+    keeper: Keeper,
+    losses: Losses,
+    trimmer: Trimmer,
     /// What says that nobody else writes the volume; none where a lock says it.
     tenure: Option<Tenure>,
     /// Makes the kernel forget an entry of a directory.
@@ -155,11 +155,11 @@ pub struct Filesystem {
     /// When content was last used, in seconds since the start.
     last_use: AtomicU64,
     options: Options,
-    lane: Lane,
+    lane: Workers,
     /// Apart from the lane: the keys of open files are renewed although many wait to be opened.
-    renewals: Lane,
+    renewals: Workers,
     /// For what may take long and asks no provider.
-    chores: Lane,
+    chores: Workers,
     prefetch: Prefetch,
     /// See [`Node::renames_what_is_open`].
     renames_what_is_open: bool,
@@ -227,10 +227,10 @@ impl Filesystem {
             owed_ids: OwedIds::default(),
             inodes: InodeTable::new(root, &stat),
             directories: OpenDirectories::default(),
-            settler: Arc::default(),
-            keeper: Arc::default(),
-            losses: Arc::default(),
-            trimmer: Arc::new(Trimmer::new()),
+            settler: Settler::default(),
+            keeper: Keeper::default(),
+            losses: Losses::default(),
+            trimmer: Trimmer::new(),
             tenure,
             forget_entry: OnceLock::new(),
             drop_unused: OnceLock::new(),
@@ -239,9 +239,9 @@ impl Filesystem {
             start: Moment::now(),
             last_use: AtomicU64::new(0),
             options,
-            lane: Lane::new("kmsfs-keys", KEY_THREADS),
-            renewals: Lane::new("kmsfs-renewals", RENEWAL_THREADS),
-            chores: Lane::new("kmsfs-chores", CHORE_THREADS),
+            lane: Workers::new("kmsfs-keys", KEY_THREADS),
+            renewals: Workers::new("kmsfs-renewals", RENEWAL_THREADS),
+            chores: Workers::new("kmsfs-chores", CHORE_THREADS),
             prefetch: Prefetch::new(),
             renames_what_is_open,
             read_only: options.read_only,

@@ -202,7 +202,7 @@ impl Filesystem {
             // Nothing of ours is in it.
             Err(Error::Io(error)) if self.renames_what_is_open && error.kind() == io::ErrorKind::DirectoryNotEmpty => {
                 let (fs, name, start) = (Arc::clone(self), name.to_vec(), Instant::now());
-                self.chores.run(Box::new(move |_| {
+                self.chores.run(move |_| {
                     let removed = loop {
                         std::thread::sleep(LOOK_AGAIN);
                         let removed = fs.rmdir(directory, &name);
@@ -211,7 +211,7 @@ impl Filesystem {
                         }
                     };
                     answer(removed);
-                }));
+                });
             }
             result => answer(result),
         }

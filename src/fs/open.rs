@@ -217,7 +217,7 @@ impl Filesystem {
                     let opened = turn.and_then(|()| fs.open_now(&inode, access));
                     answer(opened.and_then(|open| work(&fs, &inode, open)));
                 };
-                self.lane.run(Box::new(later));
+                self.lane.run(later);
             }
         }
     }

@@ -19,8 +19,8 @@ use crate::storage::{Access, NodeKind};
 
 use super::backing::Found;
 use super::inode::Inode;
-use super::lane::Lane;
 use super::pace::Pace;
+use super::workers::Workers;
 use super::{Error, Filesystem, InodeId};
 
 /// Calls at a time.
@@ -95,7 +95,7 @@ struct Remembered {
 }
 
 pub(super) struct Prefetch {
-    lane: Lane,
+    lane: Workers,
     listings: Mutex<VecDeque<Arc<Remembered>>>,
     /// Bytes that all listings take.
     bytes: Arc<AtomicUsize>,
@@ -105,7 +105,7 @@ pub(super) struct Prefetch {
 impl Prefetch {
     pub(super) fn new() -> Self {
         Self {
-            lane: Lane::new("kmsfs-prefetch", THREADS),
+            lane: Workers::new("kmsfs-prefetch", THREADS),
             listings: Mutex::default(),
             bytes: Arc::default(),
             pace: Mutex::new(Pace::new(Instant::now())),
@@ -217,11 +217,11 @@ impl Filesystem {
         let begin = listing.next.fetch_max(end, Ordering::Relaxed).max(place);
         for place in begin..end {
             let (fs, listing) = (Arc::clone(self), Arc::clone(listing));
-            self.prefetch.lane.run(Box::new(move |turn| {
+            self.prefetch.lane.run(move |turn| {
                 // Whatever is wrong with the file, its opening will say.
                 let (ino, entry) = &listing.listing.files[place];
                 let _ = turn.and_then(|()| fs.fetch_key(&listing.directory, *ino, entry));
-            }));
+            });
         }
         (place + ahead).saturating_sub(files.len())
     }
@@ -233,12 +233,12 @@ impl Filesystem {
         }
         let Some((parent, entry)) = self.prefetch.directory_after(&listing) else { return };
         let fs = Arc::clone(self);
-        self.prefetch.lane.run(Box::new(move |turn| {
+        self.prefetch.lane.run(move |turn| {
             if let Ok(next) = turn.and_then(|()| fs.look_into(&parent, &entry)) {
                 let left = fs.fetch_from(&next, 0, ahead);
                 fs.go_on_after(next, left, directories - 1);
             }
-        }));
+        });
     }
 
     /// Lists a directory that nobody has listed yet.

@@ -3,10 +3,11 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::content::Unsettled;
+use crate::runtime::{Next, Periodic};
 
 use super::error::lacks_descriptors;
 use super::inode::{Inode, InodeTable, OpenFile};
@@ -22,14 +23,8 @@ const SYNC_SINGLY: usize = 8;
 pub(super) struct Settler {
     /// Held for a whole round, so that the last one at shutdown misses nothing.
     round: Mutex<()>,
-    state: Mutex<State>,
-    stop: Condvar,
-}
-
-#[derive(Default)]
-struct State {
-    watched: HashMap<InodeId, Watched>,
-    stopped: bool,
+    watched: Mutex<HashMap<InodeId, Watched>>,
+    thread: OnceLock<Periodic>,
 }
 
 struct Watched {
@@ -50,48 +45,40 @@ impl Settler {
     pub(super) fn watch(&self, inodes: &InodeTable, inode: &Arc<Inode>) {
         if inodes.watch(inode) {
             let watched = Watched { inode: Arc::clone(inode), seen: None };
-            self.state().watched.insert(inode.id, watched);
+            self.watched().insert(inode.id, watched);
         }
     }
 
     /// Looks after the list of `fs` until it is stopped or dropped.
     pub(super) fn start(fs: &Arc<Filesystem>) -> std::io::Result<()> {
-        let (settler, weak) = (Arc::clone(&fs.settler), Arc::downgrade(fs));
-        let run = move || run(&settler, &weak);
-        std::thread::Builder::new().name("kmsfs-settle".to_owned()).spawn(run).map(|_| ())
+        let weak = Arc::downgrade(fs);
+        let periodic = Periodic::start("kmsfs-settle", Next::After(REST), move || run(&weak))?;
+        let _ = fs.settler.thread.set(periodic);
+        Ok(())
     }
 
     pub(super) fn stop(&self) {
-        self.state().stopped = true;
-        self.stop.notify_all();
-    }
-
-    /// Waits for one rest. Returns whether to go on.
-    fn rest(&self) -> bool {
-        let state = self.state();
-        let stopped = self.stop.wait_timeout_while(state, REST, |state| !state.stopped);
-        !stopped.unwrap_or_else(PoisonError::into_inner).0.stopped
+        self.thread.get().inspect(|thread| thread.stop());
     }
 
     /// Files on the list.
     pub(super) fn len(&self) -> usize {
-        self.state().watched.len()
+        self.watched().len()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn watched(&self) -> MutexGuard<'_, HashMap<InodeId, Watched>> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn run(settler: &Settler, weak: &Weak<Filesystem>) {
+fn run(weak: &Weak<Filesystem>) -> Next {
     is_in_background();
-    while settler.rest() {
-        let Some(fs) = weak.upgrade() else { return };
-        // What fails is logged, and kept for those who sync.
-        let _ = fs.settle_rested(false);
-        fs.finish_what_is_left();
-        fs.tell_space_of_open_files();
-    }
+    let Some(fs) = weak.upgrade() else { return Next::Never };
+    // What fails is logged, and kept for those who sync.
+    let _ = fs.settle_rested(false);
+    fs.finish_what_is_left();
+    fs.tell_space_of_open_files();
+    Next::After(REST)
 }
 
 impl Filesystem {
@@ -103,7 +90,7 @@ impl Filesystem {
     pub(super) fn settle_rested(&self, all: bool) -> Result<(), Error> {
         self.check_tenure()?;
         let _one_at_a_time = self.settler.round.lock().unwrap_or_else(PoisonError::into_inner);
-        let watched = std::mem::take(&mut self.settler.state().watched);
+        let watched = std::mem::take(&mut *self.settler.watched());
         let (mut keep, mut batch, mut done) = (Vec::new(), Vec::new(), Vec::new());
         for mut watched in watched.into_values() {
             if all {
@@ -137,7 +124,7 @@ impl Filesystem {
         }
         keep.extend(batch.into_iter().map(|(watched, ..)| watched));
         let again = keep.into_iter().map(|watched| (watched.inode.id, watched));
-        self.settler.state().watched.extend(again);
+        self.settler.watched().extend(again);
         done.iter().for_each(|inode| self.stop_watching(inode));
         result
     }
@@ -190,23 +177,22 @@ impl Filesystem {
 
     /// Nobody will ask for the file's size.
     pub(super) fn settle_no_more(&self, inode: &Inode) {
-        self.settler.state().watched.remove(&inode.id);
+        self.settler.watched().remove(&inode.id);
         inode.slot().close();
         self.inodes.unwatch(inode);
     }
 
     /// Whether a file still has an end that was lost.
     pub(super) fn owes_an_end(&self) -> bool {
-        self.settler.state().watched.values().any(|watched| watched.inode.ledger.owed().is_some())
+        self.settler.watched().values().any(|watched| watched.inode.ledger.owed().is_some())
     }
 
     /// How many files are known to be unsettled.
     pub(super) fn unsettled_files(&self) -> u64 {
-        let state = self.settler.state();
         let unsettled = |watched: &&Watched| {
             watched.inode.slot().open.as_ref().is_some_and(|open| open.content.unsettled().is_some())
         };
-        state.watched.values().filter(unsettled).count() as u64
+        self.settler.watched().values().filter(unsettled).count() as u64
     }
 }
 

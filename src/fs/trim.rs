@@ -15,11 +15,12 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::Resource;
 
+use crate::runtime::{Next, Periodic};
 use crate::storage::{Node, NodeKind};
 
 use super::error::lacks_descriptors;
@@ -77,11 +78,11 @@ pub(super) struct Trimmer {
     state: Mutex<State>,
     changed: Condvar,
     spare: Mutex<Vec<Node>>,
+    thread: OnceLock<Periodic>,
 }
 
 #[derive(Default)]
 struct State {
-    wanted: bool,
     /// Counts the rounds that have begun.
     begun: u64,
     at_work: bool,
@@ -166,6 +167,7 @@ impl Trimmer {
             state: Mutex::default(),
             changed: Condvar::new(),
             spare: Mutex::default(),
+            thread: OnceLock::new(),
         }
     }
 
@@ -220,11 +222,8 @@ impl Trimmer {
     }
 
     fn wake(&self) -> MutexGuard<'_, State> {
-        let mut state = self.state();
-        if !state.wanted {
-            state.wanted = true;
-            self.changed.notify_all();
-        }
+        let state = self.state();
+        self.thread.get().inspect(|thread| thread.wake());
         state
     }
 
@@ -297,47 +296,43 @@ impl Trimmer {
     }
 
     pub(super) fn start(fs: &Arc<Filesystem>) -> std::io::Result<()> {
-        let (trimmer, weak) = (Arc::clone(&fs.trimmer), Arc::downgrade(fs));
-        trimmer.put_aside(&fs.inodes.get(ROOT).map_err(io::Error::other)?.node);
-        let run = move || trimmer.run(&weak);
-        std::thread::Builder::new().name("kmsfs-trim".to_owned()).spawn(run).map(|_| ())
+        fs.trimmer.put_aside(&fs.inodes.get(ROOT).map_err(io::Error::other)?.node);
+        let weak = Arc::downgrade(fs);
+        let periodic = Periodic::start("kmsfs-trim", Next::WhenWoken(Duration::ZERO), move || {
+            is_in_background();
+            weak.upgrade().map_or(Next::Never, |fs| fs.trimmer.run(&fs))
+        })?;
+        let _ = fs.trimmer.thread.set(periodic);
+        Ok(())
     }
 
     pub(super) fn stop(&self) {
         self.state().stopped = true;
         self.changed.notify_all();
+        self.thread.get().inspect(|thread| thread.stop());
     }
 
-    fn run(&self, weak: &Weak<Filesystem>) {
-        is_in_background();
-        loop {
-            let state = self.state();
-            let woken = self.changed.wait_while(state, |state| !state.wanted && !state.stopped);
-            let mut state = woken.unwrap_or_else(PoisonError::into_inner);
-            if state.stopped {
-                return;
-            }
-            (state.wanted, state.at_work) = (false, true);
-            state.begun += 1;
-            drop(state);
-            self.changed.notify_all();
-            let Some(fs) = weak.upgrade() else { return };
-            let is_enough = fs.trim(self.high / 2);
-            if fs.descriptors() < self.brink
-                && let Ok(root) = fs.inodes.get(ROOT)
-            {
-                self.put_aside(&root.node);
-            }
-            let mut state = self.state();
-            state.at_work = false;
-            if is_enough {
-                state.in_vain_until = None;
-            } else if !state.by_entry {
-                state.in_vain_until = Some(Instant::now() + REST);
-            }
-            let pause = if is_enough { BETWEEN_ROUNDS } else { START };
-            drop(self.changed.wait_timeout_while(state, pause, |state| !state.stopped));
+    /// One round.
+    fn run(&self, fs: &Filesystem) -> Next {
+        let mut state = self.state();
+        state.at_work = true;
+        state.begun += 1;
+        drop(state);
+        self.changed.notify_all();
+        let is_enough = fs.trim(self.high / 2);
+        if fs.descriptors() < self.brink
+            && let Ok(root) = fs.inodes.get(ROOT)
+        {
+            self.put_aside(&root.node);
         }
+        let mut state = self.state();
+        state.at_work = false;
+        if is_enough {
+            state.in_vain_until = None;
+        } else if !state.by_entry {
+            state.in_vain_until = Some(Instant::now() + REST);
+        }
+        Next::WhenWoken(if is_enough { BETWEEN_ROUNDS } else { START })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

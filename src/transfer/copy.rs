@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::queue::Queue;
+use crate::runtime::WorkQueue;
 use crate::storage::NodeKind;
 
 use super::content::copy_content;
@@ -136,7 +136,7 @@ impl<'a, S: Side, T: Side> Copy<'a, S, T> {
                 Task::List(base)
             }
         };
-        let queue = Queue::new(vec![first]);
+        let queue = WorkQueue::new(vec![first]);
         queue.run(self.settings.parallel, |task| self.work(task, &queue));
         self.commit();
         if !self.is_stopped() {
@@ -151,7 +151,7 @@ impl<'a, S: Side, T: Side> Copy<'a, S, T> {
         locked(&self.failures).drain(..).collect()
     }
 
-    fn work(&self, task: Task<S, T>, queue: &Queue<Task<S, T>>) {
+    fn work(&self, task: Task<S, T>, queue: &WorkQueue<Task<S, T>>) {
         if self.is_stopped() {
             return;
         }

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use crate::queue::Queue;
+use crate::runtime::WorkQueue;
 use crate::storage::NodeKind;
 
 use super::copy::locked;
@@ -90,7 +90,7 @@ impl Tree {
                 false
             }
         };
-        Queue::new(doomed.files.iter().collect()).run(parallel, |path: &Vec<u8>| {
+        WorkQueue::new(doomed.files.iter().collect()).run(parallel, |path: &Vec<u8>| {
             let destroyed = self.find(path).and_then(|object| Ok(self.side.fs.destroy_header(object.id())?));
             if attempt(path, destroyed) {
                 progress.copied(NodeKind::File, 0);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use crate::queue::Queue;
+use crate::runtime::WorkQueue;
 use crate::storage::NodeKind;
 
 use super::content::CHUNK;
@@ -20,11 +20,11 @@ impl<S: Side, T: Side> Copy<'_, S, T> {
             Some(name) => Task::Entry(Arc::clone(&self.base), name.to_vec()),
             None => Task::List(Arc::clone(&self.base)),
         };
-        let (queue, inodes) = (Queue::new(vec![first]), Inodes::default());
+        let (queue, inodes) = (WorkQueue::new(vec![first]), Inodes::default());
         queue.run(self.settings.parallel, |task| self.verify_task(task, &queue, &inodes));
     }
 
-    fn verify_task(&self, task: Task<S, T>, queue: &Queue<Task<S, T>>, inodes: &Inodes) {
+    fn verify_task(&self, task: Task<S, T>, queue: &WorkQueue<Task<S, T>>, inodes: &Inodes) {
         match task {
             Task::Entry(pair, name) => match self.verify_entry(&pair, &name, inodes) {
                 Ok(None) => {}
