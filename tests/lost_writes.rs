@@ -3,17 +3,29 @@
 #![cfg(feature = "mount")]
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // how a test fails, and how it tells what it met
 
+#[cfg(feature = "aws-kms")]
+#[path = "support/fault_proxy.rs"]
+mod fault_proxy;
+#[cfg(feature = "aws-kms")]
+#[path = "support/kms_mount.rs"]
+mod kms_mount;
+#[cfg(feature = "aws-kms")]
+#[path = "support/kms_server.rs"]
+mod kms_server;
 #[path = "support/mount.rs"]
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Lines, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "aws-kms")]
+use fault_proxy::Fault;
 use support::{Home, Volume, bytes, errno, eventually, run};
 
 /// A volume under a keyring's key that can be taken away from it.
@@ -179,62 +191,118 @@ fn fill(ballast: &File) {
     }
 }
 
-/// Appenders, overwriters, programs that write far, truncate and map, on a disk that fills up and under a key that is refused. Each
-/// knows what it may find (`support/writers.py`).
-#[test]
-fn no_fault_leaves_a_zero_that_nobody_wrote() {
+/// A program that writes: each knows what it may find (`support/writers.py`).
+struct Writer {
+    process: Child,
+    answers: Lines<BufReader<ChildStdout>>,
+}
+
+impl Writer {
+    fn start(volume: &Volume, kind: &str, number: u64, seed: u64) -> Self {
+        let mut program = Command::new("python3");
+        program.arg(volume.home.path("writers.py")).arg(volume.path(kind)).arg(kind).arg(number.to_string());
+        program.arg((seed * 100 + number).to_string()).arg(number_of_seconds().to_string());
+        program.arg(volume.home.path("stop"));
+        let mut process = program.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let answers = BufReader::new(process.stdout.take().unwrap()).lines();
+        Self { process, answers }
+    }
+
+    fn line(&mut self) -> String {
+        self.answers.next().expect("it ends without a word").unwrap()
+    }
+}
+
+fn number_of_seconds() -> u64 {
+    number(SECONDS, 12)
+}
+
+/// Appenders, overwriters, programs that write far, truncate and map, while `fault` lets one layer after the other fail for a
+/// while: it gets a number and that while, and returns what failed.
+fn torment(volume: &Volume, mut fault: impl FnMut(u64, Duration) -> &'static str) {
+    let seed = number(SEED, 1);
+    fs::write(volume.home.path("writers.py"), include_str!("support/writers.py")).unwrap();
+    let kinds = ["append", "overwrite", "far", "truncate", "map"];
+    let mut writers: Vec<_> =
+        kinds.iter().zip(1..).map(|(kind, number)| Writer::start(volume, kind, number, seed)).collect();
+    let (until, mut faults) = (Instant::now() + Duration::from_secs(number_of_seconds()), BTreeMap::new());
+    let mut injected = 0;
+    while Instant::now() < until {
+        let pause = Duration::from_millis(bytes(seed + injected, 1)[0].into());
+        *faults.entry(fault(injected, pause)).or_insert(0_u64) += 1;
+        sleep(pause / 2);
+        injected += 1;
+    }
+    fs::write(volume.home.path("stop"), "").unwrap();
+    let mut told = 0;
+    for writer in &mut writers {
+        let line = writer.line();
+        told += line.split(' ').nth(1).and_then(|count| count.parse::<u64>().ok()).unwrap_or_else(|| panic!("{line}"));
+    }
+    volume.remount();
+    for writer in &mut writers {
+        writeln!(writer.process.stdin.take().unwrap()).unwrap();
+        assert_eq!(writer.line(), "well");
+        assert!(writer.process.wait().unwrap().success());
+    }
+    println!("{injected} faults {faults:?}, and programs were told of {told} errors (seed {seed})");
+    assert!(told > 0, "nothing failed");
+}
+
+/// A filesystem of its own for a cipher directory, and what takes its space.
+fn disk(home: &Home, megabytes: u64, make: &[&str]) -> PathBuf {
     support::needs_root();
-    let (seconds, seed) = (number(SECONDS, 12), number(SEED, 1));
-    let home = Home::new();
-    let (image, disk, script, stop) =
-        (home.path("image"), home.path("cipher"), home.path("writers.py"), home.path("stop"));
-    File::create(&image).unwrap().set_len(24 << 20).unwrap();
-    run("mkfs.ext4", &[&"-q", &"-F", &"-b", &"4096", &"-m", &"0", &image], Path::new("/"));
+    let (image, disk) = (home.path("image"), home.path("cipher"));
+    File::create(&image).unwrap().set_len(megabytes << 20).unwrap();
+    let mut arguments: Vec<support::Argument<'_>> = make[1..].iter().map(|word| word as _).collect();
+    arguments.push(&image);
+    run(make[0], &arguments, Path::new("/"));
     fs::create_dir(&disk).unwrap();
     run("mount", &[&"-o", &"loop", &image, &disk], Path::new("/"));
-    fs::remove_dir(disk.join("lost+found")).unwrap();
-    fs::write(&script, include_str!("support/writers.py")).unwrap();
+    let _ = fs::remove_dir(disk.join("lost+found"));
+    disk
+}
+
+#[test]
+fn no_full_disk_or_refused_key_leaves_a_zero_that_nobody_wrote() {
+    let home = Home::new();
+    let disk = disk(&home, 24, &["mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0"]);
     let of = Revocable::in_home(home, "1");
-    let ballast = OpenOptions::new().create(true).truncate(true).write(true).open(disk.join(".ballast")).unwrap();
-    let mut writers: Vec<Child> = ["append", "overwrite", "far", "truncate", "map"]
-        .iter()
-        .zip(1..)
-        .map(|(kind, n)| {
-            let mut program = Command::new("python3");
-            program.arg(&script).arg(of.volume.path(kind)).arg(kind).arg(n.to_string());
-            program.arg((seed * 100 + n).to_string()).arg(seconds.to_string()).arg(&stop);
-            program.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
-        })
-        .collect();
-    let mut answers: Vec<_> =
-        writers.iter_mut().map(|writer| BufReader::new(writer.stdout.take().unwrap()).lines()).collect();
-    let (until, mut faults) = (Instant::now() + Duration::from_secs(seconds), 0_u64);
-    while Instant::now() < until {
-        faults += 1;
-        let pause = Duration::from_millis(bytes(seed + faults, 1)[0].into());
-        if faults % 8 == 0 {
+    let ballast = File::create(disk.join(".ballast")).unwrap();
+    torment(&of.volume, |number, pause| match number % 8 {
+        7 => {
             of.set("disable");
             sleep(Duration::from_secs(1) + pause);
             of.set("enable");
-        } else {
+            "key refused"
+        }
+        _ => {
             fill(&ballast);
             sleep(pause);
             ballast.set_len(0).unwrap();
+            "disk full"
         }
-        sleep(pause);
-    }
-    fs::write(&stop, "").unwrap();
-    let mut told = 0;
-    for line in &mut answers {
-        let line = line.next().unwrap().unwrap();
-        told += line.split(' ').nth(1).and_then(|count| count.parse::<u64>().ok()).unwrap_or_else(|| panic!("{line}"));
-    }
-    of.volume.remount();
-    for (writer, line) in writers.iter_mut().zip(&mut answers) {
-        writeln!(writer.stdin.take().unwrap()).unwrap();
-        assert_eq!(line.next().unwrap().unwrap(), "well");
-        assert!(writer.wait().unwrap().success());
-    }
-    println!("{faults} faults, and programs were told of {told} errors (seed {seed})");
-    assert!(told > 0, "nothing failed");
+    });
+}
+
+#[cfg(feature = "aws-kms")]
+#[test]
+fn no_provider_that_is_silent_throttles_or_refuses_leaves_a_zero_that_nobody_wrote() {
+    let scene = kms_mount::KmsVolume::new(&["--key-max-age", "1"]);
+    torment(&scene.volume, |number, pause| {
+        let (what, fault) = [
+            ("silent", Some(Fault::Stall)),
+            ("throttled", Some(Fault::Exception(400, "ThrottlingException"))),
+            ("refused", None),
+            ("unreachable", Some(Fault::Reset)),
+        ][usize::try_from(number).unwrap() % 4];
+        match fault {
+            Some(fault) => ["Decrypt", "GenerateDataKey"].iter().for_each(|call| scene.proxy.inject(call, .., fault)),
+            None => scene.set_enabled(false),
+        }
+        sleep(Duration::from_secs(1) + 2 * pause);
+        scene.proxy.heal();
+        scene.set_enabled(true);
+        what
+    });
 }
