@@ -71,11 +71,7 @@ impl CheckReport {
             self.pages / 256,
             self.seconds,
             if self.structure_only { "; structure only" } else { "" },
-            if self.settled > 0 {
-                format!("; {} settled", counted(self.settled as u64, "file"))
-            } else {
-                String::new()
-            },
+            if self.settled > 0 { format!("; {} settled", counted(self.settled, "file")) } else { String::new() },
         );
         text
     }
