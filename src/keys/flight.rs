@@ -1,18 +1,14 @@
 //! Single flight: any number of threads that want the same key at the same time cost one call.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::cache::{CacheKey, Unwrapped};
 use super::{KeyError, ProviderError, ProviderErrorKind};
 
 type Answer = Result<Unwrapped, KeyError>;
 
-#[derive(Default)]
-struct Call {
-    answer: Mutex<Option<Answer>>,
-    arrived: Condvar,
-}
+type Call = OnceLock<Answer>;
 
 #[derive(Default)]
 pub(super) struct Flight {
@@ -25,7 +21,7 @@ impl Flight {
     pub(super) fn run(&self, key: &CacheKey, call: impl FnOnce() -> Answer) -> Answer {
         let (shared, leads) = self.join(key);
         if !leads {
-            return shared.wait();
+            return shared.wait().clone();
         }
         let landing = Landing { flight: self, key, call: &shared };
         let answer = call();
@@ -47,18 +43,6 @@ impl Flight {
     }
 }
 
-impl Call {
-    fn wait(&self) -> Answer {
-        let mut answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if let Some(answer) = &*answer {
-                return answer.clone();
-            }
-            answer = self.arrived.wait(answer).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-}
-
 /// Wakes the waiting threads whatever becomes of the leading one.
 struct Landing<'f> {
     flight: &'f Flight,
@@ -68,20 +52,17 @@ struct Landing<'f> {
 
 impl Landing<'_> {
     fn land(self, answer: Answer) -> Answer {
-        *self.call.answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer.clone());
-        answer
+        self.call.get_or_init(|| answer).clone()
     }
 }
 
 impl Drop for Landing<'_> {
     fn drop(&mut self) {
         self.flight.calls().remove(self.key);
-        let mut answer = self.call.answer.lock().unwrap_or_else(PoisonError::into_inner);
-        answer.get_or_insert_with(|| {
+        self.call.get_or_init(|| {
             Err(ProviderError::new(ProviderErrorKind::BadAnswer, "the call for this key ended without an answer")
                 .into())
         });
-        self.call.arrived.notify_all();
     }
 }
 
