@@ -15,13 +15,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("keys", &["crypto", "format", "meter"]),
     ("audit", &["crypto", "format", "keys"]),
     ("content", &["crypto", "format", "storage"]),
-    ("lease", &["crypto", "format", "storage"]),
+    ("lease", &["crypto", "format", "storage", "runtime"]),
     ("fs", &["content", "keys", "lease", "storage", "format", "crypto", "meter", "runtime"]),
     ("runtime", &[]),
     ("check", &["content", "keys", "storage", "format", "crypto", "runtime"]),
     ("transfer", &["fs", "lease", "content", "keys", "storage", "format", "runtime"]),
     ("mount", &["fs"]),
-    ("daemon", &[]),
+    ("daemon", &["runtime"]),
     (
         "cli",
         &[

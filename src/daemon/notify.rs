@@ -5,8 +5,10 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::runtime::{Next, Periodic};
 
 /// The service manager that started this process, if it wants to hear of it.
 pub struct Notifier {
@@ -59,34 +61,18 @@ impl Notifier {
     /// There is no thread for it.
     pub fn watch(self: Arc<Self>, is_well: impl Fn() -> bool + Send + 'static) -> io::Result<Option<Watch>> {
         let Some(interval) = self.watchdog else { return Ok(None) };
-        let ended = Arc::new((Mutex::new(false), Condvar::new()));
-        let watch = Watch(Arc::clone(&ended));
-        let run = move || {
-            loop {
-                if is_well() {
-                    self.tell("WATCHDOG=1");
-                }
-                let (end, changed) = &*ended;
-                let end = end.lock().unwrap_or_else(PoisonError::into_inner);
-                let waited = changed.wait_timeout_while(end, interval / 2, |end| !*end);
-                if *waited.unwrap_or_else(PoisonError::into_inner).0 {
-                    return;
-                }
+        let periodic = Periodic::start("watchdog", Next::After(Duration::ZERO), move || {
+            if is_well() {
+                self.tell("WATCHDOG=1");
             }
-        };
-        std::thread::Builder::new().name("watchdog".to_owned()).spawn(run).map(|_| Some(watch))
+            Next::After(interval / 2)
+        })?;
+        Ok(Some(Watch(periodic)))
     }
 }
 
 /// Dropped, it ends the messages to the watchdog.
-pub struct Watch(Arc<(Mutex<bool>, Condvar)>);
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.0.1.notify_all();
-    }
-}
+pub struct Watch(#[allow(dead_code)] Periodic); // held, never read
 
 #[cfg(test)]
 mod tests {

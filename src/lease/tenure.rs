@@ -2,13 +2,14 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::format::hex;
 use crate::format::lease::Lease;
+use crate::runtime::{Next, Periodic};
 use crate::storage::LeaseFile;
 
 use super::{Pace, Seal};
@@ -53,6 +54,8 @@ impl Permit {
 /// A lease that is held. Dropping it gives it back.
 pub struct Tenure {
     held: Arc<Held>,
+    /// `None` for one that is unattended.
+    renewals: Option<Periodic>,
 }
 
 struct Held {
@@ -67,8 +70,7 @@ struct Held {
     /// Until when nothing need be looked at, in milliseconds since the boot, suspended or not.
     valid_until: AtomicU64,
     lost: AtomicBool,
-    stopped: Mutex<bool>,
-    stop: Condvar,
+    stopped: AtomicBool,
 }
 
 impl Tenure {
@@ -81,9 +83,9 @@ impl Tenure {
         pace: Pace,
         began: Duration,
     ) -> io::Result<Self> {
-        let tenure = Self::unattended(file, seal, lease, local, pace, began);
+        let mut tenure = Self::unattended(file, seal, lease, local, pace, began);
         let weak = Arc::downgrade(&tenure.held);
-        std::thread::Builder::new().name("kmsfs-lease".to_owned()).spawn(move || keep(&weak))?;
+        tenure.renewals = Some(Periodic::start("kmsfs-lease", Next::After(pace.renew), move || keep(&weak))?);
         Ok(tenure)
     }
 
@@ -97,10 +99,9 @@ impl Tenure {
             failing: AtomicBool::new(false),
             valid_until: AtomicU64::new(millis(began + pace.valid)),
             lost: AtomicBool::new(false),
-            stopped: Mutex::new(false),
-            stop: Condvar::new(),
+            stopped: AtomicBool::new(false),
         });
-        Self { held }
+        Self { held, renewals: None }
     }
 
     /// One whose process does nothing, as if it were stopped.
@@ -128,8 +129,8 @@ impl Tenure {
 
     /// Gives the lease back.
     pub fn end(&self) {
-        *locked(&self.held.stopped) = true;
-        self.held.stop.notify_all();
+        self.held.stopped.store(true, Ordering::SeqCst);
+        self.renewals.iter().for_each(Periodic::stop);
         let lease = locked(&self.held.lease);
         if !self.held.lost.load(Ordering::SeqCst)
             && let Err(error) = self.held.file.remove(|bytes| self.held.is_own(&lease, bytes))
@@ -161,7 +162,7 @@ impl Held {
         }
         let began = since_boot();
         let left = Duration::from_millis(self.valid_until.load(Ordering::SeqCst)).saturating_sub(began);
-        if left > self.pace.valid.saturating_sub(self.pace.renew / SOONER) || *locked(&self.stopped) {
+        if left > self.pace.valid.saturating_sub(self.pace.renew / SOONER) || self.stopped.load(Ordering::SeqCst) {
             return Ok(());
         }
         let next = Seal::renewed(&lease);
@@ -219,21 +220,13 @@ impl Held {
     }
 }
 
-/// Renews until the lease is given back or lost.
-fn keep(weak: &Weak<Held>) {
-    let mut renewed = true;
-    loop {
-        let Some(held) = weak.upgrade() else { return };
-        let pause = if renewed { held.pace.renew } else { held.pace.renew / SOONER };
-        let waited = held.stop.wait_timeout_while(locked(&held.stopped), pause, |stopped| !*stopped);
-        if *waited.unwrap_or_else(PoisonError::into_inner).0 {
-            return;
-        }
-        match held.renew() {
-            Ok(()) => renewed = true,
-            Err(Lost::NotRenewed) => renewed = false,
-            Err(Lost::ToAnother) => return,
-        }
+/// Renews once.
+fn keep(weak: &Weak<Held>) -> Next {
+    let Some(held) = weak.upgrade() else { return Next::Never };
+    match held.renew() {
+        Ok(()) => Next::After(held.pace.renew),
+        Err(Lost::NotRenewed) => Next::After(held.pace.renew / SOONER),
+        Err(Lost::ToAnother) => Next::Never,
     }
 }
 
