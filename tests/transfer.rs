@@ -384,7 +384,7 @@ fn a_full_volume_ends_the_import_and_its_counts_are_true() {
     assert_eq!([&imported["complete"], &imported["stopped"]], [&Value::Bool(false), &Value::Bool(true)]);
     assert_eq!([&imported["files"], &imported["bytes"]], [&Value::from(listed), &(listed * 100_000).into()]);
     let said = text(&output.stderr);
-    assert!(said.contains(&format!("stopped: {listed} files were copied, and the rest was not tried")), "{said}");
+    assert!(said.contains(&format!("stopped after {listed} files: the rest was not tried")), "{said}");
     assert!(imported.to_string().contains("No space left"), "{imported:#}");
     home.shell("mount -o remount,size=64m small");
     let again = report(&home.kmsfs(&[&"import", &"--json", &"--verify", &source, &cipher]));

@@ -134,11 +134,6 @@ pub(crate) fn size_text(bytes: u64) -> String {
     }
 }
 
-/// `1 file`, `2 files`.
-pub(crate) fn counted(count: u64, one: &str, more: &str) -> String {
-    format!("{count} {}", if count == 1 { one } else { more })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,8 +10,8 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::cli::error::{CliError, Exit};
-use crate::cli::progress::{self, Step, counted};
-use crate::cli::report;
+use crate::cli::progress::{self, Step};
+use crate::cli::report::{self, counted};
 use crate::transfer::{Counts, Failure, Progress, Settings};
 
 use super::cat::named;
@@ -203,7 +203,7 @@ fn report<'r>(now: &Counts, failures: &'r [FailureReport]) -> Report<'r> {
 
 /// `12 of 20 files, 3.4 MiB copied, 5 there already`.
 fn text(now: &Counts, of: &str, verify: bool) -> String {
-    let files = if of.is_empty() { counted(now.files, "file", "files") } else { format!("{}{of} files", now.files) };
+    let files = if of.is_empty() { counted(now.files, "file") } else { format!("{}{of} files", now.files) };
     let mut text = format!("{files}, {} copied", progress::size_text(now.bytes));
     let mut put = |count: u64, what: &str| {
         if count > 0 {
@@ -237,8 +237,8 @@ pub(super) fn tell(failures: &[FailureReport]) {
 fn verdict(failures: &[FailureReport], now: &Counts) -> Result<(), CliError> {
     let Some(code) = worst(failures) else { return Ok(()) };
     if now.is_stopped {
-        let copied = counted(now.files, "file was", "files were");
-        let what = format!("stopped: {copied} copied, and the rest was not tried");
+        let copied = counted(now.files, "file");
+        let what = format!("stopped after {copied}: the rest was not tried");
         return Err(CliError::with_code(code, what).hint("mend the cause: the same command then goes on from here"));
     }
     let what = match failures.len() {

@@ -195,8 +195,8 @@ impl Work<'_> {
     fn verdict(self, before: u64) -> Result<(), CliError> {
         let made = self.made.load(Ordering::SeqCst);
         if made == self.missing {
-            let made = progress::counted(made, "key was", "keys were");
-            progress::conclude(&format!("{made} made, {} are in stock", before + self.missing));
+            let made = report::counted(made, "key");
+            progress::conclude(&format!("made {made}: {} are in stock", before + self.missing));
             return Ok(());
         }
         let failure = self.failure().take();

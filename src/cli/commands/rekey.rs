@@ -371,7 +371,7 @@ impl<'a> Work<'a> {
             );
         }
         let before = if files_done_before > 0 { format!(", {files_done_before} before") } else { String::new() };
-        let (files, size) = (progress::counted(files, "file", "files"), progress::size_text(bytes));
+        let (files, size) = (report::counted(files, "file"), progress::size_text(bytes));
         progress::conclude(&format!("{files} sealed anew{before}, {size}"));
         Ok(())
     }

@@ -155,12 +155,12 @@ pub(crate) fn run(args: &RewrapArgs) -> Result<(), CliError> {
 }
 
 fn conclusion(done: &Done) -> String {
-    let files = progress::counted(done.files, "file was", "files were");
+    let files = report::counted(done.files, "file");
     let provisioned = match done.provisioned {
         0 => String::new(),
-        keys => format!(", and {}", progress::counted(keys, "provisioned key", "provisioned keys")),
+        keys => format!(", and {}", report::counted(keys, "provisioned key")),
     };
-    format!("{files} rewrapped{provisioned}")
+    format!("rewrapped {files}{provisioned}")
 }
 
 /// So often what was made or moved meanwhile is looked for.
