@@ -180,7 +180,12 @@ pub(super) fn io_errno(error: &io::Error) -> i32 {
         io::ErrorKind::Interrupted => Errno::INTR,
         _ => Errno::IO,
     };
-    error.raw_os_error().unwrap_or_else(|| of_kind().raw_os_error())
+    match Errno::from_io_error(error) {
+        // The kernel asks never again for what answers this: it lets every later `fsync` succeed by itself.
+        Some(Errno::NOSYS) => Errno::OPNOTSUPP.raw_os_error(),
+        Some(errno) => errno.raw_os_error(),
+        None => of_kind().raw_os_error(),
+    }
 }
 
 fn content_errno(error: &ContentError) -> i32 {
@@ -233,6 +238,13 @@ mod tests {
     use crate::keys::ProviderError;
 
     /// The rows of the table in `docs/SEMANTICS.md` that concern keys.
+    #[test]
+    fn no_error_from_below_has_the_kernel_stop_asking() {
+        let missing = io::Error::from_raw_os_error(libc::ENOSYS);
+        assert_eq!(Error::from(missing).errno(), libc::EOPNOTSUPP);
+        assert_eq!(Error::from(io::Error::from_raw_os_error(libc::EIO)).errno(), libc::EIO);
+    }
+
     #[test]
     fn provider_failures_have_the_documented_errno() {
         let rows = [
