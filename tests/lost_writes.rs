@@ -12,6 +12,8 @@ mod kms_mount;
 #[cfg(feature = "aws-kms")]
 #[path = "support/kms_server.rs"]
 mod kms_server;
+#[path = "support/refusal.rs"]
+mod refusal;
 #[path = "support/mount.rs"]
 mod support;
 
@@ -26,6 +28,7 @@ use std::time::{Duration, Instant};
 
 #[cfg(feature = "aws-kms")]
 use fault_proxy::Fault;
+use refusal::Refusal;
 use support::{Home, Volume, bytes, errno, eventually, run};
 
 /// A volume under a keyring's key that can be taken away from it.
@@ -263,8 +266,12 @@ fn disk(home: &Home, megabytes: u64, make: &[&str]) -> PathBuf {
     disk
 }
 
+/// Which of a mount's system calls fail.
+const CALLS: [&str; 4] =
+    ["pwrite64:error=EIO", "ftruncate:error=EIO", "fdatasync:error=EIO", "sync_file_range:error=EIO"];
+
 #[test]
-fn no_full_disk_or_refused_key_leaves_a_zero_that_nobody_wrote() {
+fn no_full_disk_error_below_or_refused_key_leaves_a_zero_that_nobody_wrote() {
     let home = Home::new();
     let disk = disk(&home, 24, &["mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0"]);
     let of = Revocable::in_home(home, "1");
@@ -275,6 +282,13 @@ fn no_full_disk_or_refused_key_leaves_a_zero_that_nobody_wrote() {
             sleep(Duration::from_secs(1) + pause);
             of.set("enable");
             "key refused"
+        }
+        1 | 3 | 5 => {
+            let call = CALLS[usize::try_from(number / 2).unwrap() % CALLS.len()];
+            let refused = Refusal::of(of.volume.pid(), &[call]);
+            sleep(pause);
+            drop(refused);
+            call
         }
         _ => {
             fill(&ballast);

@@ -129,7 +129,7 @@ while time.time() < until and not os.path.exists(stop):
         step(fd)
     except OSError as error:
         doubt = True
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EKEYREVOKED, errno.ENOKEY, errno.ETIMEDOUT, errno.EKEYEXPIRED, errno.EFBIG): raise
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EKEYREVOKED, errno.ENOKEY, errno.ETIMEDOUT, errno.EKEYEXPIRED, errno.EFBIG, errno.EOPNOTSUPP): raise
         told += 1
         # Half of the programs go on with what they have open.
         if fd is not None and rng.random() < .5:
