@@ -59,7 +59,7 @@ const RUN: &[&str] = &[
     "kmsfs mount CIPHERDIR MOUNTPOINT --metrics 127.0.0.1:9464",
     "kmsfs status --keys /srv/plain",
     "kmsfs audit verify FILE... --volume CIPHERDIR",
-    "kmsfs audit show FILE...",
+    "kmsfs audit show FILE... --names CIPHERDIR",
     "kmsfs check CIPHERDIR",
     "kmsfs check CIPHERDIR --salvage DIR",
     "kmsfs check CIPHERDIR --repair",
@@ -68,6 +68,8 @@ const RUN: &[&str] = &[
     "kmsfs export /srv/cipher letters/2026 ./letters",
     "kmsfs import ./photos /srv/cipher photos --verify",
     "kmsfs cat /srv/cipher letters/2026/to-anna",
+    "kmsfs ls --cipher /srv/cipher",
+    "kmsfs inspect /srv/cipher letters/2026/to-anna",
     "kmsfs keys list",
     "kmsfs keys rotate",
     "kmsfs keys disable local:k-a1148dfa6ba2c7ea",
@@ -294,7 +296,7 @@ fn the_commands_for_a_keyring() {
         assert!(scene.run("kmsfs status --keys /srv/plain").contains(&key));
     });
     assert!(scene.run("kmsfs audit verify FILE... --volume CIPHERDIR").contains("ended"));
-    assert!(scene.run("kmsfs audit show FILE...").contains("Decrypt"));
+    assert!(scene.run("kmsfs audit show FILE... --names CIPHERDIR").contains("Decrypt"));
     scene.mount("kmsfs mount CIPHERDIR MOUNTPOINT --metrics 127.0.0.1:9464", || {
         let status = scene.home.shell("kmsfs status --json srv/plain");
         let status: serde_json::Value = serde_json::from_str(&status).unwrap();
@@ -316,6 +318,8 @@ fn the_commands_for_a_keyring() {
     scene.run("kmsfs import ./photos /srv/cipher photos --verify");
     assert_eq!(scene.home.shell("kmsfs cat srv/cipher photos/one"), "picture\n");
     assert_eq!(scene.run("kmsfs cat /srv/cipher letters/2026/to-anna"), "dear Anna\n");
+    assert!(scene.run("kmsfs ls --cipher /srv/cipher").contains("letters"));
+    assert!(scene.run("kmsfs inspect /srv/cipher letters/2026/to-anna").contains("letters/2026/to-anna"));
 
     assert!(scene.run("kmsfs keys list").contains(&key));
     assert!(scene.run("kmsfs keys rotate").contains("version 2"));
