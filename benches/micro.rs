@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // a benchmark may end that way
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
@@ -82,6 +83,20 @@ fn cache_hit(bencher: Bencher<'_, '_>) {
     let header = volume.ring.authenticate(&page).unwrap().unwrap();
     volume.ring.open(&header).unwrap();
     bencher.bench_local(|| volume.ring.cached(black_box(&header)).unwrap().is_ok());
+}
+
+/// The same for 256 files, by threads that open others of them at the same time.
+#[divan::bench(threads = [1, 8])]
+fn cache_hit_of_many(bencher: Bencher<'_, '_>) {
+    let (volume, _) = made();
+    let pages: Vec<_> = (0..256).map(|_| volume.ring.new_file().unwrap().1).collect();
+    let headers: Vec<_> = pages.iter().map(|page| volume.ring.authenticate(page).unwrap().unwrap()).collect();
+    headers.iter().for_each(|header| drop(volume.ring.open(header).unwrap()));
+    let next = AtomicUsize::new(0);
+    bencher.bench(|| {
+        let at = next.fetch_add(1, Ordering::Relaxed) % headers.len();
+        volume.ring.cached(black_box(&headers[at])).unwrap().is_ok()
+    });
 }
 
 /// A data key of a provider in this process, and a header for a new file.

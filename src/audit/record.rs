@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
+use time::{OffsetDateTime, PrimitiveDateTime};
 
 use crate::crypto::AuditKey;
 use crate::format::hex;
@@ -204,22 +205,12 @@ impl Head {
 #[must_use]
 pub fn time_text(time: SystemTime) -> String {
     let age = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    let (days, second) = (age.as_secs() / 86400, age.as_secs() % 86400);
-    let (year, month, day) = date(days);
-    let [hour, minute, second] = [second / 3600, second / 60 % 60, second % 60];
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:06}Z", age.subsec_micros())
-}
-
-/// Year, month and day of so many days after 1970-01-01. (Howard Hinnant, `civil_from_days`.)
-fn date(days: u64) -> (u64, u64, u64) {
-    let z = days + 719_468;
-    let (era, of_era) = (z / 146_097, z % 146_097);
-    let year = (of_era - of_era / 1460 + of_era / 36524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    (year + era * 400 + u64::from(month <= 2), month, day)
+    let seconds = i64::try_from(age.as_secs()).unwrap_or(i64::MAX);
+    let utc = OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(PrimitiveDateTime::MAX.assume_utc());
+    let (date, time, micros) = (utc.date(), utc.time(), age.subsec_micros());
+    let (year, month, day) = (date.year(), u8::from(date.month()), date.day());
+    let (hour, minute, second) = time.as_hms();
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
 }
 
 #[cfg(test)]
@@ -235,6 +226,8 @@ mod tests {
             (1_709_251_199, "2024-02-29T23:59:59.000000Z"),
             (1_735_689_600, "2025-01-01T00:00:00.000000Z"),
             (4_107_542_400, "2100-03-01T00:00:00.000000Z"),
+            (253_402_300_799, "9999-12-31T23:59:59.000000Z"),
+            (253_402_300_800, "9999-12-31T23:59:59.000000Z"),
         ] {
             assert_eq!(time_text(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)), text);
         }

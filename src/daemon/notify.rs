@@ -1,4 +1,7 @@
 //! What systemd is told of this process: sd_notify(3) over a datagram socket. Without systemd nothing is sent.
+//!
+//! Invariants: the socket is made before the sandbox; a manager that reads nothing holds nobody up for longer than
+//! [`SEND_TIMEOUT`]. The crate `sd-notify` makes a socket for each message, and waits without end.
 
 use std::ffi::OsString;
 use std::io;
@@ -9,6 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::runtime::{Next, Periodic};
+
+/// How long a message may wait for room in the manager's queue.
+const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The service manager that started this process, if it wants to hear of it.
 pub struct Notifier {
@@ -33,7 +39,9 @@ impl Notifier {
         let number = |name: &str| variable(name)?.to_str()?.parse::<u64>().ok();
         let for_us = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
         let watchdog = number("WATCHDOG_USEC").filter(|_| for_us).map(Duration::from_micros);
-        Ok(Self { socket: Some((UnixDatagram::unbound()?, address)), watchdog })
+        let socket = UnixDatagram::unbound()?;
+        socket.set_write_timeout(Some(SEND_TIMEOUT))?;
+        Ok(Self { socket: Some((socket, address)), watchdog })
     }
 
     /// The service is up.
@@ -111,6 +119,23 @@ mod tests {
         drop(watch);
         notifier.stopping("unmounting");
         while receive(&manager) != "STOPPING=1\nSTATUS=unmounting" {}
+    }
+
+    #[test]
+    fn a_manager_that_reads_nothing_holds_nobody_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let _manager = UnixDatagram::bind(&path).unwrap();
+        let filler = UnixDatagram::unbound().unwrap();
+        filler.set_nonblocking(true).unwrap();
+        while filler.send_to(b"full", &path).is_ok() {}
+        let (sender, sent) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let notifier = Notifier::new(|name| (name == "NOTIFY_SOCKET").then(|| path.clone().into_os_string()));
+            notifier.unwrap().stopping("unmounting");
+            sender.send(()).unwrap();
+        });
+        sent.recv_timeout(SEND_TIMEOUT * 20).unwrap();
     }
 
     #[test]

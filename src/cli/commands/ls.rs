@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use clap::Args;
+use time::OffsetDateTime;
 
 use crate::cli::error::CliError;
 use crate::cli::report;
@@ -175,18 +176,12 @@ fn mode_text(meta: &Meta) -> String {
     text
 }
 
-/// UTC, by the proleptic Gregorian calendar.
+/// In UTC; seconds since 1970 where the year has more than four digits.
 fn time_text(time: Timestamp) -> String {
-    let (days, seconds) = (time.seconds.div_euclid(86_400), time.seconds.rem_euclid(86_400));
-    // Days since 0000-03-01, in eras of 400 years.
-    let days = days.saturating_add(719_468);
-    let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day_of_year = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let (year, month) = (year + 400 * era + i64::from(month >= 10), if month < 10 { month + 3 } else { month - 9 });
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+    let Ok(utc) = OffsetDateTime::from_unix_timestamp(time.seconds) else { return format!("@{}", time.seconds) };
+    let (date, (hour, minute, second)) = (utc.date(), utc.time().as_hms());
+    let (year, month, day) = (date.year(), u8::from(date.month()), date.day());
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
 }
 
 #[cfg(test)]
@@ -201,5 +196,7 @@ mod tests {
         assert_eq!(shown(951_782_399), "2000-02-28 23:59:59");
         assert_eq!(shown(951_868_800), "2000-03-01 00:00:00");
         assert_eq!(shown(1_795_773_600), "2026-11-27 10:00:00");
+        assert_eq!(shown(253_402_300_799), "9999-12-31 23:59:59");
+        assert_eq!(shown(253_402_300_800), "@253402300800");
     }
 }
