@@ -13,7 +13,7 @@ use crate::storage::{DiskFile, Node, RawFile, RedoLogs};
 use super::finding::{Found, Kind, Place, Severity};
 use super::{Checker, locked};
 
-/// What the next writer does.
+/// The next writer seals the rest.
 const FINISHES: &str = "the file is half way to a new data key, and nothing of it is lost: the next mount finishes it";
 
 /// The log of a file.

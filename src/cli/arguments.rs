@@ -10,7 +10,7 @@ use super::commands::{
 use super::examples;
 use super::settings;
 
-/// What each exit code means, one a line.
+/// Exit codes with their meanings, one a line.
 pub(super) const EXIT_CODES: &str = "\
 \x20  0  success
    1  any other failure

@@ -90,7 +90,7 @@ impl CopyArgs {
 #[derive(Serialize)]
 struct Report<'r> {
     complete: bool,
-    /// What failed fails for the rest too, which was not tried.
+    /// The failure holds for all that is left, which was not tried.
     stopped: bool,
     files: u64,
     directories: u64,
@@ -120,7 +120,7 @@ pub(crate) fn export(args: &ExportArgs) -> Result<(), CliError> {
     refuse_inside(&args.cipher_directory, &to)?;
     let volume = unmounted::open(&args.cipher_directory, &args.copy.unlock, false)?;
     let settings = args.copy.settings(volume.is_remote);
-    // What lies below a plain path in the volume is not counted.
+    // Entries below a plain path in the volume are not counted.
     let totals = if path.is_empty() { Totals::below(args.cipher_directory.clone()) } else { Totals::default() };
     conclude(&args.copy, &totals, |progress| {
         let about = || format!("{} to {}", in_volume(path), to.display());

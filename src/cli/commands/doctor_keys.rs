@@ -176,7 +176,7 @@ fn is_usable(provider: &dyn Provider, key: &WrappingKey, reached: &str, findings
     }
 }
 
-/// Which recipients the volume's files can be opened with.
+/// Tells how many of the volume's files each recipient opens.
 fn check_files(
     subject: &Subject<'_>,
     examined: &[Examined<'_>],

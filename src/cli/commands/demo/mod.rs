@@ -58,7 +58,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<(), CliError> {
     let settings = Settings::load(&args.settings, &Environment::of_process())?;
     // What is refused is refused on purpose here, and told.
     settings::log_to_stderr(&settings, Level::ERROR)?;
-    // What is told first would not be so without it.
+    // Without these rights the first sentences would be untrue.
     crate::mount::check_rights(false, false)?;
     let stage = stage::Stage::new(settings)?;
     let teller = teller::Teller::new(args.json, args.no_color, args.pause);
