@@ -228,23 +228,30 @@ fn wrong_key_bytes_pass_for_a_key() {
     });
 }
 
-/// A refusal is not asked again, a fault that passes is, and calls after either work.
+/// No request of ours reaches a KMS but by the SDK, neither while all is well nor after trouble.
 #[test]
-fn calls_after_trouble_work() {
-    isolated("calls_after_trouble_work", || {
+fn the_sdk_makes_every_call() {
+    isolated("the_sdk_makes_every_call", || {
         on_own_server(PATIENT, |scene| {
+            let by_sdk = || OPERATIONS.map(|operation| scene.proxy.calls_by_sdk(operation));
+            assert_eq!(by_sdk(), [1, 0], "the first call");
             for _ in 0..3 {
                 OPERATIONS.into_iter().for_each(|operation| scene.works(operation));
             }
+            assert_eq!(by_sdk(), [4, 3]);
             scene.proxy.inject(DECRYPT, .., Fault::Exception(400, "AccessDeniedException"));
             scene.fails(DECRYPT, ProviderErrorKind::Denied, &(1..=1));
+            assert_eq!(by_sdk(), [4, 4], "a refusal is not asked again");
             scene.proxy.heal();
             scene.works(DECRYPT);
             scene.works(DECRYPT);
+            assert_eq!(by_sdk(), [4, 6]);
             scene.proxy.inject(DECRYPT, ..=1, Fault::Gateway(503));
             let (result, attempts, _) = scene.call(DECRYPT);
             assert!(result.is_ok() && attempts == 2, "{attempts} attempts");
+            assert_eq!(by_sdk(), [4, 8]);
             scene.works(GENERATE);
+            assert_eq!(by_sdk(), [5, 8]);
         });
     });
 }

@@ -60,6 +60,8 @@ pub(crate) struct FaultProxy {
 struct Plan {
     rules: Mutex<Vec<Rule>>,
     calls: Mutex<BTreeMap<String, u64>>,
+    /// Those that the SDK made, which numbers its calls.
+    calls_by_sdk: Mutex<BTreeMap<String, u64>>,
 }
 
 struct Rule {
@@ -101,6 +103,11 @@ impl FaultProxy {
     pub(crate) fn calls(&self, operation: &str) -> u64 {
         locked(&self.plan.calls).get(operation).copied().unwrap_or(0)
     }
+
+    /// How many of them the SDK made.
+    pub(crate) fn calls_by_sdk(&self, operation: &str) -> u64 {
+        locked(&self.plan.calls_by_sdk).get(operation).copied().unwrap_or(0)
+    }
 }
 
 impl Plan {
@@ -126,6 +133,9 @@ fn relay(plan: &Plan, client: TcpStream, upstream: SocketAddr) -> io::Result<()>
     let mut server = Upstream { address: upstream, connection: None };
     while let Some(request) = Request::read(&mut client)? {
         let operation = request.operation().unwrap_or_default();
+        if request.header("amz-sdk-invocation-id").is_some() {
+            *locked(&plan.calls_by_sdk).entry(operation.to_owned()).or_default() += 1;
+        }
         let (count, fault) = plan.next(operation);
         let invented = |status, body: String| Response::new(status, &format!("{REQUEST_ID}{count}"), body.into_bytes());
         let answer = match fault {
