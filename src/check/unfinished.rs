@@ -6,7 +6,7 @@ use std::io;
 
 use crate::format::geometry::PAGE_LEN;
 use crate::format::header::{Header, HeaderPage};
-use crate::format::name::RedoLog;
+use crate::format::name::{REDO_LOGS_DIR, RedoLog, VOLUME_DIR};
 use crate::keys::{AuthenticHeader, Volume};
 use crate::storage::{DiskFile, Node, RawFile, RedoLogs};
 
@@ -47,8 +47,7 @@ impl Checker<'_> {
     /// Looks at the logs that are there when everything else has been looked at.
     pub(super) fn check_redo_logs(&self) -> io::Result<()> {
         let logs = self.directory.redo_logs()?;
-        let above = Place { cipher: crate::format::name::VOLUME_DIR.to_owned(), plain: None };
-        let above = above.entry(crate::format::name::REDO_LOGS_DIR, None);
+        let above = Place { cipher: VOLUME_DIR.to_owned(), plain: None }.entry(REDO_LOGS_DIR, None);
         let mut found = Found::default();
         for log in logs.all()? {
             let place = above.entry(&log.text(), None);

@@ -73,7 +73,7 @@ impl Filesystem {
         Ok(Arc::new(file))
     }
 
-    /// The owner may write a file that its mode keeps him from reading, and we have to read it to write it.
+    /// The owner may write a file that its mode keeps them from reading; a page is read before it is written.
     fn open_unreadable(&self, inode: &Inode, access: Access) -> io::Result<Arc<OwnedFd>> {
         match inode.node.open_file(access) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {

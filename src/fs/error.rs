@@ -237,7 +237,6 @@ mod tests {
     use super::*;
     use crate::keys::ProviderError;
 
-    /// The rows of the table in `docs/SEMANTICS.md` that concern keys.
     #[test]
     fn no_error_from_below_has_the_kernel_stop_asking() {
         let missing = io::Error::from_raw_os_error(libc::ENOSYS);
@@ -245,6 +244,7 @@ mod tests {
         assert_eq!(Error::from(io::Error::from_raw_os_error(libc::EIO)).errno(), libc::EIO);
     }
 
+    /// The rows of the table in `docs/SEMANTICS.md` that concern keys.
     #[test]
     fn provider_failures_have_the_documented_errno() {
         let rows = [

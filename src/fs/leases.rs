@@ -110,7 +110,7 @@ impl Filesystem {
 
     fn look_after_leases(self: &Arc<Self>, now: Moment) {
         self.lock_if_idle(now);
-        self.volume.ring.sweep();
+        self.sweep_keys();
         let limits = self.volume.ring.limits();
         for (inode, open) in self.keeper.in_use() {
             let term = *open.lease.term();

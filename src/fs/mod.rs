@@ -62,7 +62,7 @@ pub use crate::storage::{Access, FileSystemStat, NodeKind, RenameMode, SetTime, 
 use crate::content::{ContentError, Events, Rules};
 use crate::format::geometry::PAGE_SIZE;
 use crate::keys::{Moment, ProviderErrorKind, ProvisionedUse, Volume};
-use crate::lease::Tenure;
+use crate::lease::{Lost, Tenure};
 use crate::storage::{CipherDirectory, LongTargets, Node, RedoLogs};
 
 use inode::{Inode, InodeTable};
@@ -254,16 +254,21 @@ impl Filesystem {
             undecryptable_names: AtomicU64::new(0),
             alarms: Mutex::default(),
         });
-        let root = fs.inodes.get(ROOT)?;
-        fs.directory_id(&root)?;
-        fs.check_block_size()?;
-        fs.finish_rekeying()?;
-        if !options.read_only {
-            Settler::start(&fs)?;
-        }
-        Keeper::start(&fs)?;
-        Trimmer::start(&fs)?;
+        fs.start_up()?;
         Ok(fs)
+    }
+
+    /// Checks the root, finishes what a crash has left half way, and starts what runs in the background.
+    fn start_up(self: &Arc<Self>) -> Result<(), Error> {
+        let root = self.inodes.get(ROOT)?;
+        self.directory_id(&root)?;
+        self.check_block_size()?;
+        self.finish_rekeying()?;
+        if !self.read_only {
+            Settler::start(self)?;
+        }
+        Keeper::start(self)?;
+        Ok(Trimmer::start(self)?)
     }
 
     /// A page is safe from power cuts only where the disk below writes it whole.
@@ -318,12 +323,12 @@ impl Filesystem {
 
     /// Whether the volume is still this filesystem's to write.
     fn check_tenure(&self) -> Result<(), Error> {
-        self.tenure.as_ref().map_or(Ok(()), |tenure| Ok(tenure.check()?))
+        Ok(self.check_permit()?)
     }
 
     /// The same in the midst of long work.
-    fn check_permit(&self) -> std::io::Result<()> {
-        self.tenure.as_ref().map_or(Ok(()), |tenure| Ok(tenure.check()?))
+    fn check_permit(&self) -> Result<(), Lost> {
+        self.tenure.as_ref().map_or(Ok(()), Tenure::check)
     }
 
     fn check_writable(&self) -> Result<(), Error> {

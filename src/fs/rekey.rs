@@ -127,7 +127,7 @@ impl KeepsLog for Keeper<'_> {
     }
 
     fn check(&self) -> io::Result<()> {
-        self.fs.check_permit()
+        Ok(self.fs.check_permit()?)
     }
 
     fn commit(&self) -> Result<(), ContentError> {

@@ -106,7 +106,7 @@ impl Filesystem {
         for ((watched, open, found), durable) in batch.iter().zip(self.make_durable(&batch)) {
             let place = || watched.inode.node.describe();
             // Making so many durable may have taken long.
-            let durable = durable.and_then(|()| Ok(self.check_permit()?));
+            let durable = durable.and_then(|()| Ok(self.check_permit().map_err(std::io::Error::from)?));
             match durable.map(|()| watched.settle(open, *found)) {
                 // Somebody else has taken it over, and settles it.
                 Ok(Ok(_) | Err(ContentError::Retired)) | Err(ContentError::Retired) => {}

@@ -130,7 +130,7 @@ impl Filesystem {
                 open.make_durable()?;
                 match meaning {
                     Meaning::Applied => complete(open.file(), file.as_ref(), &self.keys_at(inode, &file)?)?,
-                    _ => apply_log(open.file(), file.as_ref(), &|| self.check_permit())?,
+                    _ => apply_log(open.file(), file.as_ref(), &|| Ok(self.check_permit()?))?,
                 }
                 inode.node.set_times(SetTime::At(stat.atime), SetTime::At(stat.mtime))?;
                 tracing::info!("{}: has got its new data key", inode.node.describe());

@@ -113,8 +113,7 @@ impl Verified {
         }
         let faults = report.faults.len() as u64 + report.more_faults;
         if faults > 0 {
-            let s = if faults == 1 { "" } else { "s" };
-            return Err(not_whole(format!("the audit log is not whole: {faults} fault{s}")));
+            return Err(not_whole(format!("the audit log is not whole: {}", report::counted(faults, "fault"))));
         }
         if let Some(head) = missing_heads.first() {
             let what = format!("the audit log is cut off: it has no record with the hash {head}");
