@@ -42,7 +42,7 @@ mod writing;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::FromArgMatches;
+use clap::Parser;
 
 use crate::daemon::HardenError;
 
@@ -77,12 +77,13 @@ pub fn main() -> ExitCode {
 /// The process's arguments. Help and version are printed, and end it.
 fn parse() -> Result<Arguments, CliError> {
     let words = mount_helper::as_command(std::env::args_os().collect());
-    let parsed = arguments::command().try_get_matches_from(&words);
-    parsed.and_then(|matches| Arguments::from_arg_matches(&matches)).map_err(|error| {
-        if !error.use_stderr() {
-            error.exit();
+    Arguments::try_parse_from(&words).map_err(|error| {
+        if error.use_stderr() {
+            return usage::error(&error, &words);
         }
-        usage::error(&error, &words)
+        // The examples are put in for those who ask for help alone: that takes a fifth of what a start takes.
+        let shown = arguments::command().try_get_matches_from(&words).err();
+        shown.unwrap_or(error).exit()
     })
 }
 

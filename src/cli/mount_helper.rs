@@ -7,7 +7,9 @@
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
-use super::arguments;
+use clap::Args as _;
+
+use super::commands::mount::MountArgs;
 use super::mount_options::MountFlags;
 
 /// The arguments as the command line knows them.
@@ -70,8 +72,8 @@ fn options(list: &OsStr, by_mount8: bool) -> Vec<OsString> {
 
 /// Whether `kmsfs mount` has a flag of this name.
 fn is_flag(name: &str) -> bool {
-    let command = arguments::command();
-    command.find_subcommand("mount").is_some_and(|mount| mount.get_arguments().any(|arg| arg.get_long() == Some(name)))
+    let mount = MountArgs::augment_args(clap::Command::new("mount"));
+    mount.get_arguments().any(|arg| arg.get_long() == Some(name))
 }
 
 #[cfg(test)]
