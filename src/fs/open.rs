@@ -145,6 +145,7 @@ impl Filesystem {
             self.settle_no_more(&inode);
         }
         if last {
+            self.trimmer.note_given_up();
             inode.try_late_mtime();
         }
     }

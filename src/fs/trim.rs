@@ -69,7 +69,7 @@ pub(super) struct Trimmer {
     limit: u64,
     /// Descriptors held back.
     spares: usize,
-    /// Inodes and contents that were given up, ever.
+    /// Inodes that were forgotten and files that were closed, ever: their descriptors can be given up.
     given_up: AtomicUsize,
     /// Threads that serve the kernel.
     servers: AtomicUsize,
@@ -93,22 +93,23 @@ struct State {
     by_entry: bool,
     /// Threads that serve the kernel and wait.
     waiting: usize,
-    /// Until then it is no use to wait for others to give up descriptors.
-    in_vain_until: Option<Instant>,
+    /// Waiting was in vain then.
+    in_vain: Option<Progress>,
 }
 
 impl State {
-    /// Whether it is of use to wait on, for somebody who has waited since `start`, and since `progress` for something that is
-    /// given up.
-    fn may_hope(&mut self, start: Instant, progress: Instant) -> bool {
-        if start.elapsed() > ENOUGH || progress.elapsed() > SHORTLY {
-            self.in_vain_until = Some(Instant::now() + REST);
+    /// Whether it is of use to wait on, for somebody who has waited since `start` and last saw `progress`. It is not for a while
+    /// after it was in vain, unless something was given up since.
+    fn may_hope(&mut self, start: Instant, progress: Progress) -> bool {
+        if start.elapsed() > ENOUGH || progress.at.elapsed() > SHORTLY {
+            self.in_vain = Some(Progress { at: Instant::now(), ..progress });
         }
-        self.in_vain_until.is_none_or(|until| until <= Instant::now())
+        self.in_vain.is_none_or(|vain| vain.at.elapsed() > REST || vain.given_up != progress.given_up)
     }
 }
 
 /// When descriptors were last given up, as far as somebody has seen who waits.
+#[derive(Clone, Copy)]
 struct Progress {
     given_up: usize,
     at: Instant,
@@ -119,12 +120,12 @@ impl Progress {
         Self { given_up: trimmer.given_up.load(Ordering::Relaxed), at: Instant::now() }
     }
 
-    fn last(&mut self, trimmer: &Trimmer) -> Instant {
+    fn last(&mut self, trimmer: &Trimmer) -> Self {
         let now = Self::of(trimmer);
         if now.given_up != self.given_up {
             *self = now;
         }
-        self.at
+        *self
     }
 }
 
@@ -270,7 +271,7 @@ impl Trimmer {
         spare.len() > keep && spare.pop().is_some()
     }
 
-    /// Notes that an inode or a content was given up.
+    /// Notes that the kernel has forgotten an inode or closed a file.
     pub(super) fn note_given_up(&self) {
         self.given_up.fetch_add(1, Ordering::Relaxed);
     }
@@ -318,6 +319,7 @@ impl Trimmer {
         state.at_work = true;
         state.begun += 1;
         drop(state);
+        let before = Progress::of(self);
         self.changed.notify_all();
         let is_enough = fs.trim(self.high / 2);
         if fs.descriptors() < self.brink
@@ -328,9 +330,9 @@ impl Trimmer {
         let mut state = self.state();
         state.at_work = false;
         if is_enough {
-            state.in_vain_until = None;
+            state.in_vain = None;
         } else if !state.by_entry {
-            state.in_vain_until = Some(Instant::now() + REST);
+            state.in_vain = Some(Progress { at: Instant::now(), ..before });
         }
         Next::WhenWoken(if is_enough { BETWEEN_ROUNDS } else { START })
     }
