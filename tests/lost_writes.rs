@@ -299,6 +299,22 @@ fn no_full_disk_error_below_or_refused_key_leaves_a_zero_that_nobody_wrote() {
     });
 }
 
+/// At its quota btrfs refuses changes that free space too.
+#[test]
+fn no_quota_that_is_used_up_leaves_a_zero_that_nobody_wrote() {
+    let home = Home::new();
+    let disk = disk(&home, 120, &["mkfs.btrfs", "-q", "-f"]);
+    run("btrfs", &[&"quota", &"enable", &disk], Path::new("/"));
+    run("btrfs", &[&"qgroup", &"limit", &"16M", &disk], Path::new("/"));
+    let ballast = disk.join(".ballast");
+    torment(&Volume::in_home(home, &[], &[]), |_, pause| {
+        File::create(&ballast).iter().for_each(fill);
+        sleep(pause);
+        drop(fs::remove_file(&ballast));
+        "quota used up"
+    });
+}
+
 #[cfg(feature = "aws-kms")]
 #[test]
 fn no_provider_that_is_silent_throttles_or_refuses_leaves_a_zero_that_nobody_wrote() {

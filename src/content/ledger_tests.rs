@@ -148,6 +148,24 @@ fn an_end_that_cannot_be_put_back_is_put_back_before_it_counts() {
     assert_eq!(bench.anew(), [&[b'a'; 100][..], b"b"].concat());
 }
 
+/// The old end is gone, so the file has the new one, and is not durable before the disk has it too.
+#[test]
+fn a_shrink_that_is_refused_half_way_has_happened() {
+    for size in [0, 50, 5000] {
+        let bench = Bench::new();
+        bench.content.write(100, &[b'a'; 60_000]).unwrap();
+        bench.disk.tear_shrinks(true);
+        bench.content.resize(size).unwrap();
+        assert_eq!(bench.content.size(), size);
+        assert!(bench.content.sync(false).is_err(), "the size on the disk is wrong");
+        bench.disk.tear_shrinks(false);
+        bench.content.sync(false).unwrap();
+        assert_eq!(bench.anew(), vec![b'a'; usize::try_from(size).unwrap()]);
+        bench.content.write(size, b"b").unwrap();
+        assert!(bench.anew().ends_with(b"b"));
+    }
+}
+
 /// Requests of the kernel are whole pages, and may reach past the greatest size.
 #[test]
 fn a_read_that_reaches_past_the_greatest_size_is_asked_of_the_disk() {

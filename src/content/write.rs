@@ -122,7 +122,7 @@ impl Content {
 
     /// Neither the old nor the new end could be made. The file ends at `size` all the same: the disk size alone will say so,
     /// now or before anything is believed of it again.
-    fn owe_end(&self, size: PlainOffset) {
+    pub(super) fn owe_end(&self, size: PlainOffset) {
         let disk = match self.shape().disk {
             DiskShape::Headerless => 0,
             DiskShape::Settled | DiskShape::Aligned => settled_size(size).0,

@@ -14,6 +14,7 @@ struct State {
     bytes: Vec<u8>,
     capacity: Option<usize>,
     keeps_size: bool,
+    tears_shrinks: bool,
     fails_writes: bool,
     log: Vec<Recorded>,
 }
@@ -81,6 +82,11 @@ impl MemoryFile {
     /// Lets every change of the size by itself fail with `EIO`, until told otherwise.
     pub fn keep_size(&self, keeps: bool) {
         self.state().keeps_size = keeps;
+    }
+
+    /// Lets every shrink take one page and fail with `EDQUOT`, as btrfs does at its quota, until told otherwise.
+    pub fn tear_shrinks(&self, tears: bool) {
+        self.state().tears_shrinks = tears;
     }
 
     /// Lets every write fail with `ENOSPC`, until told otherwise.
@@ -163,8 +169,14 @@ impl RawFile for MemoryFile {
         if state.keeps_size {
             return Err(rustix::io::Errno::IO.into());
         }
+        let (len, torn) = (position(size)?, state.bytes.len().saturating_sub(4096));
+        if state.tears_shrinks && len < torn {
+            state.record(Change::Size(torn as u64));
+            state.bytes.truncate(torn);
+            return Err(rustix::io::Errno::DQUOT.into());
+        }
         state.record(Change::Size(size));
-        state.bytes.resize(position(size)?, 0);
+        state.bytes.resize(len, 0);
         Ok(())
     }
 

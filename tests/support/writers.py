@@ -7,6 +7,7 @@ import array, errno, mmap, os, random, sys, time
 path, kind, tag, seed, seconds, stop = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]), sys.argv[6]
 rng, MOST = random.Random(seed), 1 << 15
 hole, synced = bytearray(MOST), [0] * MOST   # may be zero; at least so new
+steps = []
 size, sure, generation, told, operations, doubt = 0, 0, 0, 0, 0, False   # in words: taken for the size; durable; and counts
 
 def words(first, count):
@@ -15,6 +16,7 @@ def words(first, count):
     return array.array('Q', ((tag << 56) | (generation << 24) | at for at in range(first, first + count))).tobytes()
 
 def die(what):
+    print('\n'.join(steps[-40:]), file=sys.stderr, flush=True)
     print(f'{path} ({kind}, seed {seed}, write {generation}): {what}', flush=True)
     os._exit(1)
 
@@ -31,6 +33,7 @@ def check(first, data):
     if len(data) % 8: die(f'{len(data)} bytes after word {first}')
 
 def put(fd, first, count, end=False):
+    steps.append(f'write {first} {count} of {size}')
     data = words(first, count)
     done = (os.write(fd, data) if end else os.pwrite(fd, data, first * 8))
     if done % 8: die(f'{done} bytes were written')
@@ -58,6 +61,7 @@ def settle(data):
 def sync(fd):
     global sure
     at_most, now = size, generation
+    steps.append(f'sync {size}')
     os.fsync(fd)
     # The end was the program's: all of it is there.
     if not doubt: sure = at_most
@@ -65,8 +69,14 @@ def sync(fd):
     for at, word in enumerate(data):
         if word: synced[at] = (word >> 24) & 0xffffffff; hole[at] = 0
 
+def whole(fd):
+    # A read that ends early is no end: the next one tells.
+    data = b''
+    while more := os.pread(fd, MOST * 8, len(data)): data += more
+    return data
+
 def pending_read(fd):
-    data = os.pread(fd, MOST * 8, 0)
+    data = whole(fd)
     check(0, data)
     return data
 
@@ -90,6 +100,7 @@ def step(fd):
             put(fd, first, count)
         else:
             to = rng.choice([0, size // 2, size, min(size + count, MOST)])
+            steps.append(f'truncate {size} to {to}')
             os.ftruncate(fd, to * 8)
             if to < size: shrunk(to)
             else: grown(to)
@@ -125,10 +136,13 @@ while time.time() < until and not os.path.exists(stop):
     try:
         if fd is None:
             fd = os.open(path, flags, 0o600)
-            settle(os.pread(fd, MOST * 8, 0))
+            steps.append('opened')
+            settle(whole(fd))
+            steps.append(f'found {size}')
         step(fd)
     except OSError as error:
         doubt = True
+        steps.append(f'{error}')
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EKEYREVOKED, errno.ENOKEY, errno.ETIMEDOUT, errno.EKEYEXPIRED, errno.EFBIG, errno.EOPNOTSUPP): raise
         told += 1
         # Half of the programs go on with what they have open.
@@ -138,7 +152,7 @@ while time.time() < until and not os.path.exists(stop):
             fd = None
             time.sleep(.01)
         elif fd is not None:
-            try: settle(os.pread(fd, MOST * 8, 0)) if os.fstat(fd).st_size == 0 else None
+            try: settle(whole(fd)) if os.fstat(fd).st_size == 0 else None
             except OSError: pass
             time.sleep(.005)
 try: os.close(fd) if fd is not None else None
