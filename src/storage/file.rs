@@ -14,6 +14,7 @@ use rustix::io::{Errno, pread, pwrite};
 use rustix::process::{Resource, getrlimit};
 
 use super::privileges::Privileges;
+use super::written::Written;
 
 /// Where files of this process must end (`ulimit -f`). The kernel would write the part of a page that lies before it.
 static END_OF_FILES: LazyLock<u64> = LazyLock::new(|| getrlimit(Resource::Fsize).current.unwrap_or(u64::MAX));
@@ -115,6 +116,7 @@ pub struct DiskFile {
     /// The last error that the disk has told, 0 if none: the kernel tells each only once.
     told: AtomicI32,
     has_stable_pages: OnceLock<bool>,
+    written: Written,
 }
 
 impl DiskFile {
@@ -127,6 +129,7 @@ impl DiskFile {
             privileges: Privileges::default(),
             told: AtomicI32::new(0),
             has_stable_pages: OnceLock::new(),
+            written: Written::unknown(),
         }
     }
 
@@ -213,7 +216,7 @@ fn sync_file_range(fd: BorrowedFd<'_>, offset: i64, len: i64, flags: libc::c_uin
     }
 }
 
-/// Whether no page of the range is dirty or on its way to the disk. A kernel before Linux 6.5 cannot tell, and says no.
+/// Whether no page of the range, to the end of the file if `len` is 0, is dirty or on its way to the disk. A kernel before Linux 6.5 cannot tell, and says no.
 #[allow(unsafe_code)] // no safe wrapper of this system call exists in the crates we use
 fn is_clean(fd: BorrowedFd<'_>, offset: u64, len: u64) -> bool {
     let range = [offset, len];
@@ -256,7 +259,7 @@ impl RawFile for DiskFile {
         if offset.saturating_add(bytes.len() as u64) > *END_OF_FILES {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
-        self.privileges.keep(self.fd(), || {
+        let result = self.privileges.keep(self.fd(), || {
             let mut done = 0;
             while done < bytes.len() {
                 match pwrite(self.fd(), &bytes[done..], offset + done as u64) {
@@ -267,7 +270,9 @@ impl RawFile for DiskFile {
                 }
             }
             Ok(())
-        })
+        });
+        self.written.add(offset, bytes.len() as u64);
+        result
     }
 
     fn size(&self) -> io::Result<u64> {
@@ -303,13 +308,17 @@ impl RawFile for DiskFile {
     }
 
     fn sync(&self, metadata: bool) -> io::Result<()> {
-        let synced = if metadata { fsync(self.fd()) } else { fdatasync(self.fd()) };
-        self.keep_told(synced.map_err(io::Error::from))
+        let sync = || if metadata { fsync(self.fd()) } else { fdatasync(self.fd()) };
+        self.keep_told(self.written.sync(sync).map_err(io::Error::from))
     }
 
     fn clean(&self, offset: u64, len: u64) {
         let is_stable = || fstatfs(self.fd()).is_ok_and(|found| STABLE_PAGES.contains(&found.f_type));
-        if !*self.has_stable_pages.get_or_init(is_stable) && !is_clean(self.fd().as_fd(), offset, len) {
+        if *self.has_stable_pages.get_or_init(is_stable) {
+            return;
+        }
+        let is_clean = |offset, len| is_clean(self.fd().as_fd(), offset, len);
+        if self.written.may_be_dirty(offset, len, || is_clean(0, 0)) && !is_clean(offset, len) {
             let _ = self.push_out(offset, len);
         }
     }

@@ -20,6 +20,7 @@ mod own_directory;
 mod privileges;
 mod redo_logs;
 mod volume_lock;
+mod written;
 mod xattr;
 
 pub use attributes::{FileSystemStat, NodeKind, SetTime, Stat, Timestamp};
