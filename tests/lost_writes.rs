@@ -175,6 +175,23 @@ fn the_last_bytes_of_the_largest_file_are_what_was_written() {
     assert_eq!(errno(file.write_all_at(b"z", MOST).and_then(|()| file.sync_all())), Some(libc::EFBIG));
 }
 
+/// The file is cut already: an error would leave programs with the old size.
+#[test]
+fn a_file_that_was_cut_has_its_new_size_although_its_times_are_refused() {
+    support::needs_root();
+    let volume = Volume::new(&[]);
+    let path = volume.path("file");
+    fs::write(&path, [b'A'; 50_000]).unwrap();
+    volume.remount();
+    let refused = Refusal::of(volume.pid(), &["utimensat:error=EIO"]);
+    let script = "import os, sys; os.truncate(sys.argv[1], 20000)";
+    run("python3", &[&"-c", &script, &path], Path::new("/"));
+    drop(refused);
+    assert_eq!(fs::read(&path).unwrap(), [b'A'; 20_000]);
+    volume.remount();
+    assert_eq!(fs::read(&path).unwrap(), [b'A'; 20_000]);
+}
+
 const SECONDS: &str = "KMSFS_FAULTS_SECONDS";
 const SEED: &str = "KMSFS_FAULTS_SEED";
 

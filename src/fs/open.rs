@@ -19,7 +19,7 @@ use super::inode::{Inode, OpenFile};
 use super::leases::Lease;
 use super::set_ids::drop_unless_privileged;
 use super::xattrs::drop_lost_attributes;
-use super::{Attributes, Caller, Change, ContentError, Error, Filesystem, InodeId};
+use super::{Attributes, Caller, Change, ContentError, Error, Filesystem, InodeId, SetTime};
 
 /// Takes the answer of an operation, now or later.
 pub type Answer<T> = Box<dyn FnOnce(Result<T, Error>) + Send>;
@@ -190,10 +190,26 @@ impl Filesystem {
     ) {
         let Some(size) = size else { return answer(self.change_for(id, &change, Some(caller))) };
         let fs = Arc::clone(self);
-        let then = move |result: Result<(), Error>| {
-            answer(result.and_then(|()| fs.change_for(id, &change, Some(caller))));
-        };
-        self.resize(id, size, caller, Box::new(then));
+        let change =
+            move || fs.change_for(id, &change, Some(caller)).or_else(|error| fs.keep_times(id, &change, error));
+        self.resize(
+            id,
+            size,
+            caller,
+            Box::new(move |result: Result<(), Error>| answer(result.and_then(|()| change()))),
+        );
+    }
+
+    /// The size has changed, and its times are refused with `error`: an error would tell the kernel of the old size. They are set
+    /// later.
+    fn keep_times(&self, id: InodeId, change: &Change, error: Error) -> Result<Attributes, Error> {
+        let Change { mode: None, uid: None, gid: None, .. } = change else { return Err(error) };
+        let inode = self.inodes.get(id)?;
+        self.alarm("times", || format!("{}: its times cannot be set: {error}", inode.node.describe()));
+        if let SetTime::At(mtime) = change.mtime {
+            *inode.late_mtime() = Some(mtime);
+        }
+        self.attributes_of(&inode, &inode.node.stat()?)
     }
 
     /// Runs `work` on the content of a file and hands its result to `answer`: at once if no provider has to be asked, else
