@@ -9,23 +9,20 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::guests::{Guests, HangUp};
-use super::own_socket::{Unbound, close_to_clients};
+use crate::runtime::{Connection, ConnectionLimits, Listener};
 
-/// How long a client may take for everything.
-const DEADLINE: Duration = Duration::from_secs(5);
-/// With more clients than this at once, the one that has asked for nothing for longest is dropped.
-const MAX_CLIENTS: usize = 8;
+use super::own_socket::Unbound;
+
+/// A client has one deadline for everything.
+const LIMITS: ConnectionLimits = ConnectionLimits { name: "metrics", most: 8, deadline: Duration::from_secs(5) };
 /// Bytes of a request at most.
 const MAX_REQUEST: usize = 8192;
 const PAGE: &str = "/metrics";
@@ -57,15 +54,10 @@ impl FromStr for Address {
     }
 }
 
-enum Listener {
-    Unix(UnixListener),
-    Tcp(TcpListener),
-}
-
 /// A place where a page will be; given up if dropped.
 pub struct Bound {
     /// `None` only once it is served.
-    listener: Option<Arc<Listener>>,
+    socket: Option<OwnedFd>,
     /// Where it is.
     pub address: Address,
 }
@@ -80,13 +72,13 @@ impl Bound {
             Address::Unix(path) => {
                 let path = std::path::absolute(path)?;
                 make_way(&path)?;
-                let listener = Unbound::new()?.listen_at(&path)?;
-                Ok(Self { listener: Some(Arc::new(Listener::Unix(listener))), address: Address::Unix(path) })
+                let socket = Unbound::new()?.listen_at(&path)?;
+                Ok(Self { socket: Some(socket.into()), address: Address::Unix(path) })
             }
             Address::Tcp(wanted) => {
-                let listener = TcpListener::bind(wanted)?;
-                let address = Address::Tcp(listener.local_addr()?);
-                Ok(Self { listener: Some(Arc::new(Listener::Tcp(listener))), address })
+                let socket = TcpListener::bind(wanted)?;
+                let address = Address::Tcp(socket.local_addr()?);
+                Ok(Self { socket: Some(socket.into()), address })
             }
         }
     }
@@ -96,20 +88,16 @@ impl Bound {
     /// # Errors
     /// If there is no thread for it.
     pub fn serve(mut self, page: impl Fn() -> String + Send + Sync + 'static) -> io::Result<Server> {
-        let (page, guests) = (Box::new(page), Guests::new(MAX_CLIENTS));
-        let shared = Arc::new(Shared { page, guests, closed: AtomicBool::new(false) });
-        let listener = self.listener.take();
-        if let Some(listener) = listener.clone() {
-            let shared = Arc::clone(&shared);
-            thread::Builder::new().name("metrics".to_owned()).spawn(move || accept_all(&listener, &shared))?;
-        }
-        Ok(Server { shared, listener, address: self.address.clone() })
+        // A client that breaks off harms only itself.
+        let serve = move |mut client| drop(answer(&mut client, &page));
+        let listener = self.socket.take().map(|socket| Listener::start(socket, LIMITS, serve)).transpose()?;
+        Ok(Server { _listener: listener, address: self.address.clone() })
     }
 }
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        if self.listener.is_some() {
+        if self.socket.is_some() {
             self.address.give_up();
         }
     }
@@ -145,97 +133,22 @@ fn make_way(path: &std::path::Path) -> io::Result<()> {
 
 /// A page that is there; gone when dropped.
 pub struct Server {
-    shared: Arc<Shared>,
-    listener: Option<Arc<Listener>>,
+    _listener: Option<Listener>,
     address: Address,
-}
-
-struct Shared {
-    page: Box<dyn Fn() -> String + Send + Sync>,
-    guests: Guests,
-    closed: AtomicBool,
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.shared.closed.store(true, Ordering::Release);
-        match self.listener.as_deref() {
-            Some(Listener::Unix(listener)) => close_to_clients(listener),
-            Some(Listener::Tcp(listener)) => close_to_clients(listener),
-            None => {}
-        }
         self.address.give_up();
     }
 }
 
-trait Client: Read + Write + Send {
-    /// What breaks it off.
-    fn hang_up(&self) -> io::Result<HangUp>;
-
-    fn allow(&self, left: Duration) -> io::Result<()>;
-}
-
-impl Client for UnixStream {
-    fn hang_up(&self) -> io::Result<HangUp> {
-        let twin = self.try_clone()?;
-        Ok(Box::new(move || drop(twin.shutdown(Shutdown::Both))))
-    }
-
-    fn allow(&self, left: Duration) -> io::Result<()> {
-        self.set_read_timeout(Some(left))?;
-        self.set_write_timeout(Some(left))
-    }
-}
-
-impl Client for TcpStream {
-    fn hang_up(&self) -> io::Result<HangUp> {
-        let twin = self.try_clone()?;
-        Ok(Box::new(move || drop(twin.shutdown(Shutdown::Both))))
-    }
-
-    fn allow(&self, left: Duration) -> io::Result<()> {
-        self.set_read_timeout(Some(left))?;
-        self.set_write_timeout(Some(left))
-    }
-}
-
-fn accept_all(listener: &Listener, shared: &Arc<Shared>) {
-    loop {
-        let accepted: io::Result<Box<dyn Client>> = match listener {
-            Listener::Unix(listener) => listener.accept().map(|(stream, _)| Box::new(stream) as Box<dyn Client>),
-            Listener::Tcp(listener) => listener.accept().map(|(stream, _)| Box::new(stream) as Box<dyn Client>),
-        };
-        if shared.closed.load(Ordering::Acquire) {
-            return;
-        }
-        match accepted {
-            Ok(client) => greet(client, shared),
-            // Out of descriptors: the backlog waits until there are some.
-            Err(_) => thread::sleep(Duration::from_millis(100)),
-        }
-    }
-}
-
-fn greet(mut client: Box<dyn Client>, shared: &Arc<Shared>) {
-    let Some(name) = client.hang_up().ok().and_then(|hang_up| shared.guests.welcome(hang_up)) else { return };
-    let for_thread = Arc::clone(shared);
-    let spawned = thread::Builder::new().name("metrics client".to_owned()).spawn(move || {
-        // A client that breaks off harms only itself.
-        let _ = answer(client.as_mut(), &for_thread, name);
-        for_thread.guests.leave(name);
-    });
-    if spawned.is_err() {
-        shared.guests.leave(name);
-    }
-}
-
-fn answer(client: &mut dyn Client, shared: &Shared, name: u64) -> io::Result<()> {
-    let until = Instant::now() + DEADLINE;
-    let request = read_request(client, until)?;
-    shared.guests.has_asked(name);
+fn answer(client: &mut Connection, page: &impl Fn() -> String) -> io::Result<()> {
+    let request = read_request(client)?;
+    client.has_asked();
     let (status, head_only) = judge(&request);
     let (content_type, body) = match status {
-        OK => (CONTENT_TYPE, (shared.page)()),
+        OK => (CONTENT_TYPE, page()),
         other => ("text/plain; charset=utf-8", format!("{other}\n")),
     };
     let length = body.len();
@@ -245,7 +158,7 @@ fn answer(client: &mut dyn Client, shared: &Shared, name: u64) -> io::Result<()>
     if !head_only {
         text.push_str(&body);
     }
-    write_until(client, text.as_bytes(), until)
+    client.write_all(text.as_bytes())
 }
 
 const OK: &str = "200 OK";
@@ -280,11 +193,10 @@ fn is_this_machine(host: &str) -> bool {
     name.is_empty() || name.eq_ignore_ascii_case("localhost") || is_loopback
 }
 
-fn read_request(client: &mut dyn Client, until: Instant) -> io::Result<Vec<u8>> {
+fn read_request(client: &mut Connection) -> io::Result<Vec<u8>> {
     let mut request = Vec::new();
     let mut part = [0; 1024];
     while !request.windows(4).any(|end| end == b"\r\n\r\n") && !request.windows(2).any(|end| end == b"\n\n") {
-        allow(client, until)?;
         let len = client.read(&mut part)?;
         request.extend_from_slice(&part[..len]);
         if len == 0 || request.len() > MAX_REQUEST {
@@ -294,28 +206,10 @@ fn read_request(client: &mut dyn Client, until: Instant) -> io::Result<Vec<u8>> 
     Ok(request)
 }
 
-fn write_until(client: &mut dyn Client, mut bytes: &[u8], until: Instant) -> io::Result<()> {
-    while !bytes.is_empty() {
-        allow(client, until)?;
-        match client.write(bytes)? {
-            0 => return Err(io::ErrorKind::WriteZero.into()),
-            len => bytes = &bytes[len..],
-        }
-    }
-    client.flush()
-}
-
-/// Lets the next step take what is left of the deadline.
-fn allow(client: &dyn Client, until: Instant) -> io::Result<()> {
-    match until.checked_duration_since(Instant::now()) {
-        Some(left) if !left.is_zero() => client.allow(left),
-        _ => Err(io::ErrorKind::TimedOut.into()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::TcpStream;
 
     fn ask(address: &Address, request: &str) -> String {
         let mut answer = String::new();
@@ -369,29 +263,5 @@ mod tests {
             assert_eq!(ask(&address, &"x".repeat(20_000)), "");
         }
         assert!(!path.exists());
-    }
-
-    #[test]
-    fn clients_are_bounded_and_slow_ones_are_dropped() {
-        let bound = Bound::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
-        let Address::Tcp(address) = bound.address else { panic!() };
-        let server = bound.serve(|| "page".to_owned()).unwrap();
-        let start = Instant::now();
-        let mut slow: Vec<_> = (0..MAX_CLIENTS).map(|_| TcpStream::connect(address).unwrap()).collect();
-        while server.shared.guests.count() < MAX_CLIENTS {
-            thread::yield_now();
-        }
-        for _ in 0..3 * MAX_CLIENTS {
-            slow.push(TcpStream::connect(address).unwrap());
-            slow.last_mut().unwrap().write_all(b"G").unwrap();
-            let page = ask(&Address::Tcp(address), "GET /metrics HTTP/1.0\r\n\r\n");
-            assert!(page.ends_with("page"), "slow clients keep nobody out: {page}");
-            assert!(server.shared.guests.count() <= MAX_CLIENTS);
-        }
-        assert!(start.elapsed() < DEADLINE, "nobody waited until a slow one was late");
-        for client in &mut slow {
-            assert_eq!(client.read(&mut [0; 16]).unwrap_or(0), 0);
-        }
-        assert!(start.elapsed() < 3 * DEADLINE);
     }
 }

@@ -4,7 +4,6 @@
 
 pub mod control;
 pub mod detach;
-mod guests;
 mod hardening;
 pub mod http;
 pub mod inherited;

@@ -1,13 +1,13 @@
 //! Sockets in the filesystem that are their owner's from the first moment.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use rustix::fs::{Mode, fchmod};
-use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
-use rustix::net::{bind, listen, shutdown, socket_with};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{bind, listen, socket_with};
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -33,12 +33,6 @@ impl Unbound {
     }
 }
 
-/// Wakes whoever accepts connections there, and lets nobody connect any more.
-pub(super) fn close_to_clients(listener: impl AsFd) {
-    // A listener that is closed already is what is wanted.
-    let _ = shutdown(listener, Shutdown::Both);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,17 +44,5 @@ mod tests {
         let path = home.path().join("socket");
         let _listener = Unbound::new().unwrap().listen_at(&path).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    }
-
-    #[test]
-    fn whoever_accepts_is_woken() {
-        let home = tempfile::tempdir().unwrap();
-        let listener = Unbound::new().unwrap().listen_at(&home.path().join("socket")).unwrap();
-        std::thread::scope(|scope| {
-            let accepting = scope.spawn(|| listener.accept().map(drop));
-            std::thread::sleep(std::time::Duration::from_millis(20));
-            close_to_clients(&listener);
-            accepting.join().unwrap().unwrap_err();
-        });
     }
 }

@@ -5,11 +5,9 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -17,15 +15,14 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use sha2::{Digest as _, Sha256};
 
-use crate::daemon::own_socket::{Unbound, close_to_clients};
+use crate::daemon::own_socket::Unbound;
+use crate::runtime::{Connection, ConnectionLimits, Listener};
 
 use super::place;
 use super::{Ask, ControlError, Ended, MAX_LINE, Request};
 
-/// How long a client may take to say what it wants, and to take the answer.
-const CLIENT_DEADLINE: Duration = Duration::from_secs(5);
-/// More clients than this at once are turned away.
-const MAX_CLIENTS: usize = 32;
+/// A client has so long to say what it wants, and as long again to take the answer.
+const LIMITS: ConnectionLimits = ConnectionLimits { name: "control", most: 32, deadline: Duration::from_secs(5) };
 /// No more than these wait for the end.
 const MAX_WAITING: usize = 64;
 
@@ -33,8 +30,8 @@ const MAX_WAITING: usize = 64;
 pub struct ControlSocket {
     path: PathBuf,
     directory: OwnedFd,
-    listener: Arc<UnixListener>,
     shared: Arc<Shared>,
+    _listener: Listener,
 }
 
 /// The connections of those who wait for the end of the process.
@@ -45,8 +42,6 @@ struct Shared {
     answer: Box<dyn Fn(Ask) -> String + Send + Sync>,
     /// Those who wait for the end.
     waiting: Mutex<Vec<UnixStream>>,
-    clients: AtomicUsize,
-    closed: AtomicBool,
 }
 
 impl ControlSocket {
@@ -65,14 +60,9 @@ impl ControlSocket {
         let failed = |error| ControlError::Io { path: path.clone(), error };
         let held = rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         let held = held.map_err(|error| failed(error.into()))?;
-        let shared = Arc::new(Shared {
-            answer: Box::new(answer),
-            waiting: Mutex::default(),
-            clients: AtomicUsize::new(0),
-            closed: AtomicBool::new(false),
-        });
+        let shared = Arc::new(Shared { answer: Box::new(answer), waiting: Mutex::default() });
         let listener = listen(socket, &path, &shared).map_err(failed)?;
-        Ok(Self { path, directory: held, listener, shared })
+        Ok(Self { path, directory: held, shared, _listener: listener })
     }
 
     /// Answers under the device of the mount too, and under the place where it was mounted, for scripts that know only that.
@@ -103,8 +93,6 @@ impl ControlSocket {
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
-        self.shared.closed.store(true, Ordering::Release);
-        close_to_clients(&self.listener);
         let directory = PathBuf::from(format!("/proc/self/fd/{}", self.directory.as_raw_fd()));
         let own = directory.join(self.path.file_name().unwrap_or_default());
         let Ok(found) = fs::symlink_metadata(&own) else { return };
@@ -122,53 +110,21 @@ fn place_name(mountpoint: &Path) -> String {
     hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Binds `path` and accepts in a thread of its own. What a dead process left at `path` is replaced.
-fn listen(socket: Unbound, path: &Path, shared: &Arc<Shared>) -> io::Result<Arc<UnixListener>> {
+/// Binds `path` and accepts there. What a dead process left at `path` is replaced.
+fn listen(socket: Unbound, path: &Path, shared: &Arc<Shared>) -> io::Result<Listener> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = Arc::new(socket.listen_at(path)?);
-    let (shared, accepting) = (Arc::clone(shared), Arc::clone(&listener));
-    thread::Builder::new().name("control".to_owned()).spawn(move || accept_all(&accepting, &shared))?;
-    Ok(listener)
+    let shared = Arc::clone(shared);
+    // A client that breaks off harms only itself.
+    Listener::start(socket.listen_at(path)?, LIMITS, move |client| drop(serve(client, &shared)))
 }
 
-fn accept_all(listener: &UnixListener, shared: &Arc<Shared>) {
-    loop {
-        let accepted = listener.accept();
-        if shared.closed.load(Ordering::Acquire) {
-            return;
-        }
-        match accepted {
-            Ok((stream, _)) => greet(stream, shared),
-            // Out of descriptors: the backlog waits until there are some.
-            Err(_) => thread::sleep(Duration::from_millis(100)),
-        }
-    }
-}
-
-fn greet(stream: UnixStream, shared: &Arc<Shared>) {
-    if shared.clients.fetch_add(1, Ordering::AcqRel) >= MAX_CLIENTS {
-        shared.clients.fetch_sub(1, Ordering::AcqRel);
-        return;
-    }
-    let for_thread = Arc::clone(shared);
-    let spawned = thread::Builder::new().name("control client".to_owned()).spawn(move || {
-        // A client that breaks off harms only itself.
-        let _ = serve(stream, &for_thread);
-        for_thread.clients.fetch_sub(1, Ordering::AcqRel);
-    });
-    if spawned.is_err() {
-        shared.clients.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
-    stream.set_read_timeout(Some(CLIENT_DEADLINE))?;
-    stream.set_write_timeout(Some(CLIENT_DEADLINE))?;
+fn serve(mut stream: Connection, shared: &Shared) -> io::Result<()> {
     let mut request = Vec::new();
-    BufReader::new(&stream).take(MAX_LINE).read_until(b'\n', &mut request)?;
+    BufReader::new((&mut stream).take(MAX_LINE)).read_until(b'\n', &mut request)?;
+    stream.keep();
     match parse(&request) {
         Ok(Request::Status) => say(&mut stream, shared, Ask::Status),
         Ok(Request::Measures) => say(&mut stream, shared, Ask::Measures),
@@ -188,7 +144,7 @@ fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
                 return stream.write_all(line(&serde_json::json!({"error": "too many wait already"})).as_bytes());
             }
             stream.write_all(b"{\"waiting\":true}\n")?;
-            waiting.push(stream);
+            waiting.push(stream.into_stream()?);
             Ok(())
         }
         Err(error) => stream.write_all(line(&serde_json::json!({"error": error.to_string()})).as_bytes()),
@@ -212,8 +168,9 @@ fn has_left(client: &UnixStream) -> bool {
     matches!(recv(client, &mut [0_u8; 1], flags), Ok((_, 0)) | Err(Errno::CONNRESET))
 }
 
-fn say(stream: &mut UnixStream, shared: &Shared, ask: Ask) -> io::Result<()> {
+fn say(stream: &mut Connection, shared: &Shared, ask: Ask) -> io::Result<()> {
     let answer = (shared.answer)(ask);
+    stream.set_deadline(LIMITS.deadline);
     stream.write_all(format!("{answer}\n").as_bytes())
 }
 
