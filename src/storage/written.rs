@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::format::geometry::PAGE_LEN;
-
+/// Bytes of a page, the least that is written at a time.
+const PAGE: u64 = 4096;
 /// Pages of one bitmap.
 const BLOCK: u64 = 4096;
 const WORD: u64 = u64::BITS as u64;
@@ -111,14 +111,12 @@ impl Written {
 }
 
 fn pages(offset: u64, len: u64) -> Range<u64> {
-    offset / PAGE_LEN as u64..offset.saturating_add(len).div_ceil(PAGE_LEN as u64)
+    offset / PAGE..offset.saturating_add(len).div_ceil(PAGE)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const PAGE: u64 = PAGE_LEN as u64;
 
     fn known() -> Written {
         let written = Written::unknown();
