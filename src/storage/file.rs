@@ -216,7 +216,7 @@ fn sync_file_range(fd: BorrowedFd<'_>, offset: i64, len: i64, flags: libc::c_uin
     }
 }
 
-/// Whether no page of the range, to the end of the file if `len` is 0, is dirty or on its way to the disk. A kernel before Linux 6.5 cannot tell, and says no.
+/// Whether no page of the range is dirty or on its way to the disk. A kernel before Linux 6.5 cannot tell, and says no.
 #[allow(unsafe_code)] // no safe wrapper of this system call exists in the crates we use
 fn is_clean(fd: BorrowedFd<'_>, offset: u64, len: u64) -> bool {
     let range = [offset, len];
@@ -318,7 +318,7 @@ impl RawFile for DiskFile {
             return;
         }
         let is_clean = |offset, len| is_clean(self.fd().as_fd(), offset, len);
-        if self.written.may_be_dirty(offset, len, || is_clean(0, 0)) && !is_clean(offset, len) {
+        if self.written.may_be_dirty(offset, len, is_clean) && !is_clean(offset, len) {
             let _ = self.push_out(offset, len);
         }
     }
