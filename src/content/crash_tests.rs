@@ -324,8 +324,13 @@ impl Life {
         let was = |at: usize| {
             let old = bytes_of(&self.states[at]);
             let (kept, past) = found.split_at(old.len());
-            let cut_later = |before: &Vec<u8>| bytes_of(before).get(old.len()..).is_some_and(|lost| lost == past);
-            kept == old && (past.iter().all(|byte| *byte == 0) || self.states[..at].iter().any(cut_later))
+            // Two truncations leave what the second one took, and zeros after it.
+            let cut_later = |before: &Vec<u8>| {
+                let before = bytes_of(before);
+                let lost = before.get(old.len()..).unwrap_or_default();
+                past.strip_prefix(lost).is_some_and(|rest| rest.iter().all(|byte| *byte == 0))
+            };
+            kept == old && self.states[..=at].iter().any(cut_later)
         };
         if (0..self.states.len()).any(was) { Ok(()) } else { Err(format!("page {page} of {size} bytes was never so")) }
     }
