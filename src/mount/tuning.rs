@@ -4,14 +4,14 @@
 use std::path::Path;
 
 use super::table;
-
-/// Bytes read ahead for one stream, in KiB.
-const READ_AHEAD: &str = "1024";
+use super::wishes::MAX_REQUEST;
 
 /// Lifts the limits where this process may.
 pub(super) fn lift_limits(mountpoint: &Path) {
     let Some(device) = table::mounts_at(mountpoint).pop().map(|mount| mount.device) else { return };
-    for (limit, value) in [("read_ahead_kb", READ_AHEAD), ("strict_limit", "0"), ("max_ratio", "100")] {
+    // What is read ahead for one stream is one request.
+    let read_ahead = (MAX_REQUEST / 1024).to_string();
+    for (limit, value) in [("read_ahead_kb", read_ahead.as_str()), ("strict_limit", "0"), ("max_ratio", "100")] {
         let path = format!("/sys/class/bdi/{device}/{limit}");
         if let Err(error) = std::fs::write(&path, value) {
             tracing::debug!("{path} stays as it is: {error}");

@@ -2,8 +2,9 @@
 
 use fuser::{InitFlags, KernelConfig};
 
-/// Bytes of a request at most: the kernel's own limit.
-const MAX_REQUEST: u32 = 1024 * 1024;
+/// Bytes of a request at most: the largest below the kernel's own limit of a megabyte that ends where a page of the file does
+/// (256 of them are 253 of the kernel's). A stream of them writes no page twice.
+pub(super) const MAX_REQUEST: u32 = 253 * 4096;
 /// Requests that the kernel may have under way in the background.
 const MAX_BACKGROUND: u16 = 64;
 /// What the kernel is asked for, as far as it has it.
@@ -34,4 +35,16 @@ pub(super) fn tell(config: &mut KernelConfig, xattrs: bool, writes: bool) -> boo
     let _ = config.set_max_write(MAX_REQUEST);
     let _ = config.set_max_background(MAX_BACKGROUND);
     writes && config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `docs/FORMAT.md`: a page of 4096 bytes on the disk holds 4048.
+    #[test]
+    fn the_largest_request_ends_with_a_page() {
+        assert_eq!((MAX_REQUEST % 4048, MAX_REQUEST % 4096), (0, 0));
+        assert!((0..=1024 * 1024 - MAX_REQUEST).skip(1).all(|more| (MAX_REQUEST + more) % (4048 * 4096 / 16) != 0));
+    }
 }
