@@ -15,7 +15,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::{Argument, Home, Volume, bytes, eventually, needs_root, run, tree, walk};
+use support::{Argument, Home, Volume, bytes, eventually, needs_root, python, run, tree, walk};
 
 const EXT4: &[&str] = &["mkfs.ext4", "-q", "-F", "-b", "4096"];
 const BTRFS: &[&str] = &["mkfs.btrfs", "-q", "-f"];
@@ -247,4 +247,33 @@ fn what_was_synced_on_xfs_has_its_name() {
 #[test]
 fn what_was_synced_on_btrfs_has_its_name() {
     cut_after_each_step(BTRFS, &[]);
+}
+
+/// What overwriting a page beside a dirty one relies on (`docs/FORMAT.md` 6.1).
+#[test]
+fn of_a_dirty_folio_only_the_written_page_is_sent() {
+    // The sectors that reach the device for one page of a cached file, or nothing where the kernel keeps single pages.
+    let script = "import ctypes, os, sys, time\n\
+        libc = ctypes.CDLL(None)\n\
+        fd, data = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT), os.urandom(1 << 22)\n\
+        os.pwrite(fd, data, 0); os.fsync(fd); os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)\n\
+        os.pread(fd, 1 << 22, 0); os.pwrite(fd, data, 0); os.fsync(fd); os.sync(); time.sleep(1); os.sync()\n\
+        major, minor = divmod(os.fstat(fd).st_dev, 256)\n\
+        sent = lambda: int(open(f'/sys/dev/block/{major}:{minor}/stat').read().split()[6])\n\
+        os.pwrite(fd, b'x' * 4096, 40960); before = sent()\n\
+        libc.sync_file_range(fd, ctypes.c_long(0), ctypes.c_long(1 << 22), 7); print(sent() - before)";
+    needs_root();
+    for (make, megabytes) in [(EXT4, 64), (&["mkfs.xfs", "-q", "-f"], 320)] {
+        let home = Home::new();
+        let (image, disk) = (home.path("image"), home.path("disk"));
+        File::create(&image).unwrap().set_len(megabytes << 20).unwrap();
+        fs::create_dir(&disk).unwrap();
+        let mut arguments: Vec<Argument<'_>> = make[1..].iter().map(|word| word as _).collect();
+        arguments.push(&image);
+        system(make[0], &arguments);
+        system("mount", &[&"-o", &"loop,noatime", &image, &disk]);
+        let sent = python(script, &[&disk.join("file")], Path::new("/"));
+        unmount(&disk);
+        assert_eq!(sent.trim(), "8", "sectors, by {}", make[0]);
+    }
 }

@@ -19,6 +19,13 @@ use super::written::Written;
 /// Where files of this process must end (`ulimit -f`). The kernel would write the part of a page that lies before it.
 static END_OF_FILES: LazyLock<u64> = LazyLock::new(|| getrlimit(Resource::Fsize).current.unwrap_or(u64::MAX));
 
+/// Of a folio that is dirty in part, ext4 sends only the pages that were written. XFS sent all of it before Linux 6.6.
+static SENDS_WRITTEN_PAGES_ONLY: LazyLock<bool> = LazyLock::new(|| {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(6))
+});
+
 /// Attributes without times. A kernel with multigrain timestamps that has told a change time gives the next change a finer
 /// one, which reaches the mount's own files too: each sync of theirs would carry one more request.
 pub(super) fn stat_without_times(file: impl AsFd, wanted: StatxFlags) -> io::Result<Statx> {
@@ -318,7 +325,8 @@ impl RawFile for DiskFile {
             return;
         }
         let is_clean = |offset, len| is_clean(self.fd().as_fd(), offset, len);
-        if self.written.may_be_dirty(offset, len, is_clean) && !is_clean(offset, len) {
+        let may_be_dirty = !*SENDS_WRITTEN_PAGES_ONLY || self.written.may_be_dirty(offset, len, is_clean);
+        if may_be_dirty && !is_clean(offset, len) {
             let _ = self.push_out(offset, len);
         }
     }
