@@ -17,7 +17,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use crate::support::{self, Home, Volume};
+use crate::support::{Home, Volume};
 use kmsfs::daemon::sandbox::{self, Reach};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket, socketpair};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};

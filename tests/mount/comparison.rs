@@ -6,7 +6,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use crate::support::differential::Twins;
+use crate::differential::Twins;
 use crate::support::{self, Volume, needs_root};
 
 /// Processes at work at the same time, each in a directory of its own.

@@ -5,6 +5,7 @@
 mod support;
 
 mod comparison;
+mod differential;
 mod mount;
 mod mounting;
 mod posix;
