@@ -1,16 +1,15 @@
 //! A process that has no descriptors left. Alone in its program: the limit is the process's.
 #![allow(clippy::unwrap_used)] // how a test fails
 
-#[path = "support/library.rs"]
-mod library;
+mod support;
 
 use std::fs::{self, File};
 use std::io;
 
+use crate::support::library::{Library, ME, wait};
 use kmsfs::crypto::Suite;
 use kmsfs::format::config::{End, Holes};
 use kmsfs::fs::{NodeKind, ROOT};
-use library::{Library, ME, wait};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, setrlimit};
 

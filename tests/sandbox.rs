@@ -1,14 +1,9 @@
 //! That the sandbox of a mount bites: a process enters it and tries what it must not be able to do, and what it must. Each
 //! attempt is made without the sandbox too, so that one that fails for another reason is no proof.
-#![cfg(feature = "mount")]
 #![allow(clippy::unwrap_used)] // it is how a test fails
 #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)] // system calls without arguments, which the kernel refuses
 #![allow(clippy::print_stdout)] // how an attempt tells its outcome
 
-#[cfg(feature = "aws-kms")]
-#[path = "support/kms_server.rs"]
-mod kms_server;
-#[path = "support/mount.rs"]
 mod support;
 
 use std::collections::BTreeMap;
@@ -22,10 +17,10 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+use crate::support::{Home, Volume};
 use kmsfs::daemon::sandbox::{self, Reach};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket, socketpair};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
-use support::{Home, Volume};
 
 /// Where the process that tries finds its files.
 const PLACE: &str = "KMSFS_TEST_SANDBOX_PLACE";
@@ -310,7 +305,7 @@ fn an_ordinary_user_is_held_and_a_signal_still_unmounts() {
 /// The provider that made the volume had threads; none of them is left when the sandbox closes.
 #[cfg(feature = "aws-kms")]
 fn a_mount_that_made_its_volume_under_a_kms_is_held() {
-    let server = kms_server::KmsServer::start();
+    let server = support::kms_server::KmsServer::start();
     let key = format!("aws-kms:{}", server.create_key().arn);
     let mut home = Home::new();
     for (name, value) in server.environment() {

@@ -4,7 +4,6 @@
 //! KMS is `kms_server`: a request is checked against the credentials that this account has handed out, and then passed
 //! on, signed anew. STS is moto, where a test needs it. Invariants: a request with a wrong signature or session token
 //! is refused; what is signed with expired credentials is refused as KMS does; every request is noted.
-#![allow(dead_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufReader, Write as _};
@@ -14,8 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::json;
 
-use crate::kms_server::wire::{Request, Response};
-use crate::kms_server::{Acceptor, CreatedKey, KmsServer, SECRET, sigv4};
+use super::kms_server::wire::{Request, Response};
+use super::kms_server::{Acceptor, CreatedKey, KmsServer, SECRET, sigv4};
 
 /// What a container has to show for credentials.
 pub(crate) const CONTAINER_TOKEN: &str = "container-token";
@@ -24,7 +23,7 @@ const INSTANCE_ROLE: &str = "instance-role";
 /// A session of the instance metadata service.
 const SESSION: &str = "imds-session";
 /// The Region that the instance metadata service names.
-pub(crate) const INSTANCE_REGION: &str = crate::kms_server::REGION;
+pub(crate) const INSTANCE_REGION: &str = super::kms_server::REGION;
 
 /// The account; on drop it is gone.
 pub(crate) struct AwsAccount {

@@ -3,9 +3,6 @@
 //!
 //! Invariants: nothing of it is seen outside but processes and, by way of [`Booted::path`], its files; the network is this
 //! machine's, with no right to change it; when the test ends or dies, all processes of it are gone, and with them its files.
-#![allow(dead_code)]
-#![allow(clippy::unwrap_used)] // it is how a test fails
-#![allow(clippy::print_stdout)] // what is left out is told
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,4 @@
 //! What a document tells people to type: the lines of its `sh` blocks, and commands within sentences.
-#![allow(dead_code)]
-#![allow(clippy::unwrap_used)] // it is how a test fails
 
 use std::fs;
 use std::path::Path;

@@ -3,7 +3,6 @@
 //!
 //! Invariants: a call without a fault is passed on as it came, signature and all, and answered as the server answers;
 //! every call is counted, broken or not; nothing outlives the proxy. Stands beside `kms_server`, whose wire it speaks.
-#![allow(dead_code)]
 
 use std::collections::BTreeMap;
 use std::io::{self, BufReader, Write as _};
@@ -15,8 +14,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::kms_server::Acceptor;
-use crate::kms_server::wire::{Request, Response};
+use super::kms_server::Acceptor;
+use super::kms_server::wire::{Request, Response};
 
 /// What happens to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,4 @@
 //! A volume under a key of the tests' own KMS, mounted through the proxy that breaks calls.
-#![allow(dead_code)]
-#![allow(clippy::unwrap_used)] // it is how a test fails
 
 use std::fs::File;
 use std::io;
@@ -11,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::fault_proxy::FaultProxy;
-use crate::kms_server::{ACCESS_KEY, CreatedKey, KmsServer, REGION, SECRET};
-use crate::support::{Home, Volume, bytes};
+use super::fault_proxy::FaultProxy;
+use super::kms_server::{ACCESS_KEY, CreatedKey, KmsServer, REGION, SECRET};
+use super::{Home, Volume, bytes};
 
 /// The longest that an open may take: its turn in the queue and all attempts of its call ([`KmsVolume::new`] sets no
 /// timeouts, so the defaults hold), and some time for a busy machine. `docs/SEMANTICS.md` section 6 says 12 seconds.

@@ -2,7 +2,8 @@
 //! its standard input does.
 #![allow(clippy::print_stdout)] // it is how the program speaks
 
-#[path = "kms_server.rs"]
+#[allow(dead_code)]
+#[path = "kms_server/mod.rs"]
 mod kms_server;
 
 use std::error::Error;

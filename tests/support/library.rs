@@ -1,8 +1,4 @@
 //! A volume under a local keyring, used through the library without a kernel.
-//!
-//! Included by test programs with `#[path]`, each of which uses a part of it.
-#![allow(dead_code)]
-#![allow(clippy::unwrap_used)] // it is how a test fails
 
 use std::collections::BTreeMap;
 use std::fs;

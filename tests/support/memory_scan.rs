@@ -1,6 +1,4 @@
 //! A search for byte strings in all memory of another process that root can read.
-#![allow(dead_code)] // each test program uses a part of it
-#![allow(clippy::unwrap_used)] // it is how a test fails
 
 use std::collections::HashMap;
 use std::fs::{self, File};

@@ -1,5 +1,4 @@
 //! A ministack server, which plays KMS: key states, multi-Region keys. Installed by `scripts/test` in an environment of its own.
-#![allow(dead_code)]
 
 use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpListener};

@@ -1,7 +1,4 @@
 //! A moto server, which plays KMS: real AES-GCM, encryption contexts enforced, keys gone when it stops.
-//!
-//! Included by several test programs with `#[path]`, each of which uses a part of it.
-#![allow(dead_code)]
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;

@@ -1,8 +1,4 @@
 //! A volume of a test's own: made, mounted and unmounted with the program under test, in a home of its own.
-//!
-//! Included by several test programs with `#[path]`, each of which uses a part of it.
-#![allow(dead_code)]
-#![allow(clippy::unwrap_used)] // it is how a test fails
 #![allow(clippy::print_stderr)] // logs of a failed test
 
 use std::collections::BTreeMap;

@@ -4,7 +4,7 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::support::eventually;
+use super::eventually;
 
 /// Refuses until it is dropped.
 pub(crate) struct Refusal(Child);
