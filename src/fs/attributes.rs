@@ -225,7 +225,7 @@ impl Filesystem {
     /// A file that is open, and that nobody has written: it takes space as soon as the kernel hands over what it holds of it.
     pub(super) fn tell_that_it_may_be_written(&self, inode: &Inode) {
         if inode.told_blocks.load(Ordering::Relaxed) < BEING_WRITTEN {
-            self.forget_attributes(inode.id);
+            self.kernel().forget_attributes(inode.id);
         }
     }
 
@@ -237,23 +237,12 @@ impl Filesystem {
         let blocks = inode.node.blocks().ok().filter(|blocks| *blocks > told && !(roughly && blocks / 2 < told));
         if let Some(blocks) = blocks.filter(|_| inode.slot().handles > 0) {
             inode.told_blocks.store(blocks, Ordering::Relaxed);
-            self.forget_attributes(id);
+            self.kernel().forget_attributes(id);
         }
     }
 
     pub(super) fn tell_space_of_open_files(&self) {
         self.keeper.in_use().iter().for_each(|(inode, _)| self.tell_space(inode.id, false));
-    }
-
-    fn forget_attributes(&self, id: InodeId) {
-        if let Some(forget_attributes) = self.forget_attributes.get() {
-            forget_attributes(id);
-        }
-    }
-
-    /// Tells how the kernel is made to ask for attributes again. May be called from an operation.
-    pub fn set_forget_attributes(&self, forget_attributes: impl Fn(InodeId) + Send + Sync + 'static) {
-        let _ = self.forget_attributes.set(Box::new(forget_attributes));
     }
 }
 

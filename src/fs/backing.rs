@@ -44,7 +44,7 @@ impl Filesystem {
     fn authenticate(&self, inode: &Inode, page: &HeaderPage) -> Result<Option<AuthenticHeader>, Error> {
         let header = self.volume.ring.authenticate(page)?;
         if header.is_none() && !inode.has_zero_header.swap(true, Ordering::Relaxed) {
-            inode.is_without_size.store(self.kernel_sets_mtime.load(Ordering::Relaxed), Ordering::Relaxed);
+            inode.is_without_size.store(self.kernel().sets_mtime(), Ordering::Relaxed);
             let place = || inode.node.describe();
             self.alarm("header", || format!("{}: a header of zeros never became durable: the file is empty", place()));
         }

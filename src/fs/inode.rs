@@ -13,17 +13,11 @@ use crate::storage::{DiskFile, Node, NodeKind, SetTime, Stat, Timestamp};
 
 use super::Error;
 use super::fill::Filling;
+use super::kernel::{InodeId, ROOT};
 use super::leases::Lease;
 use super::sync_errors::SyncErrors;
 use super::trim::Held;
 use super::xattrs::DefaultAcl;
-
-/// Names an inode towards the kernel; what `stat` shows as inode number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct InodeId(pub u64);
-
-/// The root of the mount.
-pub const ROOT: InodeId = InodeId(1);
 
 /// Numbers of inodes that cannot keep their backing number begin here.
 const SPILL: u64 = 1 << 63;

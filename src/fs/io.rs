@@ -180,7 +180,7 @@ impl Filesystem {
     /// A kernel that writes back later has set the modification time when the program wrote; this write must not set
     /// another one, even if the kernel found that its time had not changed and need not be sent.
     pub(super) fn keep_mtime(&self, inode: &Inode) -> Result<(), Error> {
-        if !self.kernel_sets_mtime.load(Ordering::Relaxed) {
+        if !self.kernel().sets_mtime() {
             return Ok(());
         }
         let mut late = inode.late_mtime();

@@ -151,18 +151,7 @@ impl Filesystem {
     /// Drops the keys of a file and what the kernel has of its content. Operations under way are waited for.
     fn give_up(&self, inode: &Inode) {
         inode.slot().close();
-        self.invalidate(inode.id);
-    }
-
-    pub(super) fn invalidate(&self, id: InodeId) {
-        if let Some(invalidate) = self.invalidate.get() {
-            invalidate(id);
-        }
-    }
-
-    /// Tells how the kernel is made to drop the content it has of a file. Must not be called from an operation.
-    pub fn set_invalidate(&self, invalidate: impl Fn(InodeId) + Send + Sync + 'static) {
-        let _ = self.invalidate.set(Box::new(invalidate));
+        self.kernel().invalidate(inode.id);
     }
 
     /// Drops every data key and every page of content that the kernel has. Until [`Self::unlock`], files cannot be opened, read
@@ -185,7 +174,7 @@ impl Filesystem {
         let fs = Arc::clone(self);
         self.renewals.run(move |_| {
             let open = fs.inodes.all().into_iter().filter(|inode| inode.slot().handles > 0);
-            open.for_each(|inode| fs.invalidate(inode.id));
+            open.for_each(|inode| fs.kernel().invalidate(inode.id));
             // Who does not wait any more has gone on.
             let _ = done.send(());
         });

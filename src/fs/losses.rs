@@ -69,7 +69,7 @@ impl Filesystem {
     /// The kernel was told that these bytes cannot be written, and has told programs before that it is.
     pub fn lose(self: &Arc<Self>, id: InodeId, offset: u64, len: usize) {
         let range = offset..offset.saturating_add(len as u64);
-        if !self.kernel_sets_mtime.load(Ordering::Relaxed) {
+        if !self.kernel().sets_mtime() {
             return;
         }
         let Ok(inode) = self.inodes.get(id) else { return };
@@ -127,17 +127,17 @@ impl Filesystem {
     /// What the kernel may be told about files that have lost something, from a thread that does not serve it.
     fn tell_of_losses(&self, files: &[(Arc<Inode>, bool)]) {
         for (inode, _) in files.iter().filter(|(_, is_new)| *is_new) {
-            self.invalidate(inode.id);
+            self.kernel().invalidate(inode.id);
         }
         let is_unused = |inode: &Arc<Inode>| inode.ledger.has_lost() && inode.slot().handles == 0;
         let unused: Vec<_> = files.iter().filter(|(inode, _)| is_unused(inode)).collect();
         let ids: Vec<_> = unused.iter().map(|(inode, _)| inode.id).collect();
-        if ids.is_empty() || self.drop_unused.get().is_some_and(|drop_unused| drop_unused(&ids)) {
+        if ids.is_empty() || self.kernel().drop_unused(&ids) {
             return;
         }
         for (inode, _) in unused {
-            if let (Some(forget), Some((directory, name))) = (self.forget_entry.get(), self.entry_of(inode)) {
-                forget(directory, &name);
+            if let Some((directory, name)) = self.entry_of(inode) {
+                self.kernel().forget_entry(directory, &name);
             }
         }
     }

@@ -14,6 +14,7 @@ mod fill;
 mod headers;
 mod inode;
 mod io;
+mod kernel;
 mod leases;
 mod link_targets;
 mod listing;
@@ -48,8 +49,8 @@ pub use allocate::Allocate;
 pub use attributes::{Attributes, Change};
 pub use caller::Caller;
 pub use error::Error;
-pub use inode::{InodeId, ROOT};
 pub use io::ReadAnswer;
+pub use kernel::{InodeId, Kernel, ROOT};
 pub use listing::{DirectoryHandle, Listed, UNREADABLE};
 pub use measures::{Begun, Measures, Operation, OperationCounts, OperationMeasure};
 pub use open::Answer;
@@ -66,6 +67,7 @@ use crate::lease::{Lost, Tenure};
 use crate::storage::{CipherDirectory, LongTargets, Node, RedoLogs};
 
 use inode::{Inode, InodeTable};
+use kernel::NoKernel;
 use leases::Keeper;
 use listing::OpenDirectories;
 use losses::Losses;
@@ -75,7 +77,7 @@ use order::NameOrder;
 use prefetch::Prefetch;
 use provisioned::Stock;
 use settle::Settler;
-use trim::{DropUnused, ForgetEntry, Trimmer};
+use trim::Trimmer;
 use unfinished::Unfinished;
 use workers::Workers;
 
@@ -144,13 +146,8 @@ pub struct Filesystem {
     trimmer: Trimmer,
     /// What says that nobody else writes the volume; none where a lock says it.
     tenure: Option<Tenure>,
-    /// Makes the kernel forget an entry of a directory.
-    forget_entry: OnceLock<ForgetEntry>,
-    drop_unused: OnceLock<DropUnused>,
-    /// Makes the kernel drop what it has of a file's content.
-    invalidate: OnceLock<Box<dyn Fn(InodeId) + Send + Sync>>,
-    /// Makes the kernel ask for attributes again.
-    forget_attributes: OnceLock<Box<dyn Fn(InodeId) + Send + Sync>>,
+    /// None before the mount.
+    kernel: OnceLock<Box<dyn Kernel>>,
     start: Moment,
     /// When content was last used, in seconds since the start.
     last_use: AtomicU64,
@@ -167,8 +164,6 @@ pub struct Filesystem {
     read_only: bool,
     /// Something was changed, or may have been.
     changed: AtomicBool,
-    /// The kernel decides modification times: see [`Self::let_kernel_set_mtime`].
-    kernel_sets_mtime: AtomicBool,
     /// The daemon may make files for other users.
     privileged: bool,
     /// The daemon's own user.
@@ -232,10 +227,7 @@ impl Filesystem {
             losses: Losses::default(),
             trimmer: Trimmer::new(),
             tenure,
-            forget_entry: OnceLock::new(),
-            drop_unused: OnceLock::new(),
-            invalidate: OnceLock::new(),
-            forget_attributes: OnceLock::new(),
+            kernel: OnceLock::new(),
             start: Moment::now(),
             last_use: AtomicU64::new(0),
             options,
@@ -246,7 +238,6 @@ impl Filesystem {
             renames_what_is_open,
             read_only: options.read_only,
             changed: AtomicBool::new(false),
-            kernel_sets_mtime: AtomicBool::new(false),
             privileged: user == 0,
             user,
             events: Arc::default(),
@@ -315,10 +306,14 @@ impl Filesystem {
         Ok(())
     }
 
-    /// From now on a write does not change a modification time: the kernel has a writeback cache, notes the time when a
-    /// program writes, and sets it. Programs then take for written what was not handed over yet.
-    pub fn let_kernel_set_mtime(&self) {
-        self.kernel_sets_mtime.store(true, Ordering::Relaxed);
+    /// The filesystem is mounted: from now on `kernel` has it. Only the first one counts.
+    pub fn connect(&self, kernel: Box<dyn Kernel>) {
+        self.trimmer.set_servers(kernel.threads());
+        let _ = self.kernel.set(kernel);
+    }
+
+    fn kernel(&self) -> &dyn Kernel {
+        self.kernel.get().map_or(&NoKernel, |kernel| &**kernel)
     }
 
     /// Whether the volume is still this filesystem's to write.

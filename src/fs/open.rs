@@ -382,7 +382,7 @@ impl Filesystem {
             set_end(raw.as_ref(), disk)?;
             inode.ledger.owe(None);
         }
-        if self.kernel_sets_mtime.load(Ordering::Relaxed) {
+        if self.kernel().sets_mtime() {
             inode.ledger.believe();
         }
         let content = Content::open(raw, keys, self.rules, Arc::clone(&self.events))

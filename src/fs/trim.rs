@@ -51,12 +51,6 @@ const RESERVED: usize = 2;
 /// Descriptors that a mount opens for itself after its start.
 const OWN: usize = 8;
 
-/// Asks the kernel to forget an entry of a directory.
-pub(super) type ForgetEntry = Box<dyn Fn(InodeId, &[u8]) + Send + Sync>;
-
-/// Asks the kernel to drop inodes as far as nobody uses them; false if it does not know how.
-pub(super) type DropUnused = Box<dyn Fn(&[InodeId]) -> bool + Send + Sync>;
-
 /// Entries listed with attributes at a time while there are too many inodes: each makes one known, and a kernel that cannot
 /// drop inodes forgets others of the directory only between two requests.
 const ENTRIES_WHEN_TIGHT: usize = 16;
@@ -343,22 +337,6 @@ impl Trimmer {
 }
 
 impl Filesystem {
-    /// Tells how the kernel is asked to forget an entry of a directory.
-    pub fn set_forget_entry(&self, forget: impl Fn(InodeId, &[u8]) + Send + Sync + 'static) {
-        let _ = self.forget_entry.set(Box::new(forget));
-    }
-
-    /// Tells how many threads serve the kernel: the last of them never waits for descriptors.
-    pub fn set_servers(&self, servers: usize) {
-        self.trimmer.set_servers(servers);
-    }
-
-    /// Tells how the kernel is asked to drop inodes as far as nobody uses them. What is told answers false if the kernel does
-    /// not know how.
-    pub fn set_drop_unused(&self, drop_unused: impl Fn(&[InodeId]) -> bool + Send + Sync + 'static) {
-        let _ = self.drop_unused.set(Box::new(drop_unused));
-    }
-
     /// How many descriptors are in use, about: one for each inode, another for each content that has one of its own, and one
     /// for each directory that is being read.
     pub(super) fn descriptors(&self) -> usize {
@@ -386,17 +364,16 @@ impl Filesystem {
         victims.truncate(excess);
         let is_enough = descriptors - victims.len() <= self.trimmer.brink;
         let ids: Vec<_> = victims.iter().map(|inode| inode.id).collect();
-        if self.drop_unused.get().is_some_and(|drop_unused| drop_unused(&ids)) {
+        if self.kernel().drop_unused(&ids) {
             tracing::debug!("asked the kernel to drop {} of {excess} inodes", ids.len());
             return is_enough;
         }
-        let Some(forget) = self.forget_entry.get() else { return is_enough };
         self.trimmer.state().by_entry = true;
         let mut asked = 0_usize;
         for inode in victims.into_iter().filter(|inode| !is_directory(inode)) {
             if let Some((directory, name)) = self.entry_of(&inode) {
                 drop(inode);
-                forget(directory, &name);
+                self.kernel().forget_entry(directory, &name);
                 asked += 1;
             }
         }

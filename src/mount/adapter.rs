@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use fuser::{
@@ -35,11 +36,18 @@ pub(super) struct Adapter {
     /// Extended attributes can be used.
     xattrs: bool,
     latency: Option<LowLatency>,
+    /// Set when the session begins, if the kernel has a writeback cache.
+    writes_back: Arc<AtomicBool>,
 }
 
 impl Adapter {
-    pub(super) fn new(fs: Arc<Filesystem>, options: &Options, latency: Option<LowLatency>) -> Self {
-        Self { fs, read_only: options.read_only, xattrs: options.xattrs, latency }
+    pub(super) fn new(
+        fs: Arc<Filesystem>,
+        options: &Options,
+        latency: Option<LowLatency>,
+        writes_back: Arc<AtomicBool>,
+    ) -> Self {
+        Self { fs, read_only: options.read_only, xattrs: options.xattrs, latency, writes_back }
     }
 
     /// The content of a file is to be changed. Where the kernel knows of no attributes, it does not take capabilities away.
@@ -68,9 +76,8 @@ impl Adapter {
 
 impl fuser::Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        if wishes::tell(config, self.xattrs, !self.read_only) {
-            self.fs.let_kernel_set_mtime();
-        }
+        let writes_back = wishes::tell(config, self.xattrs, !self.read_only);
+        self.writes_back.store(writes_back, Ordering::Relaxed);
         Ok(())
     }
 
