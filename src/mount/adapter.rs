@@ -305,7 +305,6 @@ impl fuser::Filesystem for Adapter {
 
     fn fsync(&self, request: &Request, ino: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
         let begun = self.begin(Operation::Fsync, request);
-        self.fs.tell_space(convert::inode(ino), true);
         reply_empty(reply, begun.end(self.fs.sync_for(convert::inode(ino), crate::fs::Handle(handle.0), !data_only)));
     }
 

@@ -1,0 +1,127 @@
+//! Set-id bits go when somebody without privileges changes a file: the kernel leaves it to us, and saves itself a question
+//! before every write. It says so by a change of attributes that names none, by a flag of a write, and, for a truncation, by a
+//! flag that does not reach us: there the process is looked at.
+
+use std::io;
+use std::sync::atomic::Ordering;
+
+use crate::fs::caller::Caller;
+use crate::fs::error::Error;
+use crate::fs::filesystem::Filesystem;
+use crate::fs::kernel::InodeId;
+use crate::fs::state::attributes::Attributes;
+use crate::fs::state::inode::Inode;
+use crate::storage::{CAPABILITIES, NodeKind, Stat};
+
+const SET_USER_ID: u32 = 0o4000;
+const SET_GROUP_ID: u32 = 0o2000;
+const GROUP_EXECUTE: u32 = 0o010;
+
+impl Filesystem {
+    /// The content was written by a process that may not keep set-id bits, as the kernel has found.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn drop_set_ids(&self, id: InodeId, caller: Caller) -> Result<(), Error> {
+        Ok(drop_from(self.inodes.get(id)?.as_ref(), caller, false)?)
+    }
+
+    /// A change of attributes that names none: the kernel's word that set-id bits or capabilities of a regular file go before its
+    /// content changes, or, if it is to note the change or for another kind, `chown(-1, -1)`. It takes the mode from the answer,
+    /// so what it shows and honours is right at once. Whose file loses only capabilities keeps his set-id bits.
+    ///
+    /// # Errors
+    /// [`Error::NotOwner`] if somebody else's set-id bits would go with a `chown`.
+    pub fn lose_privileges(&self, id: InodeId, notes_change: bool, caller: Caller) -> Result<Attributes, Error> {
+        self.check_writable()?;
+        let inode = self.inodes.get(id)?;
+        if inode.kind == NodeKind::File && !notes_change {
+            drop_unless_privileged(&inode, caller)?;
+        } else {
+            let stat = inode.node.stat()?;
+            if inode.kind != NodeKind::Directory && doomed(&stat, caller) != 0 && !caller.is_owner_of(&stat) {
+                return Err(Error::NotOwner);
+            }
+            set_owner(&inode, None, None, Some(caller))?;
+        }
+        self.attributes_of(&inode, &inode.node.stat()?)
+    }
+
+    /// The content is written on a mount without extended attributes, where the kernel does not take the capabilities of a
+    /// program away by itself. Looked at once for each inode: nobody can set any meanwhile.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn drop_capabilities(&self, id: InodeId) -> Result<(), Error> {
+        let inode = self.inodes.get(id)?;
+        if !inode.lacks_capabilities.load(Ordering::Relaxed) {
+            if inode.node.xattr(CAPABILITIES.as_bytes()).is_ok() {
+                inode.change_privileges(|| inode.node.remove_xattr(CAPABILITIES.as_bytes()))?;
+            }
+            inode.lacks_capabilities.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+/// Drops set-id bits from a file whose content `caller` changes, unless he may keep them.
+pub(in crate::fs) fn drop_unless_privileged(inode: &Inode, caller: Caller) -> io::Result<()> {
+    drop_from(inode, caller, true)
+}
+
+fn drop_from(inode: &Inode, caller: Caller, ask_for_privilege: bool) -> io::Result<()> {
+    let found = doomed(&inode.node.stat()?, caller);
+    if found == 0 || ask_for_privilege && caller.keeps_set_ids() {
+        return Ok(());
+    }
+    inode.change_privileges(|| {
+        // Another program may have changed the mode meanwhile.
+        let stat = inode.node.stat()?;
+        match doomed(&stat, caller) {
+            0 => Ok(()),
+            doomed => inode.node.set_mode(stat.mode & !doomed),
+        }
+    })
+}
+
+/// The set-id bits that a change by `caller` takes away. A set-group-id bit without group execution marks mandatory locking, and
+/// stays for members of the group.
+fn doomed(stat: &Stat, caller: Caller) -> u32 {
+    let group = match stat.mode & (SET_GROUP_ID | GROUP_EXECUTE) {
+        SET_GROUP_ID if caller.keeps_set_group_id(stat) => 0,
+        mode => mode & SET_GROUP_ID,
+    };
+    stat.mode & SET_USER_ID | group
+}
+
+/// Changes the owner for `caller`, whom the backing filesystem does not know.
+pub(in crate::fs) fn set_owner(
+    inode: &Inode,
+    uid: Option<u32>,
+    gid: Option<u32>,
+    caller: Option<Caller>,
+) -> io::Result<()> {
+    let doomed = match caller {
+        Some(caller) if inode.kind != NodeKind::Directory => doomed(&inode.node.stat()?, caller),
+        _ => 0,
+    };
+    inode.change_privileges(|| {
+        inode.node.set_owner(uid, gid)?;
+        match inode.node.stat()?.mode {
+            mode if mode & doomed == 0 => Ok(()),
+            mode => inode.node.set_mode(mode & !doomed),
+        }
+    })
+}
+
+/// An ACL that somebody outside of the group sets takes the set-group-id bit away, as `chmod` would.
+pub(in crate::fs) fn drop_after_acl(inode: &Inode, caller: Caller) -> io::Result<()> {
+    let loses = |stat: &Stat| stat.mode & SET_GROUP_ID != 0 && !caller.keeps_set_group_id(stat);
+    if !loses(&inode.node.stat()?) {
+        return Ok(());
+    }
+    inode.change_privileges(|| match inode.node.stat()? {
+        stat if loses(&stat) => inode.node.set_mode(stat.mode & !SET_GROUP_ID),
+        _ => Ok(()),
+    })
+}
