@@ -1,12 +1,12 @@
 //! A mounted volume: what it consists of, and what every operation asks of it.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use crate::content::Rules;
 use crate::keys::{ProvisionedUse, Volume};
 use crate::lease::{Lost, Tenure};
 use crate::storage::{CipherDirectory, Node};
-use std::time::Duration;
 
 use super::error::Error;
 use super::kernel::{Kernel, NoKernel};
@@ -35,10 +35,13 @@ pub struct Options {
     pub provisioned_keys: ProvisionedUse,
     /// A near provider may withhold a key too: a file gets it when it is opened for writing, so that the refusal is the answer.
     pub keys_at_open: bool,
+    /// Programs can use extended attributes.
+    pub xattrs: bool,
 }
 
 impl Default for Options {
-    /// Read-write, never locked for want of use, fetching keys ahead, with provisioned keys if no others are to be had.
+    /// Read-write, never locked for want of use, fetching keys ahead, with provisioned keys if no others are to be had, and with
+    /// extended attributes.
     fn default() -> Self {
         Self {
             read_only: false,
@@ -46,6 +49,7 @@ impl Default for Options {
             prefetch: true,
             provisioned_keys: ProvisionedUse::Fallback,
             keys_at_open: false,
+            xattrs: true,
         }
     }
 }
@@ -106,6 +110,12 @@ impl Filesystem {
 
     pub(super) fn kernel(&self) -> &dyn Kernel {
         self.kernel.get().map_or(&NoKernel, |kernel| &**kernel)
+    }
+
+    /// How it was opened.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
     }
 
     pub(super) fn rules(&self) -> Rules {

@@ -41,8 +41,6 @@ pub struct Options {
     pub exec: bool,
     /// Access times are left alone.
     pub noatime: bool,
-    /// Extended attributes and ACLs can be used. Without, the kernel asks for none, and ACLs that are there do not count.
-    pub xattrs: bool,
     /// No CPU sleeps while requests follow each other closely.
     pub low_latency: bool,
     /// More flags of mount(2), for the kernel alone.
@@ -63,7 +61,6 @@ impl Default for Options {
             dev: false,
             exec: true,
             noatime: false,
-            xattrs: true,
             low_latency: false,
             vfs: 0,
             threads: 4,
@@ -97,7 +94,7 @@ pub fn serve(
     let (threads, writes_back) = (options.threads.max(1), Arc::new(AtomicBool::new(false)));
     let mut config = Config::default();
     config.n_threads = Some(threads);
-    let adapter = Adapter::new(Arc::clone(&fs), options, latency, Arc::clone(&writes_back));
+    let adapter = Adapter::new(Arc::clone(&fs), latency, Arc::clone(&writes_back));
     // The kernel itself keeps other users out unless `allow_other` is set. The check that fuser would add refuses what the
     // kernel does in the background on nobody's behalf.
     let session = match Session::from_fd(adapter, device, SessionACL::All, config) {

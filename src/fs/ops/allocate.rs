@@ -39,6 +39,7 @@ impl Filesystem {
         answer: Answer<()>,
     ) {
         let found = self.check_writable().and_then(|()| self.inodes.get(id)).and_then(|inode| {
+            self.drop_capabilities(&inode)?;
             drop_unless_privileged(&inode, caller)?;
             self.keep_mtime(&inode)?;
             Ok(inode)

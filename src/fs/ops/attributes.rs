@@ -56,27 +56,26 @@ impl Filesystem {
     /// # Errors
     /// [`Error`].
     pub fn change(&self, id: InodeId, change: &Change) -> Result<Attributes, Error> {
-        self.change_for(id, change, None)
+        self.change_for(self.inodes.get(id)?.as_ref(), change, None)
     }
 
     /// Like [`Self::change`], for a process whose privileges matter.
     pub(in crate::fs) fn change_for(
         &self,
-        id: InodeId,
+        inode: &Inode,
         change: &Change,
         caller: Option<Caller>,
     ) -> Result<Attributes, Error> {
         self.check_writable()?;
-        let inode = self.inodes.get(id)?;
         if change.uid.is_some() || change.gid.is_some() {
-            set_owner(&inode, change.uid, change.gid, caller)?;
+            set_owner(inode, change.uid, change.gid, caller)?;
         }
         if let Some(mode) = change.mode {
             inode.change_privileges(|| inode.node.set_mode(mode))?;
         }
-        set_times(&inode, change, caller)?;
+        set_times(inode, change, caller)?;
         let told = inode.told_blocks.load(Ordering::Relaxed);
-        let attributes = self.attributes_of(&inode, &inode.node.stat()?)?;
+        let attributes = self.attributes_of(inode, &inode.node.stat()?)?;
         if let Change { mode: None, uid: None, gid: None, atime: SetTime::Keep, mtime: SetTime::At(_) } = change {
             // The kernel hands over the time of a write, and does not look at the answer.
             inode.told_blocks.store(told, Ordering::Relaxed);

@@ -14,15 +14,20 @@ use crate::fs::state::inode::Inode;
 use crate::fs::state::sync_errors::Handle;
 use crate::storage::{Access, RawFile};
 
+use super::setid::drop_set_ids;
+
 impl Filesystem {
     /// Reads at `offset` into `plain`, and returns how many bytes there were.
     ///
     /// # Errors
     /// [`Error`]; the content of `plain` must then not be used.
     pub fn read(&self, id: InodeId, offset: u64, plain: &mut [u8]) -> Result<usize, Error> {
+        self.read_at(&self.inodes.get(id)?, offset, plain)
+    }
+
+    fn read_at(&self, inode: &Arc<Inode>, offset: u64, plain: &mut [u8]) -> Result<usize, Error> {
         self.work.last_use.note();
-        let inode = self.inodes.get(id)?;
-        self.on_content(&inode, Access::Read, |open| Ok(open.content.read(offset, plain)?))
+        self.on_content(inode, Access::Read, |open| Ok(open.content.read(offset, plain)?))
     }
 
     /// The first range from `offset` on that may hold anything but zeros; none if there is nothing else up to the end.
@@ -54,12 +59,15 @@ impl Filesystem {
     /// # Errors
     /// [`Error`].
     pub fn write(&self, id: InodeId, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.write_at(&self.inodes.get(id)?, offset, bytes)
+    }
+
+    fn write_at(&self, inode: &Arc<Inode>, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         self.work.last_use.note();
         self.check_tenure()?;
-        let inode = self.inodes.get(id)?;
-        self.keep_mtime(&inode)?;
-        self.on_content(&inode, Access::ReadWrite, |open| {
-            self.ensure_keys(&inode, open)?;
+        self.keep_mtime(inode)?;
+        self.on_content(inode, Access::ReadWrite, |open| {
+            self.ensure_keys(inode, open)?;
             Ok(open.content.write(offset, bytes)?)
         })
     }
@@ -72,36 +80,54 @@ impl Filesystem {
             Err(error) => return answer(Err(error)),
         };
         if !self.must_wait(&inode, Access::Read) {
-            let read = self.read(id, offset, plain);
+            let read = self.read_at(&inode, offset, plain);
             return answer(read.map(|len| &plain[..len]));
         }
         let (fs, len) = (Arc::clone(self), plain.len());
         self.pools.keys.run(move |turn| {
             let mut plain = vec![0; len];
-            let read = turn.and_then(|()| fs.read(id, offset, &mut plain));
+            let read = turn.and_then(|()| fs.read_at(&inode, offset, &mut plain));
             answer(read.map(|len| &plain[..len]));
         });
     }
 
-    /// Like [`Self::write`] for a thread that serves the kernel; see [`Self::answer_read`].
-    pub fn answer_write(self: &Arc<Self>, id: InodeId, offset: u64, bytes: &[u8], answer: Answer<()>) {
-        let inode = match self.inodes.get(id) {
-            Ok(inode) => inode,
-            Err(error) => return answer(Err(error)),
-        };
+    /// Like [`Self::write`] for a thread that serves the kernel; see [`Self::answer_read`]. The kernel names the process as
+    /// `unprivileged` if it has found that this one may not keep set-id bits.
+    pub fn answer_write(
+        self: &Arc<Self>,
+        id: InodeId,
+        offset: u64,
+        bytes: &[u8],
+        unprivileged: Option<Caller>,
+        answer: Answer<()>,
+    ) {
+        let found = self.inodes.get(id).and_then(|inode| {
+            if let Some(caller) = unprivileged {
+                drop_set_ids(&inode, caller)?;
+            }
+            self.drop_capabilities(&inode)?;
+            Ok(inode)
+        });
+        match found {
+            Ok(inode) => self.write_or_wait(inode, offset, bytes, answer),
+            Err(error) => answer(Err(error)),
+        }
+    }
+
+    fn write_or_wait(self: &Arc<Self>, inode: Arc<Inode>, offset: u64, bytes: &[u8], answer: Answer<()>) {
         if self.fills_before(&inode, offset, bytes.len()) {
-            let (fs, bytes) = (Arc::clone(self), bytes.to_vec());
+            let (fs, same, bytes) = (Arc::clone(self), Arc::clone(&inode), bytes.to_vec());
             let write = move |filled: Result<(), Error>| match filled {
-                Ok(()) => fs.answer_write(id, offset, &bytes, answer),
+                Ok(()) => fs.write_or_wait(same, offset, &bytes, answer),
                 Err(error) => answer(Err(error)),
             };
             return self.fill(inode, offset, Caller::KERNEL, Box::new(write));
         }
         if !self.must_wait(&inode, Access::ReadWrite) {
-            return answer(self.write(id, offset, bytes));
+            return answer(self.write_at(&inode, offset, bytes));
         }
         let (fs, bytes) = (Arc::clone(self), bytes.to_vec());
-        self.pools.keys.run(move |turn| answer(turn.and_then(|()| fs.write(id, offset, &bytes))));
+        self.pools.keys.run(move |turn| answer(turn.and_then(|()| fs.write_at(&inode, offset, &bytes))));
     }
 
     /// Whether an operation on the content would wait for a provider that is far away.

@@ -3,6 +3,7 @@
 pub(super) mod allocate;
 mod attributes;
 pub(super) mod backing_file;
+mod content;
 pub(super) mod directory;
 mod fill;
 mod headers;
@@ -13,6 +14,7 @@ mod namespace;
 mod open;
 mod redo;
 pub(super) mod rekey;
+mod resize;
 mod setid;
 mod settle;
 mod shred;

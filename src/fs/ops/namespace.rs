@@ -180,8 +180,12 @@ impl Filesystem {
     /// # Errors
     /// [`Error`].
     pub fn unlink(&self, directory: InodeId, name: &[u8]) -> Result<(), Error> {
-        let directory = self.writable_directory(directory)?;
-        let stored = self.stored_name(&directory, name)?;
+        self.unlink_from(self.inodes.get(directory)?.as_ref(), name)
+    }
+
+    pub(in crate::fs) fn unlink_from(&self, directory: &Inode, name: &[u8]) -> Result<(), Error> {
+        self.check_writable()?;
+        let stored = self.stored_name(directory, name)?;
         let victim = self.long_target_victim(&directory.node, stored.entry());
         self.let_go_of(&directory.node, stored.entry());
         directory.node.unlink(stored.entry())?;
@@ -195,8 +199,12 @@ impl Filesystem {
     /// # Errors
     /// [`Error::NotEmpty`].
     pub fn rmdir(&self, directory: InodeId, name: &[u8]) -> Result<(), Error> {
-        let directory = self.writable_directory(directory)?;
-        let stored = self.stored_name(&directory, name)?;
+        self.rmdir_from(self.inodes.get(directory)?.as_ref(), name)
+    }
+
+    fn rmdir_from(&self, directory: &Inode, name: &[u8]) -> Result<(), Error> {
+        self.check_writable()?;
+        let stored = self.stored_name(directory, name)?;
         let victim = self.descriptors.retry_on_emfile(|| directory.node.lookup(stored.entry()))?;
         self.with_emptied(&victim, || directory.node.rmdir(stored.entry()))?;
         remove_long_name_link(&directory.node, &stored);
@@ -206,7 +214,11 @@ impl Filesystem {
     /// Removes an empty directory; the answer may come from another thread, after what was removed from it a moment ago and
     /// was still open has gone from the backing filesystem too.
     pub fn remove_directory(self: &Arc<Self>, directory: InodeId, name: &[u8], answer: Answer<()>) {
-        match self.rmdir(directory, name) {
+        let directory = match self.inodes.get(directory) {
+            Ok(directory) => directory,
+            Err(error) => return answer(Err(error)),
+        };
+        match self.rmdir_from(&directory, name) {
             // Nothing of ours is in it.
             Err(Error::Io(error))
                 if self.backing.renames_what_is_open && error.kind() == io::ErrorKind::DirectoryNotEmpty =>
@@ -215,7 +227,7 @@ impl Filesystem {
                 self.pools.chores.run(move |_| {
                     let removed = loop {
                         std::thread::sleep(LOOK_AGAIN);
-                        let removed = fs.rmdir(directory, &name);
+                        let removed = fs.rmdir_from(&directory, &name);
                         if !matches!(&removed, Err(Error::Io(_))) || start.elapsed() > UNTIL_CLOSED {
                             break removed;
                         }

@@ -18,14 +18,6 @@ const SET_GROUP_ID: u32 = 0o2000;
 const GROUP_EXECUTE: u32 = 0o010;
 
 impl Filesystem {
-    /// The content was written by a process that may not keep set-id bits, as the kernel has found.
-    ///
-    /// # Errors
-    /// [`Error`].
-    pub fn drop_set_ids(&self, id: InodeId, caller: Caller) -> Result<(), Error> {
-        Ok(drop_from(self.inodes.get(id)?.as_ref(), caller, false)?)
-    }
-
     /// A change of attributes that names none: the kernel's word that set-id bits or capabilities of a regular file go before its
     /// content changes, or, if it is to note the change or for another kind, `chown(-1, -1)`. It takes the mode from the answer,
     /// so what it shows and honours is right at once. Whose file loses only capabilities keeps his set-id bits.
@@ -47,14 +39,10 @@ impl Filesystem {
         self.attributes_of(&inode, &inode.node.stat()?)
     }
 
-    /// The content is written on a mount without extended attributes, where the kernel does not take the capabilities of a
+    /// The content is to be changed. On a mount without extended attributes the kernel does not take the capabilities of a
     /// program away by itself. Looked at once for each inode: nobody can set any meanwhile.
-    ///
-    /// # Errors
-    /// [`Error`].
-    pub fn drop_capabilities(&self, id: InodeId) -> Result<(), Error> {
-        let inode = self.inodes.get(id)?;
-        if !inode.lacks_capabilities.load(Ordering::Relaxed) {
+    pub(in crate::fs) fn drop_capabilities(&self, inode: &Inode) -> io::Result<()> {
+        if !self.options.xattrs && !inode.lacks_capabilities.load(Ordering::Relaxed) {
             if inode.node.xattr(CAPABILITIES.as_bytes()).is_ok() {
                 inode.change_privileges(|| inode.node.remove_xattr(CAPABILITIES.as_bytes()))?;
             }
@@ -64,7 +52,12 @@ impl Filesystem {
     }
 }
 
-/// Drops set-id bits from a file whose content `caller` changes, unless he may keep them.
+/// Drops set-id bits from a file whose content is written by `caller`, who may not keep them, as the kernel has found.
+pub(in crate::fs) fn drop_set_ids(inode: &Inode, caller: Caller) -> io::Result<()> {
+    drop_from(inode, caller, false)
+}
+
+/// Drops set-id bits from a file whose content `caller` changes, unless they may keep them.
 pub(in crate::fs) fn drop_unless_privileged(inode: &Inode, caller: Caller) -> io::Result<()> {
     drop_from(inode, caller, true)
 }
