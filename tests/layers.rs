@@ -151,6 +151,34 @@ fn floors_of_fs_go_one_way() {
     assert!(wrong.is_empty(), "forbidden arrows within fs:\n{}", wrong.join("\n"));
 }
 
+/// The methods of `Filesystem` that a file declares.
+fn methods(source: &Source) -> impl Iterator<Item = String> {
+    let blocks = source.code.split("\nimpl Filesystem {\n").skip(1).filter_map(|block| block.split("\n}\n").next());
+    blocks.flat_map(|block| names_after(block, "fn "))
+}
+
+/// A method of `Filesystem` is an arrow that no import shows.
+#[test]
+fn methods_of_fs_call_none_of_a_floor_above() {
+    let sources = sources();
+    let on = |names: &[&str]| {
+        let is_on = |source: &&Source| {
+            let name = source.path.iter().nth(1).map(|name| name.to_string_lossy().into_owned());
+            source.module == "fs" && name.is_some_and(|name| names.contains(&name.trim_end_matches(".rs")))
+        };
+        sources.iter().filter(is_on).collect::<Vec<_>>()
+    };
+    let mut wrong = Vec::new();
+    for (at, floor) in FS_FLOORS.iter().enumerate().skip(2) {
+        for name in on(&FS_FLOORS[at + 1..].concat()).into_iter().flat_map(methods) {
+            let calls = ["self", "fs"].map(|fs| format!("{fs}.{name}("));
+            let callers = on(floor).into_iter().filter(|source| calls.iter().any(|call| source.code.contains(call)));
+            wrong.extend(callers.map(|source| format!("{}: {name}", source.path.display())));
+        }
+    }
+    assert!(wrong.is_empty(), "forbidden calls within fs:\n{}", wrong.join("\n"));
+}
+
 #[test]
 fn only_main_knows_the_command_line() {
     for source in sources().iter().filter(|source| source.module != "cli" && source.module != "lib") {

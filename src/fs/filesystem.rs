@@ -1,4 +1,4 @@
-//! A mounted volume: what it consists of, and what every operation asks of it.
+//! A mounted volume: its parts, and the checks and reports that every operation shares.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::lease::{Lost, Tenure};
 use crate::storage::{CipherDirectory, Node};
 
 use super::error::Error;
-use super::kernel::{Kernel, NoKernel};
+use super::kernel::{InodeId, Kernel, NoKernel};
 use super::state::background_work::BackgroundWork;
 use super::state::backing_store::BackingStore;
 use super::state::descriptor_budget::DescriptorBudget;
@@ -150,6 +150,11 @@ impl Filesystem {
         self.check_tenure()?;
         self.ownership.note_change();
         Ok(())
+    }
+
+    pub(super) fn writable_directory(&self, id: InodeId) -> Result<Arc<Inode>, Error> {
+        self.check_writable()?;
+        self.inodes.get(id)
     }
 
     /// Logs what an operator should hear of, with the place of the file.

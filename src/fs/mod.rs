@@ -1,4 +1,4 @@
-//! What a filesystem means, without the kernel's types: inodes, names, attributes, handles, and the errno table.
+//! The meaning of a filesystem, without the kernel's types: inodes, names, attributes, handles, and the errno table.
 //!
 //! Knows content, keys and storage; calls no cipher, and of crypto knows only the names of keys. Invariants:
 //! * every operation names inodes by [`InodeId`] and entries by plain name, and reaches the disk through held nodes;

@@ -1,4 +1,4 @@
-//! What is done when something is lost that programs take for written.
+//! Losses of bytes that programs take for written.
 //!
 //! The kernel counts lost bytes in the file's size and has them in its pages. It drops the pages when it is told, and the size
 //! with the inode. Invariants:

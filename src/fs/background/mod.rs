@@ -1,7 +1,6 @@
-//! What a filesystem does by itself, on threads that serve nobody.
+//! Work that a filesystem does by itself, on threads that serve nobody.
 
 mod losses;
-mod prefetch;
 mod reclaim;
 mod renew_keys;
 mod settle;

@@ -1,7 +1,6 @@
 //! Attributes: what `stat` shows, and what `chmod`, `chown`, `truncate` and `utimensat` change.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::format::geometry::{
@@ -16,7 +15,7 @@ use crate::fs::state::attributes::{Attributes, Change};
 use crate::fs::state::inode::Inode;
 use crate::storage::{Access, FileSystemStat, NodeKind, RawFile, SetTime, Stat};
 
-use super::setid::set_owner;
+use super::setid::{doomed, drop_unless_privileged, set_owner};
 
 /// Blocks of the header and a first page.
 pub(in crate::fs) const BEING_WRITTEN: u64 = 2 * PAGE_SIZE / 512;
@@ -81,6 +80,27 @@ impl Filesystem {
             inode.told_blocks.store(told, Ordering::Relaxed);
         }
         Ok(attributes)
+    }
+
+    /// A change of attributes that names none: the kernel's word that set-id bits or capabilities of a regular file go before its
+    /// content changes, or, if it is to note the change or for another kind, `chown(-1, -1)`. It takes the mode from the answer,
+    /// so what it shows and honours is right at once. Whose file loses only capabilities keeps his set-id bits.
+    ///
+    /// # Errors
+    /// [`Error::NotOwner`] if somebody else's set-id bits would go with a `chown`.
+    pub fn lose_privileges(&self, id: InodeId, notes_change: bool, caller: Caller) -> Result<Attributes, Error> {
+        self.check_writable()?;
+        let inode = self.inodes.get(id)?;
+        if inode.kind == NodeKind::File && !notes_change {
+            drop_unless_privileged(&inode, caller)?;
+        } else {
+            let stat = inode.node.stat()?;
+            if inode.kind != NodeKind::Directory && doomed(&stat, caller) != 0 && !caller.is_owner_of(&stat) {
+                return Err(Error::NotOwner);
+            }
+            set_owner(&inode, None, None, Some(caller))?;
+        }
+        self.attributes_of(&inode, &inode.node.stat()?)
     }
 
     /// The space of the backing filesystem.
@@ -196,20 +216,4 @@ impl Filesystem {
 
 fn open_size(inode: &Inode) -> Option<u64> {
     inode.slot().open.as_ref().map(|open| open.content.size())
-}
-
-impl Filesystem {
-    /// Attributes of a node that was just found, which counts as a lookup.
-    pub(in crate::fs) fn learn(&self, node: crate::storage::Node) -> Result<(Arc<Inode>, Attributes), Error> {
-        self.descriptors.request(|| self.descriptors_in_use());
-        self.learn_at_once(node)
-    }
-
-    /// Like [`Self::learn`], however many inodes are known: for who holds others that the kernel cannot give up yet.
-    pub(in crate::fs) fn learn_at_once(&self, node: crate::storage::Node) -> Result<(Arc<Inode>, Attributes), Error> {
-        let stat = node.stat()?;
-        let inode = self.inodes.learn(node, &stat);
-        let attributes = self.attributes_of(&inode, &stat)?;
-        Ok((inode, attributes))
-    }
 }

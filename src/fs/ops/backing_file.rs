@@ -86,4 +86,14 @@ impl Filesystem {
             result => result,
         }
     }
+
+    /// What is to be read in the place of a file that is half way, where nothing may be written.
+    fn log_instead(&self, inode: &Inode) -> Result<Option<DiskFile>, Error> {
+        if !self.rekeying.pending.is_any() {
+            return Ok(None);
+        }
+        let log = self.rekeying.pending.logs().instead.get(&inode.id).copied();
+        // A mount beside this process may have finished the file meanwhile.
+        log.map_or(Ok(None), |log| Ok(self.backing.redo_logs.read(&log)?))
+    }
 }

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use crate::content::{Content, ContentError, set_end};
 use crate::format::config::End;
 use crate::format::header::HeaderPage;
+use crate::format::xattr;
 use crate::fs::error::Error;
 use crate::fs::filesystem::Filesystem;
 use crate::fs::state::answer::Answer;
@@ -19,7 +20,6 @@ use crate::keys::{Moment, OpenedKeys, Pass, ProvisionedUse};
 use crate::storage::{Access, DiskFile, RawFile};
 
 use super::backing_file::Found;
-use super::xattr::drop_lost_attributes;
 
 impl Filesystem {
     /// Runs `work` on the content of a file and hands its result to `answer`: at once if no provider has to be asked, else
@@ -66,7 +66,7 @@ impl Filesystem {
 
     /// The content, if no provider that is far away has to be asked for it.
     pub(in crate::fs) fn open_at_once(&self, inode: &Arc<Inode>, access: Access) -> Result<Option<OpenFile>, Error> {
-        self.check_pending_rekey(inode)?;
+        self.rekeying.pending.check(inode)?;
         if let Some(open) = opened(inode, access) {
             return Ok(Some(open).filter(|open| !self.must_ask(open, access)));
         }
@@ -118,7 +118,7 @@ impl Filesystem {
     }
 
     fn try_open(&self, inode: &Arc<Inode>, access: Access) -> Result<OpenFile, Error> {
-        self.check_pending_rekey(inode)?;
+        self.rekeying.pending.check(inode)?;
         let open = match opened(inode, access) {
             Some(open) => open,
             None => {
@@ -220,4 +220,19 @@ fn adopt(inode: &Inode, open: &OpenFile, (opened, header): (OpenedKeys, Box<Head
 fn opened(inode: &Inode, access: Access) -> Option<OpenFile> {
     let mut slot = inode.slot();
     slot.current().filter(|open| access == Access::Read || open.file.is_writable())
+}
+
+/// Removes the encrypted attributes of a file that is to get a new header: they were bound to one that never became durable, and
+/// nothing reads them. A leftover is harmless, so a failure is too.
+fn drop_lost_attributes(inode: &Inode) {
+    if inode.node.is_new() {
+        return;
+    }
+    let Ok(names) = inode.node.xattr_names() else { return };
+    // If another thread has given the file its header meanwhile, one of these may be bound to that.
+    if inode.file_id.get().is_none() {
+        for name in names.split(|byte| *byte == 0).filter(|name| xattr::classify(name).is_some()) {
+            let _ = inode.node.remove_xattr(name);
+        }
+    }
 }

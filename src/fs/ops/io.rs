@@ -1,18 +1,16 @@
 //! Reading, writing and syncing through an inode: content is kept per inode, so no handle is needed.
 
-use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::content::ContentError;
 use crate::fs::caller::Caller;
-use crate::fs::error::{Error, io_errno, lacks_descriptors};
+use crate::fs::error::Error;
 use crate::fs::filesystem::Filesystem;
 use crate::fs::kernel::InodeId;
 use crate::fs::state::answer::{Answer, ReadAnswer};
 use crate::fs::state::inode::Inode;
 use crate::fs::state::sync_errors::Handle;
-use crate::storage::{Access, RawFile};
+use crate::storage::Access;
 
 use super::setid::drop_set_ids;
 
@@ -37,21 +35,6 @@ impl Filesystem {
     pub fn data_from(&self, id: InodeId, offset: u64) -> Result<Option<Range<u64>>, Error> {
         let inode = self.inodes.get(id)?;
         self.on_content(&inode, Access::Read, |open| Ok(open.content.data_from(offset)?))
-    }
-
-    /// Makes everything durable that was changed so far, and lets all files that rest tell their sizes.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn sync_everything(&self) -> Result<(), Error> {
-        self.check_tenure()?;
-        // Held from the beginning: it hears of every write that fails below, whoever else hears of it.
-        let below = self.inodes.root().node.filesystem()?;
-        self.flush_dir_syncs()?;
-        // A first look settles, a second one closes.
-        self.settle_rested(true)?;
-        self.settle_rested(false)?;
-        Ok(below.sync()?)
     }
 
     /// Writes at `offset`.
@@ -135,78 +118,9 @@ impl Filesystem {
         self.volume.ring.is_remote() && matches!(self.open_at_once(inode, access), Ok(None))
     }
 
-    /// Makes a file durable: its content, and with `metadata` its attributes. Needs no key.
-    ///
-    /// # Errors
-    /// [`Error`].
-    pub fn sync(&self, id: InodeId, metadata: bool) -> Result<(), Error> {
-        self.sync_for(id, self.new_handle(), metadata)
-    }
-
-    /// Like [`Self::sync`] on behalf of `handle`, which hears every error of the disk that any sync has met since it was opened.
-    ///
-    /// # Errors
-    /// [`Error`].
-    pub fn sync_for(&self, id: InodeId, handle: Handle, metadata: bool) -> Result<(), Error> {
-        self.check_tenure()?;
-        let inode = self.inodes.get(id)?;
-        self.tell_space(&inode, true);
-        let synced = self.sync_inode(&inode, metadata);
-        let unheard = inode.slot().errors().hear(handle, self.new_handle());
-        match unheard {
-            Some(error) if synced.is_ok() => Err(error.into()),
-            _ => synced,
-        }
-    }
-
-    fn sync_inode(&self, inode: &Inode, metadata: bool) -> Result<(), Error> {
-        if metadata {
-            drop(inode.write_late_mtime()?);
-        }
-        self.flush_dir_syncs()?;
-        // The kernel has handed over what it had.
-        inode.ledger.confirm();
-        loop {
-            let open = inode.slot().current();
-            let synced = match open {
-                Some(open) => open.content.sync(metadata).map_err(Error::from),
-                None => {
-                    let file = self.open_backing(inode, Access::Read)?;
-                    let synced = file.sync(metadata);
-                    inode.slot().note_told(&file);
-                    synced.map_err(Error::from)
-                }
-            };
-            if !matches!(synced, Err(Error::Content(ContentError::Retired))) {
-                return synced;
-            }
-        }
-    }
-
-    /// Makes everything on the backing filesystem durable.
-    pub(in crate::fs) fn sync_filesystem(&self) -> io::Result<()> {
-        self.descriptors.with_reserve(|| self.inodes.root().node.sync_filesystem())
-    }
-
     /// A number for a handle that is opened now.
     pub fn new_handle(&self) -> Handle {
         self.handles.next()
-    }
-
-    /// The disk has refused something that may belong to any file: everybody who has one open hears of it.
-    pub(in crate::fs) fn note_for_all(&self, error: &io::Error) {
-        if lacks_descriptors(error) {
-            // The disk has not been asked.
-            return;
-        }
-        let errno = io_errno(error);
-        for inode in self.inodes.all() {
-            let mut slot = inode.slot();
-            if slot.handles > 0 {
-                slot.errors().note(errno);
-            }
-        }
-        self.handles.directories.note(errno);
     }
 
     /// A kernel that writes back later has set the modification time when the program wrote; this write must not set

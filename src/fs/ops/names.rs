@@ -2,7 +2,7 @@
 //! long names. `docs/FORMAT.md` section 7.
 //!
 //! Order of steps: the symlink of a long name is made before its entry and removed after it, so that an entry's name can
-//! always be read. A symlink without its entry is harmless. Where the disk may not keep that order, `order` does.
+//! always be read. A symlink without its entry is harmless. Where the disk may not keep that order, `state/dir_sync_queue.rs` does.
 
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -137,13 +137,6 @@ impl Filesystem {
         let directory = self.inodes.known_as(&parent)?;
         let name = self.plain_name(&directory, std::str::from_utf8(path.file_name()?.as_bytes()).ok()?).ok()??;
         Some((directory.id, name))
-    }
-
-    /// Makes durable what no sync may overtake.
-    pub(in crate::fs) fn flush_dir_syncs(&self) -> io::Result<()> {
-        let root = &self.inodes.root().node;
-        let flushed = self.descriptors.retry_on_emfile(|| self.backing.dir_syncs.flush(root));
-        flushed.inspect_err(|error| self.note_for_all(error))
     }
 }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::format::config::End;
 use crate::format::name::Stored;
 use crate::fs::caller::Caller;
 use crate::fs::error::Error;
@@ -17,13 +16,8 @@ use crate::fs::state::inode::Inode;
 use crate::storage::{Node, NodeKind, RenameMode};
 
 use super::names::{holds_nothing, remove_long_name_link, strip_directory};
+use super::new_entry::{OWNER_ALL, mode_in};
 
-/// Set-group-id: on a directory, new entries inherit its group.
-const SETGID: u32 = 0o2000;
-/// Set-user-id and set-group-id.
-const SET_IDS: u32 = 0o6000;
-/// What the owner needs to put a directory id into a new directory.
-const OWNER_ALL: u32 = 0o700;
 /// How often, and how long, a backing filesystem is asked again to remove a directory in which a removed file is still open.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const UNTIL_CLOSED: Duration = Duration::from_secs(2);
@@ -44,17 +38,6 @@ impl Filesystem {
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::NoEntry),
             Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Takes back lookups that the kernel no longer needs.
-    pub fn forget(&self, id: InodeId, count: u64) {
-        self.descriptors.note_given_up();
-        if let Some(waiting) = self.inodes.forget(id, count) {
-            // A file without a name that the kernel has forgotten is gone: it must not keep its space until the next look.
-            if waiting.node.stat().is_ok_and(|stat| stat.nlink == 0) {
-                self.work.unsettled.abandon(&self.inodes, &waiting);
-            }
         }
     }
 
@@ -87,77 +70,6 @@ impl Filesystem {
                 Err(error)
             }
         }
-    }
-
-    /// Makes a FIFO, socket or device, or an empty file; counts as a lookup. The answer may come from another thread, since a
-    /// file may need a header from its beginning.
-    pub fn mknod(
-        self: &Arc<Self>,
-        directory: InodeId,
-        name: &[u8],
-        (kind, rdev): (NodeKind, u64),
-        mode: u32,
-        caller: Caller,
-        answer: Answer<Attributes>,
-    ) {
-        if kind != NodeKind::File {
-            return answer(self.make_special(directory, name, (kind, rdev), mode, caller));
-        }
-        if self.rules().end == End::Strict {
-            return self.make_file(directory, name, mode, caller, answer, |fs, inode, _| {
-                // Nobody has it open: its content goes when the settler looks next.
-                fs.work.unsettled.watch(&fs.inodes, inode);
-            });
-        }
-        let made =
-            self.writable_directory(directory).and_then(|directory| self.create_node(&directory, name, mode, caller));
-        answer(made.map(|(_, attributes)| attributes));
-    }
-
-    fn make_special(
-        &self,
-        directory: InodeId,
-        name: &[u8],
-        (kind, rdev): (NodeKind, u64),
-        mode: u32,
-        caller: Caller,
-    ) -> Result<Attributes, Error> {
-        let directory = self.writable_directory(directory)?;
-        if matches!(kind, NodeKind::Directory | NodeKind::Symlink) {
-            return Err(Error::WrongKind);
-        }
-        let stored = self.stored_name(&directory, name)?;
-        let mode = mode_in(&directory, mode, caller);
-        let node = self.with_long_name_link(&directory.node, &stored, |entry| {
-            directory.node.mknod(entry, kind, self.first_mode(mode, caller), rdev)?;
-            self.pin_new(&directory.node, entry).inspect_err(|_| drop(directory.node.unlink(entry)))
-        })?;
-        self.hand_over(&directory, &stored, &node, mode, caller)?;
-        Ok(self.learn(node)?.1)
-    }
-
-    /// The node of an entry that was just made, and is to be removed again if it cannot be had.
-    pub(in crate::fs) fn pin_new(&self, directory: &Node, entry: &str) -> io::Result<Node> {
-        self.descriptors.retry_on_emfile(|| directory.lookup(entry))
-    }
-
-    /// Makes a regular file and learns it.
-    pub(in crate::fs) fn create_node(
-        &self,
-        directory: &Inode,
-        name: &[u8],
-        mode: u32,
-        caller: Caller,
-    ) -> Result<(Arc<Inode>, Attributes), Error> {
-        let stored = self.stored_name(directory, name)?;
-        let mode = mode_in(directory, mode, caller);
-        let node = self.with_long_name_link(&directory.node, &stored, |entry| {
-            self.descriptors.retry_on_emfile(|| directory.node.create_file(entry, self.first_mode(mode, caller)))
-        })?;
-        self.hand_over(directory, &stored, &node, mode, caller)?;
-        let (inode, attributes) = self.learn(node)?;
-        inode.lacks_capabilities.store(true, Ordering::Relaxed);
-        Ok((inode, attributes))
     }
 
     /// Gives an inode another name; counts as a lookup.
@@ -288,52 +200,6 @@ impl Filesystem {
         Ok(())
     }
 
-    pub(in crate::fs) fn writable_directory(&self, id: InodeId) -> Result<Arc<Inode>, Error> {
-        self.check_writable()?;
-        self.inodes.get(id)
-    }
-
-    /// Gives a new directory the owner, group and mode that it would have if its caller had made it.
-    fn hand_over_directory(&self, parent: &Inode, node: &Node, mode: u32, caller: Caller) -> Result<(), Error> {
-        self.own(parent, node, caller)?;
-        if mode & OWNER_ALL != OWNER_ALL {
-            node.set_mode(node.stat()?.mode & !(OWNER_ALL & !mode))?;
-        }
-        Ok(())
-    }
-
-    /// Gives a new file the owner, group and mode that it would have if its caller had made it, or removes it again: none stays
-    /// that is the daemon's.
-    fn hand_over(&self, parent: &Inode, stored: &Stored, node: &Node, mode: u32, caller: Caller) -> Result<(), Error> {
-        let handed_over = self.own(parent, node, caller).and_then(|changed| {
-            if changed && mode & SET_IDS != 0 {
-                node.set_mode(node.stat()?.mode | mode & SET_IDS)?;
-            }
-            Ok(())
-        });
-        handed_over.inspect_err(|_| remove_new(&parent.node, stored))
-    }
-
-    /// The mode that a file has until it is its caller's: a set-id bit would be the daemon's.
-    fn first_mode(&self, mode: u32, caller: Caller) -> u32 {
-        if self.makes_for(caller) { mode & !SET_IDS } else { mode }
-    }
-
-    /// A privileged daemon makes files for others; one that is not makes all its files for itself.
-    fn makes_for(&self, caller: Caller) -> bool {
-        self.backing.is_privileged() && (caller.uid, caller.gid) != (0, 0)
-    }
-
-    /// Returns whether the owner was changed.
-    pub(in crate::fs) fn own(&self, parent: &Inode, node: &Node, caller: Caller) -> Result<bool, Error> {
-        if !self.makes_for(caller) {
-            return Ok(false);
-        }
-        let inherits_group = parent.node.stat()?.mode & SETGID != 0;
-        node.set_owner(Some(caller.uid), (!inherits_group).then_some(caller.gid))?;
-        Ok(true)
-    }
-
     /// A directory that looks empty still has its id, which keeps the backing filesystem from removing it: `remove` is run with
     /// the id taken away, and the id put back if that fails. Whoever owns a directory may remove it whatever its mode; taking
     /// the id away needs all permissions, which it gets for that moment.
@@ -381,18 +247,4 @@ impl Filesystem {
             result => result,
         }
     }
-}
-
-/// Removes an entry that was just made and is not a directory.
-pub(in crate::fs) fn remove_new(directory: &Node, stored: &Stored) {
-    // Nothing more can be done about one that cannot be removed; it has no set-id bits.
-    if directory.unlink(stored.entry()).is_ok() {
-        remove_long_name_link(directory, stored);
-    }
-}
-
-/// The mode that a new entry is made with: a default ACL of its directory, which the backing filesystem applies, stands in for
-/// the umask.
-fn mode_in(directory: &Inode, mode: u32, caller: Caller) -> u32 {
-    if directory.default_acl.is_set(directory) { mode } else { mode & !caller.umask }
 }

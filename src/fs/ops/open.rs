@@ -3,16 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::fs::caller::Caller;
-use crate::fs::error::Error;
 use crate::fs::filesystem::Filesystem;
 use crate::fs::kernel::InodeId;
 use crate::fs::state::answer::Answer;
-use crate::fs::state::attributes::Attributes;
 use crate::fs::state::inode::{Inode, OpenFile};
 use crate::storage::{Access, RawFile};
-
-use super::attributes::BEING_WRITTEN;
 
 impl Filesystem {
     /// Opens a regular file; the answer may come from another thread.
@@ -49,59 +44,7 @@ impl Filesystem {
         }
     }
 
-    /// Makes a regular file and opens it; counts as a lookup. The answer may come from another thread.
-    pub fn create(
-        self: &Arc<Self>,
-        directory: InodeId,
-        name: &[u8],
-        mode: u32,
-        caller: Caller,
-        answer: Answer<Attributes>,
-    ) {
-        let shown = |made: Attributes| Attributes { blocks: made.blocks.max(BEING_WRITTEN), ..made };
-        let answer = Box::new(move |made: Result<Attributes, Error>| answer(made.map(shown)));
-        self.make_file(directory, name, mode, caller, answer, |fs, inode, open| {
-            inode.told_blocks.store(BEING_WRITTEN, Ordering::Relaxed);
-            fs.count_open(inode, open, Access::ReadWrite);
-        });
-    }
-
-    /// Makes a regular file with a content, of which `opened` is told; counts as a lookup.
-    pub(in crate::fs) fn make_file(
-        self: &Arc<Self>,
-        directory: InodeId,
-        name: &[u8],
-        mode: u32,
-        caller: Caller,
-        answer: Answer<Attributes>,
-        opened: impl Fn(&Self, &Arc<Inode>, &OpenFile) + Send + 'static,
-    ) {
-        let created = self.writable_directory(directory).and_then(|directory| {
-            let (inode, attributes) = self.create_node(&directory, name, mode, caller)?;
-            Ok((directory, inode, attributes))
-        });
-        let (directory, inode, attributes) = match created {
-            Ok(created) => created,
-            Err(error) => return answer(Err(error)),
-        };
-        let (fs, name) = (Arc::clone(self), name.to_vec());
-        let undo = Box::new(move |result: Result<Attributes, Error>| {
-            // Without a key the file can hold nothing: the caller is told so, and finds no empty file left behind.
-            if result.is_err() {
-                if let Err(error) = fs.unlink_from(&directory, &name) {
-                    tracing::warn!("an empty file that got no key cannot be removed: {error}");
-                }
-                fs.forget(attributes.id, 1);
-            }
-            answer(result);
-        });
-        self.with_content(inode, Access::ReadWrite, undo, move |fs, inode, open| {
-            opened(fs, inode, open);
-            Ok(attributes)
-        });
-    }
-
-    fn count_open(&self, inode: &Arc<Inode>, open: &OpenFile, access: Access) {
+    pub(in crate::fs) fn count_open(&self, inode: &Arc<Inode>, open: &OpenFile, access: Access) {
         self.work.last_use.note();
         inode.slot().handles += 1;
         if access == Access::ReadWrite || (open.file.is_writable() && open.content.unsettled().is_some()) {

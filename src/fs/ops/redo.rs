@@ -163,16 +163,6 @@ impl Filesystem {
         self.rekeying.pending.set_any(true);
     }
 
-    /// What is to be read in the place of a file that is half way, where nothing may be written.
-    pub(in crate::fs) fn log_instead(&self, inode: &Inode) -> Result<Option<DiskFile>, Error> {
-        if !self.rekeying.pending.is_any() {
-            return Ok(None);
-        }
-        let log = self.rekeying.pending.logs().instead.get(&inode.id).copied();
-        // A mount beside this process may have finished the file meanwhile.
-        log.map_or(Ok(None), |log| Ok(self.backing.redo_logs.read(&log)?))
-    }
-
     /// Closes a file to everybody until its log has been applied.
     pub(in crate::fs) fn close_until_finished(&self, inode: &Arc<Inode>, log: RedoLog) {
         self.close(inode.id, log, Some(inode));
@@ -191,12 +181,6 @@ impl Filesystem {
     pub(in crate::fs) fn remove_later(&self, log: RedoLog) {
         self.rekeying.pending.logs().useless.push(log);
         self.rekeying.pending.set_any(true);
-    }
-
-    /// Whether a file waits for its log to be applied.
-    pub(in crate::fs) fn check_pending_rekey(&self, inode: &Inode) -> Result<(), Error> {
-        let pending = self.rekeying.pending.is_any() && self.rekeying.pending.logs().closed.contains_key(&inode.id);
-        if pending { Err(Error::Unfinished) } else { Ok(()) }
     }
 
     /// Tries again to finish a file that is closed. Its keys are the caller's.

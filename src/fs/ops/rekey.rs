@@ -102,12 +102,6 @@ impl Filesystem {
         inode.end_sealing(true);
         rekeyed.map(|()| Rekeyed::Done { bytes: stat.size, file_id: log_name.file_id })
     }
-
-    /// Changes the list of the volume's keys while no log begins to count.
-    pub(in crate::fs) fn while_no_log_commits<T>(&self, change: impl FnOnce() -> T) -> T {
-        let _nobody = self.rekeying.committing.lock().unwrap_or_else(PoisonError::into_inner);
-        change()
-    }
 }
 
 /// What a filesystem does with the log of one file.
@@ -131,7 +125,7 @@ impl KeepsLog for Keeper<'_> {
 
     fn commit(&self) -> Result<(), ContentError> {
         self.check()?;
-        let committed = self.fs.while_no_log_commits(|| {
+        let committed = self.fs.rekeying.while_no_log_commits(|| {
             // Else the header may name keys that nobody opens any more.
             (self.fs.volume.ring.key_version() == self.version).then(|| self.log.commit())
         });

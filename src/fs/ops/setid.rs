@@ -6,10 +6,7 @@ use std::io;
 use std::sync::atomic::Ordering;
 
 use crate::fs::caller::Caller;
-use crate::fs::error::Error;
 use crate::fs::filesystem::Filesystem;
-use crate::fs::kernel::InodeId;
-use crate::fs::state::attributes::Attributes;
 use crate::fs::state::inode::Inode;
 use crate::storage::{CAPABILITIES, NodeKind, Stat};
 
@@ -18,27 +15,6 @@ const SET_GROUP_ID: u32 = 0o2000;
 const GROUP_EXECUTE: u32 = 0o010;
 
 impl Filesystem {
-    /// A change of attributes that names none: the kernel's word that set-id bits or capabilities of a regular file go before its
-    /// content changes, or, if it is to note the change or for another kind, `chown(-1, -1)`. It takes the mode from the answer,
-    /// so what it shows and honours is right at once. Whose file loses only capabilities keeps his set-id bits.
-    ///
-    /// # Errors
-    /// [`Error::NotOwner`] if somebody else's set-id bits would go with a `chown`.
-    pub fn lose_privileges(&self, id: InodeId, notes_change: bool, caller: Caller) -> Result<Attributes, Error> {
-        self.check_writable()?;
-        let inode = self.inodes.get(id)?;
-        if inode.kind == NodeKind::File && !notes_change {
-            drop_unless_privileged(&inode, caller)?;
-        } else {
-            let stat = inode.node.stat()?;
-            if inode.kind != NodeKind::Directory && doomed(&stat, caller) != 0 && !caller.is_owner_of(&stat) {
-                return Err(Error::NotOwner);
-            }
-            set_owner(&inode, None, None, Some(caller))?;
-        }
-        self.attributes_of(&inode, &inode.node.stat()?)
-    }
-
     /// The content is to be changed. On a mount without extended attributes the kernel does not take the capabilities of a
     /// program away by itself. Looked at once for each inode: nobody can set any meanwhile.
     pub(in crate::fs) fn drop_capabilities(&self, inode: &Inode) -> io::Result<()> {
@@ -79,7 +55,7 @@ fn drop_from(inode: &Inode, caller: Caller, ask_for_privilege: bool) -> io::Resu
 
 /// The set-id bits that a change by `caller` takes away. A set-group-id bit without group execution marks mandatory locking, and
 /// stays for members of the group.
-fn doomed(stat: &Stat, caller: Caller) -> u32 {
+pub(in crate::fs) fn doomed(stat: &Stat, caller: Caller) -> u32 {
     let group = match stat.mode & (SET_GROUP_ID | GROUP_EXECUTE) {
         SET_GROUP_ID if caller.keeps_set_group_id(stat) => 0,
         mode => mode & SET_GROUP_ID,

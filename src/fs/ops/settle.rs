@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::PoisonError;
 
-use crate::content::{ContentError, Unsettled as Found};
+use crate::content::{ContentError, Unsettled};
 use crate::fs::error::{Error, lacks_descriptors};
 use crate::fs::filesystem::Filesystem;
 use crate::fs::state::inode::OpenFile;
@@ -61,7 +61,7 @@ impl Filesystem {
 
     /// Makes every file of a batch durable, and says which are. If the whole filesystem cannot be synced at once, the files are
     /// asked one by one: where none of them is to blame, everybody hears of it.
-    fn make_durable(&self, batch: &[(Watched, OpenFile, Found)]) -> Vec<Result<(), ContentError>> {
+    fn make_durable(&self, batch: &[(Watched, OpenFile, Unsettled)]) -> Vec<Result<(), ContentError>> {
         if batch.is_empty() {
             return Vec::new();
         }
@@ -73,7 +73,7 @@ impl Filesystem {
             }
         }
         let ordered = self.flush_dir_syncs();
-        let sync = |(_, open, _): &(Watched, OpenFile, Found)| match &ordered {
+        let sync = |(_, open, _): &(Watched, OpenFile, Unsettled)| match &ordered {
             Ok(()) => open.content.make_durable(),
             Err(error) => Err(io::Error::new(error.kind(), error.to_string()).into()),
         };

@@ -96,7 +96,7 @@ impl Filesystem {
             locked: self.volume.ring.is_locked(),
             files_open: self.inodes.open_files(),
             inodes_known: self.inodes.len() as u64,
-            unsettled_files: self.work.unsettled.unsettled_files(),
+            unsettled_files: self.work.unsettled.count_unsettled(),
             undecryptable_names: self.telemetry.undecryptable_names.load(Ordering::Relaxed),
             missing_end_marks: self.telemetry.events.missing_end_marks.load(Ordering::Relaxed),
             unauthentic_pages: self.telemetry.events.unauthentic_pages.load(Ordering::Relaxed),

@@ -26,7 +26,7 @@ impl Filesystem {
     /// Takes these as the volume's wrapping keys from now on. Files that were given a header which is not on disk yet get
     /// another one when they are next written.
     pub fn change_keys(&self, config: &VolumeConfig, recipients: Vec<Recipient>) {
-        self.while_no_log_commits(|| self.volume.ring.change_keys(volume::allowed_keys(config), recipients));
+        self.rekeying.while_no_log_commits(|| self.volume.ring.change_keys(volume::allowed_keys(config), recipients));
         self.drop_unwritten_headers();
         self.rekeying.take_wrapping_key(config);
         tracing::info!("the volume's wrapping keys have changed");

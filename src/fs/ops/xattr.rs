@@ -188,21 +188,6 @@ impl Filesystem {
     }
 }
 
-/// Removes the encrypted attributes of a file that is to get a new header: they were bound to one that never became durable, and
-/// nothing reads them. A leftover is harmless, so a failure is too.
-pub(in crate::fs) fn drop_lost_attributes(inode: &Inode) {
-    if inode.node.is_new() {
-        return;
-    }
-    let Ok(names) = inode.node.xattr_names() else { return };
-    // If another thread has given the file its header meanwhile, one of these may be bound to that.
-    if inode.file_id.get().is_none() {
-        for name in names.split(|byte| *byte == 0).filter(|name| xattr::classify(name).is_some()) {
-            let _ = inode.node.remove_xattr(name);
-        }
-    }
-}
-
 /// What a file's or a directory's attributes are bound to.
 #[derive(Clone, Copy)]
 enum Owner {

@@ -1,13 +1,13 @@
-//! What the background looks after.
+//! State of the work that goes on in the background.
 
 use super::last_use::LastUse;
 use super::losses::Losses;
 use super::prefetch_listings::PrefetchListings;
 use super::renewals::Renewals;
-use super::unsettled::Unsettled;
+use super::unsettled::UnsettledFiles;
 
 pub(crate) struct BackgroundWork {
-    pub(crate) unsettled: Unsettled,
+    pub(crate) unsettled: UnsettledFiles,
     pub(crate) renewals: Renewals,
     pub(crate) losses: Losses,
     pub(crate) prefetch: PrefetchListings,
@@ -17,7 +17,7 @@ pub(crate) struct BackgroundWork {
 impl BackgroundWork {
     pub(crate) fn new() -> Self {
         Self {
-            unsettled: Unsettled::default(),
+            unsettled: UnsettledFiles::default(),
             renewals: Renewals::default(),
             losses: Losses::default(),
             prefetch: PrefetchListings::new(),

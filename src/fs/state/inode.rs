@@ -55,7 +55,7 @@ pub(crate) struct Inode {
     pub(crate) condemned: AtomicBool,
     /// What the kernel was last told of the space that the file takes.
     pub(crate) told_blocks: AtomicU64,
-    /// The settler has it on its list.
+    /// It is on the list of unsettled files.
     pub(crate) watched: AtomicBool,
     pub(super) lookups: AtomicU64,
     /// Orders inodes by when they were last looked up.

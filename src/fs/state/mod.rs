@@ -1,4 +1,4 @@
-//! What a filesystem keeps. Nothing here knows the filesystem.
+//! State of a filesystem, in types that do not know the filesystem.
 
 pub(super) mod answer;
 pub(super) mod attributes;

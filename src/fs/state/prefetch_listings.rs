@@ -1,4 +1,4 @@
-//! What was listed a moment ago: the files in it are probably opened next, in that order.
+//! Listings of a moment ago: their files are probably opened next, in that order.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::format::config::VolumeConfig;
 use crate::format::name::RedoLog;
+use crate::fs::error::Error;
 use crate::fs::kernel::InodeId;
 
 use super::inode::Inode;
@@ -16,7 +17,7 @@ pub type Run = [u8; 16];
 pub(crate) struct Rekeying {
     pub(crate) pending: PendingRekeys,
     /// Held while a redo log begins to count, or the list of wrapping keys changes.
-    pub(crate) committing: Mutex<()>,
+    committing: Mutex<()>,
     /// The run that was heard of last.
     pub(crate) run: Mutex<Option<Run>>,
     /// The first of the wrapping keys, as `status` names it.
@@ -31,6 +32,12 @@ impl Rekeying {
             run: Mutex::default(),
             wrapping_key: Mutex::new(first_key(config)),
         }
+    }
+
+    /// Runs `work` while no log begins to count and the list of wrapping keys stays as it is.
+    pub(crate) fn while_no_log_commits<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _nobody = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
+        work()
     }
 
     /// The volume has these wrapping keys now.
@@ -72,6 +79,12 @@ impl PendingRekeys {
 
     pub(crate) fn set_any(&self, is_any: bool) {
         self.is_any.store(is_any, Ordering::SeqCst);
+    }
+
+    /// Fails if a file waits for its log to be applied.
+    pub(crate) fn check(&self, inode: &Inode) -> Result<(), Error> {
+        let is_closed = self.is_any() && self.logs().closed.contains_key(&inode.id);
+        if is_closed { Err(Error::Unfinished) } else { Ok(()) }
     }
 
     pub(crate) fn logs(&self) -> MutexGuard<'_, Logs> {

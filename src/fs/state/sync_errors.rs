@@ -1,7 +1,7 @@
 //! Errors of the disk, kept until every handle that was open has heard of them: what `errseq_t` is in the kernel.
 //!
 //! All handles of a file share one backing descriptor, and the kernel tells each error once to a descriptor, whoever syncs:
-//! the settler, a sync of one handle, a write that waits for pages on their way. So what was told is kept here.
+//! settling, a sync of one handle, a write that waits for pages on their way. So what was told is kept here.
 //!
 //! Invariants: a handle hears an error once; one that was opened after somebody has heard it does not hear it; an error that
 //! nobody has heard yet is heard by the first that asks, whenever it was opened.

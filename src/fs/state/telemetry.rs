@@ -1,4 +1,4 @@
-//! What a mount counts and logs of itself.
+//! Counters and alarms of a mount.
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
@@ -11,7 +11,7 @@ use crate::keys::ProviderErrorKind;
 
 use super::rename_counter::RenameCounter;
 
-/// What a warning is about.
+/// The subject of a warning.
 pub(crate) type Cause = (&'static str, Option<ProviderErrorKind>);
 
 /// The same alarm is logged at most this often.

@@ -3,16 +3,16 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::content::{ContentError, Unsettled as Found};
+use crate::content::{ContentError, Unsettled};
 use crate::fs::kernel::InodeId;
 use crate::runtime::Periodic;
 
 use super::inode::{Inode, OpenFile};
 use super::inode_table::InodeTable;
 
-/// The list of them.
+/// The list of them; each inode on it is held.
 #[derive(Default)]
-pub(crate) struct Unsettled {
+pub(crate) struct UnsettledFiles {
     /// Held for a whole round, so that the last one at shutdown misses nothing.
     pub(crate) round: Mutex<()>,
     watched: Mutex<HashMap<InodeId, Watched>>,
@@ -22,17 +22,17 @@ pub(crate) struct Unsettled {
 pub(crate) struct Watched {
     pub(crate) inode: Arc<Inode>,
     /// What was seen at the last look.
-    seen: Option<Found>,
+    seen: Option<Unsettled>,
 }
 
 /// What to do with a watched file.
 pub(crate) enum Action {
     Wait,
-    Settle(OpenFile, Found),
+    Settle(OpenFile, Unsettled),
     Done,
 }
 
-impl Unsettled {
+impl UnsettledFiles {
     /// Puts a file that may become unsettled on the list.
     pub(crate) fn watch(&self, inodes: &InodeTable, inode: &Arc<Inode>) {
         if inodes.watch(inode) {
@@ -71,7 +71,7 @@ impl Unsettled {
     }
 
     /// How many files are known to be unsettled.
-    pub(crate) fn unsettled_files(&self) -> u64 {
+    pub(crate) fn count_unsettled(&self) -> u64 {
         let unsettled = |watched: &&Watched| {
             watched.inode.slot().open.as_ref().is_some_and(|open| open.content.unsettled().is_some())
         };
@@ -93,7 +93,7 @@ impl Unsettled {
 }
 
 impl Watched {
-    pub(crate) fn settle(&self, open: &OpenFile, found: Found) -> Result<bool, ContentError> {
+    pub(crate) fn settle(&self, open: &OpenFile, found: Unsettled) -> Result<bool, ContentError> {
         let times_stay = self.inode.write_late_mtime()?;
         let settled = open.content.settle(found);
         drop(times_stay);
