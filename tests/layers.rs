@@ -34,6 +34,15 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 const FS_MAY_NAME: &[&str] = &["FileKeys", "LinkKey", "NameKey"];
 /// Of format, storage knows how the volume's own files are called and how long a config may be.
 const STORAGE_MAY_NAME: &[&str] = &["config", "lease", "name"];
+/// The floors of `fs` from below. A file imports from its own floor and those below it, each thing from the file that has it.
+const FS_FLOORS: &[&[&str]] = &[
+    &["error", "caller", "kernel", "metrics"],
+    &["state"],
+    &["filesystem"],
+    &["ops"],
+    &["background"],
+    &["lifecycle"],
+];
 /// A file longer than this is named, so that somebody asks whether it has two reasons to exist.
 const LONG_FILE: usize = 400;
 
@@ -72,6 +81,19 @@ fn source(root: &Path, path: PathBuf) -> Source {
     Source { lines: text.lines().count(), path: relative.to_path_buf(), module, code }
 }
 
+/// The names that follow `prefix` in paths of the code.
+fn names_after(code: &str, prefix: &str) -> Vec<String> {
+    let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let names = code.match_indices(prefix).flat_map(|(at, _)| {
+        let rest = &code[at + prefix.len()..];
+        match rest.strip_prefix('{') {
+            Some(list) => list.split('}').next().unwrap().split(',').map(|name| word(name.trim())).collect(),
+            None => vec![word(rest)],
+        }
+    });
+    names.filter(|name| !name.is_empty()).collect()
+}
+
 /// `(module, first name in it)` for everything of ours that the code refers to by `crate::`.
 fn imports(code: &str) -> Vec<(String, String)> {
     let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
@@ -108,6 +130,53 @@ fn arrows_go_one_way() {
         }
     }
     assert!(wrong.is_empty(), "forbidden arrows:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn floors_of_fs_go_one_way() {
+    let floor = |name: &str| FS_FLOORS.iter().position(|floor| floor.contains(&name));
+    let mut wrong = Vec::new();
+    for source in sources().iter().filter(|source| source.module == "fs" && source.path != Path::new("fs/mod.rs")) {
+        let parts: Vec<&str> = source.path.iter().skip(1).map(|part| part.to_str().unwrap()).collect();
+        let own = floor(parts[0].trim_end_matches(".rs"));
+        let own = own.unwrap_or_else(|| panic!("{} is on no floor", source.path.display()));
+        let mut names = names_after(&source.code, "crate::fs::");
+        names.extend(names_after(&source.code, "super::super::"));
+        if parts.len() == 1 {
+            names.extend(names_after(&source.code, "super::"));
+        }
+        let is_above = |name: &&String| floor(name).is_none_or(|floor| floor > own);
+        wrong.extend(names.iter().filter(is_above).map(|name| format!("{}: {name}", source.path.display())));
+    }
+    assert!(wrong.is_empty(), "forbidden arrows within fs:\n{}", wrong.join("\n"));
+}
+
+/// The methods of `Filesystem` that a file declares.
+fn methods(source: &Source) -> impl Iterator<Item = String> {
+    let blocks = source.code.split("\nimpl Filesystem {\n").skip(1).filter_map(|block| block.split("\n}\n").next());
+    blocks.flat_map(|block| names_after(block, "fn "))
+}
+
+/// A method of `Filesystem` is an arrow that no import shows.
+#[test]
+fn methods_of_fs_call_none_of_a_floor_above() {
+    let sources = sources();
+    let on = |names: &[&str]| {
+        let is_on = |source: &&Source| {
+            let name = source.path.iter().nth(1).map(|name| name.to_string_lossy().into_owned());
+            source.module == "fs" && name.is_some_and(|name| names.contains(&name.trim_end_matches(".rs")))
+        };
+        sources.iter().filter(is_on).collect::<Vec<_>>()
+    };
+    let mut wrong = Vec::new();
+    for (at, floor) in FS_FLOORS.iter().enumerate().skip(2) {
+        for name in on(&FS_FLOORS[at + 1..].concat()).into_iter().flat_map(methods) {
+            let calls = ["self", "fs"].map(|fs| format!("{fs}.{name}("));
+            let callers = on(floor).into_iter().filter(|source| calls.iter().any(|call| source.code.contains(call)));
+            wrong.extend(callers.map(|source| format!("{}: {name}", source.path.display())));
+        }
+    }
+    assert!(wrong.is_empty(), "forbidden calls within fs:\n{}", wrong.join("\n"));
 }
 
 #[test]

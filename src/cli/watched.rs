@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::audit::AuditStatus;
 use crate::daemon::sandbox::Confinement;
-use crate::fs::{Measures, Stats};
+use crate::fs::{Metrics, Stats};
 use crate::keys::KeyLimits;
 
 /// What `kmsfs status` shows.
@@ -54,5 +54,5 @@ impl MountLimits {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Watched {
     pub(crate) status: Status,
-    pub(crate) measures: Measures,
+    pub(crate) measures: Metrics,
 }

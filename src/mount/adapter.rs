@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use fuser::{
@@ -16,7 +17,6 @@ use fuser::{
 
 use crate::fs::{Begun, Change, DirectoryHandle, Error, Filesystem, NodeKind, Operation, OperationCounts};
 
-use super::Options;
 use super::convert;
 use super::low_latency::LowLatency;
 use super::reply::{KEEP, name_alone, reply_attributes, reply_created, reply_empty, reply_entry, reply_xattr};
@@ -31,20 +31,16 @@ thread_local! {
 
 pub(super) struct Adapter {
     fs: Arc<Filesystem>,
-    read_only: bool,
     /// Extended attributes can be used.
     xattrs: bool,
     latency: Option<LowLatency>,
+    /// Set when the session begins, if the kernel has a writeback cache.
+    writes_back: Arc<AtomicBool>,
 }
 
 impl Adapter {
-    pub(super) fn new(fs: Arc<Filesystem>, options: &Options, latency: Option<LowLatency>) -> Self {
-        Self { fs, read_only: options.read_only, xattrs: options.xattrs, latency }
-    }
-
-    /// The content of a file is to be changed. Where the kernel knows of no attributes, it does not take capabilities away.
-    fn before_change(&self, ino: INodeNo) -> Result<(), Error> {
-        if self.xattrs { Ok(()) } else { self.fs.drop_capabilities(convert::inode(ino)) }
+    pub(super) fn new(fs: Arc<Filesystem>, latency: Option<LowLatency>, writes_back: Arc<AtomicBool>) -> Self {
+        Self { xattrs: fs.options().xattrs, fs, latency, writes_back }
     }
 
     fn note_request(&self) {
@@ -68,9 +64,8 @@ impl Adapter {
 
 impl fuser::Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        if wishes::tell(config, self.xattrs, !self.read_only) {
-            self.fs.let_kernel_set_mtime();
-        }
+        let writes_back = wishes::tell(config, self.xattrs, !self.fs.options().read_only);
+        self.writes_back.store(writes_back, Ordering::Relaxed);
         Ok(())
     }
 
@@ -113,11 +108,6 @@ impl fuser::Filesystem for Adapter {
         let (id, caller) = (convert::inode(ino), convert::caller(request));
         if size.is_none() && change.is_none() {
             return answer(self.fs.lose_privileges(id, ctime.is_some(), caller));
-        }
-        if size.is_some()
-            && let Err(error) = self.before_change(ino)
-        {
-            return answer(Err(error));
         }
         self.fs.set_attributes(id, size, change, caller, Box::new(answer));
     }
@@ -265,15 +255,9 @@ impl fuser::Filesystem for Adapter {
                 reply.error(convert::errno(&error));
             }
         };
-        if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
-            && let Err(error) = self.fs.drop_set_ids(convert::inode(ino), convert::caller(request))
-        {
-            return answer(Err(error));
-        }
-        if let Err(error) = self.before_change(ino) {
-            return answer(Err(error));
-        }
-        self.fs.answer_write(convert::inode(ino), offset, data, Box::new(answer));
+        let loses_set_ids = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let unprivileged = loses_set_ids.then(|| convert::caller(request));
+        self.fs.answer_write(convert::inode(ino), offset, data, unprivileged, Box::new(answer));
     }
 
     /// Writes reach the backing file before they are answered, so there is nothing to flush: the kernel need not ask again.
@@ -298,7 +282,6 @@ impl fuser::Filesystem for Adapter {
 
     fn fsync(&self, request: &Request, ino: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
         let begun = self.begin(Operation::Fsync, request);
-        self.fs.tell_space(convert::inode(ino), true);
         reply_empty(reply, begun.end(self.fs.sync_for(convert::inode(ino), crate::fs::Handle(handle.0), !data_only)));
     }
 
@@ -422,9 +405,6 @@ impl fuser::Filesystem for Adapter {
         let Some(what) = convert::allocate(mode) else { return reply.error(convert::errno(&Error::Unsupported)) };
         let begun = self.begin_to_end_anywhere(Operation::Fallocate, request);
         let answer = move |result| reply_empty(reply, begun.end(result));
-        if let Err(error) = self.before_change(ino) {
-            return answer(Err(error));
-        }
         self.fs.allocate(convert::inode(ino), what, offset, len, convert::caller(request), Box::new(answer));
     }
 

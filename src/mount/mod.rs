@@ -7,6 +7,7 @@ mod adapter;
 mod attach;
 mod attendant;
 mod convert;
+mod kernel;
 mod low_latency;
 mod prune;
 mod reply;

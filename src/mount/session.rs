@@ -1,15 +1,14 @@
 //! One mount from attaching to the end.
 
-use std::ffi::OsStr;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use fuser::{Config, INodeNo, Session, SessionACL};
+use fuser::{Config, Session, SessionACL};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +17,7 @@ use crate::fs::Filesystem;
 use super::adapter::Adapter;
 use super::attach::MountError;
 use super::attendant::Attendant;
+use super::kernel::MountedKernel;
 use super::low_latency::LowLatency;
 use super::prune::Prune;
 
@@ -41,8 +41,6 @@ pub struct Options {
     pub exec: bool,
     /// Access times are left alone.
     pub noatime: bool,
-    /// Extended attributes and ACLs can be used. Without, the kernel asks for none, and ACLs that are there do not count.
-    pub xattrs: bool,
     /// No CPU sleeps while requests follow each other closely.
     pub low_latency: bool,
     /// More flags of mount(2), for the kernel alone.
@@ -63,7 +61,6 @@ impl Default for Options {
             dev: false,
             exec: true,
             noatime: false,
-            xattrs: true,
             low_latency: false,
             vfs: 0,
             threads: 4,
@@ -94,9 +91,10 @@ pub fn serve(
     let latency = if options.low_latency { Some(LowLatency::new(attendant.latency_device()?)?) } else { None };
     let (device, name) = attendant.attach()?;
     let prune = Prune::new(device.try_clone()?);
+    let (threads, writes_back) = (options.threads.max(1), Arc::new(AtomicBool::new(false)));
     let mut config = Config::default();
-    config.n_threads = Some(options.threads.max(1));
-    let adapter = Adapter::new(Arc::clone(&fs), options, latency);
+    config.n_threads = Some(threads);
+    let adapter = Adapter::new(Arc::clone(&fs), latency, Arc::clone(&writes_back));
     // The kernel itself keeps other users out unless `allow_other` is set. The check that fuser would add refuses what the
     // kernel does in the background on nobody's behalf.
     let session = match Session::from_fd(adapter, device, SessionACL::All, config) {
@@ -106,16 +104,9 @@ pub fn serve(
             return Err(error.into());
         }
     };
-    let notifier = session.notifier();
-    // From the beginning to the end of the file. A kernel that knows nothing of it has nothing to drop.
-    fs.set_invalidate(move |id| drop(notifier.inval_inode(INodeNo(id.0), 0, 0)));
-    let notifier = session.notifier();
-    // Of the attributes only: of its content nothing is dropped, and nothing waited for.
-    let forgetter = session.notifier();
-    fs.set_forget_attributes(move |id| drop(forgetter.inval_inode(INodeNo(id.0), -1, 0)));
-    fs.set_drop_unused(move |inodes| prune.drop_unused(inodes));
-    fs.set_forget_entry(move |parent, name| drop(notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name))));
-    fs.set_servers(options.threads.max(1));
+    // The session has begun, and nothing is answered yet.
+    let writes_back = writes_back.load(Ordering::Relaxed);
+    fs.connect(Box::new(MountedKernel { notifier: session.notifier(), prune, threads, writes_back }));
     let session = thread::Builder::new().name("session".to_owned()).spawn(move || {
         let result = session.run();
         // Nobody listens where somebody else has ended it.

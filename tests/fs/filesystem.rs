@@ -13,8 +13,8 @@ use kmsfs::crypto::Suite;
 use kmsfs::format::config::{self, End, Holes};
 use kmsfs::format::name;
 use kmsfs::fs::{
-    Access, Attributes, Caller, Change, Error, Filesystem, InodeId, NodeKind, Options, ROOT, RenameMode, SetTime,
-    Timestamp,
+    Access, Attributes, Caller, Change, Error, Filesystem, InodeId, Kernel, NodeKind, Options, ROOT, RenameMode,
+    SetTime, Timestamp,
 };
 use kmsfs::keys::providers::scripted::{Answer, ScriptedProvider};
 use kmsfs::keys::volume::{self, NewVolume};
@@ -586,14 +586,22 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// A kernel that remembers which files it was to drop the content of.
+struct Invalidated(Arc<Mutex<Vec<InodeId>>>);
+
+impl Kernel for Invalidated {
+    fn invalidate(&self, inode: InodeId) {
+        self.0.lock().unwrap().push(inode);
+    }
+}
+
 /// Keys that live for a moment, and a file that is open for reading.
 fn short_lived(stale_grace: Duration) -> (Mounted, InodeId, Arc<Mutex<Vec<InodeId>>>) {
     let max_age = Duration::from_millis(200);
     let limits = KeyLimits { max_age, stale_grace, ..KeyLimits::default() };
     let mounted = Mounted::new(true, Holes::Allow, End::Lenient).with(limits, Options::default());
     let invalidated: Arc<Mutex<Vec<InodeId>>> = Arc::default();
-    let list = Arc::clone(&invalidated);
-    mounted.fs.set_invalidate(move |id| list.lock().unwrap().push(id));
+    mounted.fs.connect(Box::new(Invalidated(Arc::clone(&invalidated))));
     mounted.create("a", 0o600).unwrap();
     mounted.write("a", 0, b"secret").unwrap();
     let id = mounted.walk("a").unwrap().id;
@@ -726,9 +734,9 @@ fn a_lock_ends_the_wait_for_new_keys_and_no_others_are_asked_for() {
         mounted.provider.calls().generate
     });
     mounted.provider.release();
-    until("answered", || mounted.fs.measures().keys.pool.calls == 0);
+    until("answered", || mounted.fs.metrics().keys.pool.calls == 0);
     assert_eq!(mounted.create("b", 0o600).unwrap_err().errno(), libc::ENOKEY);
-    assert_eq!((mounted.provider.calls().generate, mounted.fs.measures().keys.pool.ready), (before, 0));
+    assert_eq!((mounted.provider.calls().generate, mounted.fs.metrics().keys.pool.ready), (before, 0));
     mounted.fs.unlock();
     assert!(mounted.create("c", 0o600).is_ok());
 }

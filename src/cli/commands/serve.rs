@@ -442,11 +442,12 @@ impl Job<'_> {
             prefetch: !self.args.keys.no_prefetch,
             provisioned_keys: self.args.keys.provisioned_keys(),
             keys_at_open: self.args.observe.may_withhold_keys(),
+            xattrs: !self.flags.noxattr,
         }
     }
 
     fn mount_options(&self, place: &Place) -> mount::Options {
-        let MountFlags { read_only, allow_other, suid, dev, noexec, noatime, noxattr, low_latency, vfs, remount: _ } =
+        let MountFlags { read_only, allow_other, suid, dev, noexec, noatime, noxattr: _, low_latency, vfs, remount: _ } =
             self.flags;
         mount::Options {
             mountpoint: place.mountpoint.clone(),
@@ -457,7 +458,6 @@ impl Job<'_> {
             dev,
             exec: !noexec,
             noatime,
-            xattrs: !noxattr,
             low_latency,
             vfs: vfs.bits(),
             threads: self.args.threads.into(),

@@ -106,7 +106,7 @@ impl Teller {
     }
 
     fn watched(&self) -> Watched {
-        Watched { status: self.status(), measures: self.filesystem.measures() }
+        Watched { status: self.status(), measures: self.filesystem.metrics() }
     }
 
     fn status(&self) -> Status {

@@ -1,0 +1,31 @@
+//! Operations that the kernel, or a command, asks for. Each looks its inodes up once and passes them on.
+
+pub(super) mod allocate;
+mod attributes;
+pub(super) mod backing_file;
+mod content;
+mod create;
+pub(super) mod directory;
+mod durability;
+mod fill;
+mod headers;
+mod inodes;
+mod io;
+mod lock;
+mod long_targets;
+mod names;
+mod namespace;
+mod new_entry;
+mod open;
+mod prefetch;
+mod redo;
+pub(super) mod rekey;
+mod resize;
+mod setid;
+mod settle;
+mod shred;
+pub(super) mod stats;
+mod symlink;
+mod sync;
+mod wrapping_keys;
+mod xattr;

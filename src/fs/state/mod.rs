@@ -1,0 +1,29 @@
+//! State of a filesystem, in types that do not know the filesystem.
+
+pub(super) mod answer;
+pub(super) mod attributes;
+pub(super) mod background_work;
+pub(super) mod backing_store;
+pub(super) mod descriptor_budget;
+pub(super) mod descriptors;
+pub(super) mod dir_sync_queue;
+pub(super) mod filling;
+pub(super) mod handles;
+pub(super) mod inode;
+pub(super) mod inode_table;
+pub(super) mod last_use;
+pub(super) mod lease;
+pub(super) mod losses;
+pub(super) mod open_directories;
+pub(super) mod owed_ids;
+pub(super) mod ownership;
+pub(super) mod prefetch_listings;
+pub(super) mod prefetch_window;
+pub(super) mod provisioned;
+pub(super) mod rekeying;
+pub(super) mod rename_counter;
+pub(super) mod renewals;
+pub(super) mod sync_errors;
+pub(super) mod telemetry;
+pub(super) mod unsettled;
+pub(super) mod workers;
