@@ -293,7 +293,7 @@ impl Shared {
         drop(state);
         let path = writer.file.path().display();
         if over {
-            tracing::error!("the audit log {path} ends without its last {waiting} records: {error}");
+            tracing::error!("the audit log {path} ends without its last records ({waiting}): {error}");
         } else if first {
             tracing::error!("the audit log {path} cannot be written; uses of keys wait to be recorded: {error}");
         }

@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use crate::cli::{in_use, report};
 use crate::content::ContentError;
+use crate::daemon::control::ControlError;
 use crate::format::config::ConfigError;
 use crate::keys::{KeyError, ProviderError, ProviderErrorKind};
 use crate::lease::{LeaseError, Lost, PACE};
@@ -245,6 +246,23 @@ impl From<CipherDirectoryError> for CliError {
             | CipherDirectoryError::NotEmpty(_)
             | CipherDirectoryError::AlreadyAVolume(_) => Self::new(Exit::CipherDirectory, error),
         }
+    }
+}
+
+impl From<ControlError> for CliError {
+    fn from(error: ControlError) -> Self {
+        let (exit, hint) = match &error {
+            ControlError::NoDirectory => (Exit::Usage, "mount in another place".to_owned()),
+            _ if !rustix::process::geteuid().is_root() => {
+                let exit = if let ControlError::Io { .. } = error { Exit::Io } else { Exit::Usage };
+                (exit, "give this user a directory for it: `export XDG_RUNTIME_DIR=$(mktemp -d)`".to_owned())
+            }
+            ControlError::UnsafeDirectory(path) | ControlError::LongPath(path) => {
+                (Exit::Usage, format!("remove {} if nobody needs it: root's mounts make it anew", path.display()))
+            }
+            ControlError::Io { path, .. } => (Exit::Io, format!("let root make files in {}", path.display())),
+        };
+        Self::new(exit, format_args!("the control socket: {error}")).hint(hint)
     }
 }
 

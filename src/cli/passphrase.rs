@@ -144,7 +144,10 @@ fn check_readers(path: &Path, file: &File) -> Result<(), CliError> {
     }
     let mode = found.mode() & 0o7777;
     let what = format!("the passphrase file {} has mode {mode:04o}, so that others can use it", path.display());
-    Err(CliError::new(Exit::Credentials, what).hint(format_args!("chmod 600 {}", path.display())))
+    Err(CliError::new(Exit::Credentials, what).hint(format_args!(
+        "chmod 600 {}; where it is a container's secret, declare it with mode 0400",
+        path.display()
+    )))
 }
 
 /// The passphrase in the form the providers take.

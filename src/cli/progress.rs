@@ -43,9 +43,9 @@ pub(crate) fn is_watched() -> bool {
     io::stderr().is_terminal()
 }
 
-/// Says once to a person what a command did that prints nothing else.
-pub(crate) fn conclude(text: &str) {
-    if is_watched() {
+/// Says once to a person what a command did; a report in `json` says it already.
+pub(crate) fn conclude(text: &str, json: bool) {
+    if is_watched() && !json {
         super::report::tell(text);
     }
 }
@@ -128,7 +128,7 @@ pub(crate) fn time_text(time: Duration) -> String {
 pub(crate) fn size_text(bytes: u64) -> String {
     let unit = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)].into_iter().find(|(_, shift)| bytes >> shift > 0);
     match unit {
-        None => format!("{bytes} bytes"),
+        None => super::report::counted(bytes, "byte"),
         Some((unit, shift)) if bytes >> shift >= 10 => format!("{} {unit}", bytes >> shift),
         Some((unit, shift)) => format!("{}.{} {unit}", bytes >> shift, (bytes >> (shift - 10)) % 1024 * 10 / 1024),
     }

@@ -48,6 +48,11 @@ pub(crate) fn counted(count: u64, what: &str) -> String {
     }
 }
 
+/// `3 of 12 files`, `0 of 1 file`.
+pub(crate) fn part(done: u64, all: u64, what: &str) -> String {
+    format!("{done} of {}", counted(all, what))
+}
+
 /// What others named must not steer the terminal.
 pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
@@ -166,6 +171,13 @@ impl<'de> Visitor<'de> for NodeVisitor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_of_anything_is_no_plural() {
+        let said = [(0, "file"), (1, "file"), (2, "key"), (1, "entry"), (3, "entry")].map(|(n, what)| counted(n, what));
+        assert_eq!(said, ["0 files", "1 file", "2 keys", "1 entry", "3 entries"]);
+        assert_eq!([part(1, 12, "file"), part(0, 1, "file")], ["1 of 12 files", "0 of 1 file"]);
+    }
 
     #[test]
     fn people_get_aligned_lines_in_order() {

@@ -19,4 +19,6 @@ mod wishes;
 pub use attach::{MountError, check_rights, remount, unmount};
 pub use attendant::{Attendant, attend, is_attendant};
 pub use session::{End, Options, serve};
-pub use table::{Found, Holder, holders, kind_at, mount_at, mounts, options_at, places_of, places_of_device};
+pub use table::{
+    Found, Holder, holders, kind_at, mount_at, mounts, mounts_below, options_at, places_of, places_of_device,
+};

@@ -144,6 +144,20 @@ pub fn places_of(source: &Path) -> Vec<PathBuf> {
     places_in(&fs::read(TABLE).unwrap_or_default(), source)
 }
 
+/// What is mounted below `place`, the newest first: each must be unmounted before it.
+#[must_use]
+pub fn mounts_below(place: &Path) -> Vec<PathBuf> {
+    below(&fs::read(TABLE).unwrap_or_default(), place)
+}
+
+fn below(table: &[u8], place: &Path) -> Vec<PathBuf> {
+    let mounts = table.split(|byte| *byte == b'\n').filter_map(parse);
+    let places = mounts.map(|mount| PathBuf::from(OsString::from_vec(mount.place)));
+    let mut below: Vec<_> = places.filter(|found| found != place && found.starts_with(place)).collect();
+    below.reverse();
+    below
+}
+
 fn places_in(table: &[u8], source: &Path) -> Vec<PathBuf> {
     let mounts = table.split(|byte| *byte == b'\n').filter_map(parse);
     let ours = mounts.filter(|mount| mount.is_ours && mount.source == source.as_os_str().as_bytes());
@@ -210,6 +224,13 @@ mod tests {
             b"30 20 0:40 / /mnt/a\\040b rw - fuse.kmsfs /c\\040d rw\n31 20 0:41 / /mnt/c rw - ext4 /c\\040d rw\n";
         assert_eq!(places_in(table, Path::new("/c d")), [PathBuf::from("/mnt/a b")]);
         assert_eq!(places_in(table, Path::new("/c")), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn the_last_one_below_a_place_comes_first() {
+        let table = b"30 20 0:40 / /m rw - fuse.kmsfs /c rw\n31 30 0:41 / /m/a rw - tmpfs x rw\n\
+                      32 31 0:42 / /m/a/b rw - tmpfs x rw\n33 20 0:43 / /mm rw - tmpfs x rw\n";
+        assert_eq!(below(table, Path::new("/m")), ["/m/a/b", "/m/a"].map(PathBuf::from));
     }
 
     #[test]

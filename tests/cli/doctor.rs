@@ -182,6 +182,59 @@ fn an_ordinary_user_without_access() {
     home.shell("chmod 700 cipher");
 }
 
+#[test]
+fn a_mount_needs_a_place_for_its_control_socket() {
+    let mut home = Home::of_nobody();
+    home.ok(&[&"init", &"cipher"]);
+    home.shell("mkdir plain");
+    let place = home.path("run/kmsfs");
+    let diagnosis = Diagnosis::of(&home, &[]);
+    assert_eq!(diagnosis.check("control socket"), ("ok".to_owned(), format!("{} ", place.display())));
+
+    // A place that does not serve is left out, by the mount too.
+    home.set("XDG_RUNTIME_DIR", home.path("home").join("x".repeat(100)));
+    let (grade, what) = Diagnosis::of(&home, &[]).check("control socket");
+    assert!(grade == "ok" && what.contains("too long a path"), "{what}");
+    home.ok(&[&"mount", &"cipher", &"plain"]);
+    assert!(home.ok(&[&"status", &"plain"]).contains("mountpoint"));
+    home.ok(&[&"umount", &"plain"]);
+
+    // Somebody else has the last one.
+    let user = home.shell("id -u");
+    home.set("XDG_RUNTIME_DIR", "");
+    let last = Planted::at(format!("/tmp/kmsfs-{}", user.trim()).into());
+    let diagnosis = Diagnosis::of(&home, &[]);
+    diagnosis.assert_first_failure(2, "control socket", "closed to others");
+    assert!(diagnosis.check("control socket").1.contains("export XDG_RUNTIME_DIR=$(mktemp -d)"), "{diagnosis}");
+    let said = home.refused(2, &[&"mount", &"cipher", &"plain"]);
+    assert!(said.contains("control socket") && said.contains("export XDG_RUNTIME_DIR=$(mktemp -d)"), "{said}");
+    let healthy = home.shell("export XDG_RUNTIME_DIR=$(mktemp -d); $PWD/kmsfs doctor cipher; rmdir $XDG_RUNTIME_DIR");
+    assert!(healthy.contains("ok    control socket"), "{healthy}");
+    drop(last);
+}
+
+/// A directory of root's in the place of another user's, until this is dropped.
+struct Planted {
+    place: PathBuf,
+    before: PathBuf,
+}
+
+impl Planted {
+    fn at(place: PathBuf) -> Self {
+        let before = place.with_extension("before");
+        let _ = fs::rename(&place, &before);
+        fs::create_dir(&place).unwrap();
+        Self { place, before }
+    }
+}
+
+impl Drop for Planted {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.place);
+        let _ = fs::rename(&self.before, &self.place);
+    }
+}
+
 // ---- AWS KMS ----
 
 #[test]

@@ -61,3 +61,24 @@ fn the_second_volume_is_under_a_key_of_aws() {
     assert_eq!(home.shell("kmsfs cat ~/app-cipher x"), "x\n");
     assert!(home.shell("cat policy.json").contains("kms:GenerateDataKey"));
 }
+
+#[test]
+fn its_speeds_are_those_of_the_table() {
+    let row = |document: &str, begin: &str| -> Vec<String> {
+        let row = document.lines().find(|line| line.starts_with(begin)).unwrap();
+        row.trim_matches('|').split('|').map(|cell| cell.trim().trim_matches('*').to_owned()).collect()
+    };
+    let (readme, performance) = (document::read("README.md"), document::read("docs/PERFORMANCE.md"));
+    let (peers, claims) = (row(&readme, "| | kmsfs |"), row(&readme, "| speed of kmsfs by default, times theirs"));
+    let columns = row(&performance, "| workload |");
+    let table = performance.lines().skip_while(|line| !line.starts_with("| workload |")).skip(2);
+    let rows: Vec<_> = table.take_while(|line| line.starts_with('|')).map(|line| row(line, "|")).collect();
+    for peer in ["gocryptfs", "securefs", "EncFS"] {
+        let column = columns.iter().position(|name| *name == format!("to {peer}")).unwrap();
+        let speeds = rows.iter().map(|row| row[column].parse::<f64>().unwrap());
+        let (least, most) =
+            speeds.fold((f64::MAX, 0.0_f64), |(least, most), speed| (least.min(speed), most.max(speed)));
+        let claim = &claims[peers.iter().position(|name| name == peer).unwrap()];
+        assert_eq!(*claim, format!("{least:.2} to {most:.1}"), "{peer}");
+    }
+}

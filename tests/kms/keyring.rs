@@ -2,6 +2,7 @@
 //! keys files still need.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -203,6 +204,26 @@ fn a_killed_change_leaves_the_old_keyring_or_the_new_one() {
     assert_eq!(found["keys"][0]["files"], json!(0));
 }
 
+#[test]
+fn a_mount_is_locked_although_a_write_is_lost() {
+    let volume = Volume::in_home(Home::new(), &[], &["--key-max-age", "1"]);
+    let mut file = fs::File::create(volume.path("file")).unwrap();
+    file.write_all(&[b'a'; 4096]).unwrap();
+    file.sync_all().unwrap();
+    let key = volume.status()["wrapping_key"].as_str().unwrap().to_owned();
+    volume.home.ok(&[&"keys", &"disable", &key]);
+    std::thread::sleep(Duration::from_secs(2));
+    file.write_all(&[b'b'; 8192]).unwrap();
+    let said = volume.home.refused(14, &[&"lock", &volume.plain]);
+    assert!(said.contains("is locked, and not all that was written to it is stored"), "{said}");
+    assert_eq!(volume.status()["locked"], json!(true));
+    // The keyring gives the key again, and the mount stays locked.
+    volume.home.ok(&[&"keys", &"enable", &key]);
+    std::thread::sleep(Duration::from_secs(2));
+    let failed = fs::read(volume.path("file")).unwrap_err();
+    assert_eq!(failed.raw_os_error(), Some(libc::ENOKEY), "{failed}");
+}
+
 /// Runs a command in a terminal of its own. `ahead` is typed before anything is asked, and each answer when the prompt is there. Returns the exit code, and what the terminal showed.
 fn at_terminal(home: &Home, command: &str, ahead: &str, answers: &[&str]) -> (i32, String) {
     const SCRIPT: &str = "import os, pty, select, sys, time
@@ -246,6 +267,9 @@ fn a_sealed_keyring_is_asked_for_at_a_terminal_by_its_name() {
     let (code, said) =
         at_terminal(&home, "kmsfs mount cipher plain && cat plain/file && kmsfs umount plain", "", &["open sesame"]);
     assert!(code == 0 && said.contains("content"), "{said}");
+    // Nobody is asked in vain.
+    let (code, said) = at_terminal(&home, "kmsfs mount cipher missing", "", &[]);
+    assert!(code == 9 && said.contains("mkdir -p") && !said.contains(&prompt), "{said}");
     // Input typed ahead counts, before the prompt and after it.
     let (code, said) =
         at_terminal(&home, "kmsfs cat cipher file; read line; echo next: $line", "open sesame\nmore\n", &[]);

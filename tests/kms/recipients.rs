@@ -84,6 +84,24 @@ fn what_an_added_key_still_lacks_is_said_until_it_has_it() {
 }
 
 #[test]
+fn a_mount_says_how_a_keyring_that_it_cannot_read_comes_in() {
+    let mut home = Home::new();
+    home.set("KMSFS_PASSPHRASE", "word");
+    let volume = Volume::in_home(home, &[], &[]);
+    for place in ["safe/ring.toml", "data/kmsfs/ring.toml"] {
+        let place = volume.home.path(place);
+        let key = format!("local:{}", place.display());
+        let said = volume.home.refused(6, &[&"recipients", &"add", &volume.cipher, &key]);
+        assert!(said.contains(&format!("`kmsfs umount {}`, then the same command", volume.plain.display())), "{said}");
+        assert!(!place.exists() && list(&volume.home).len() == 1, "{said}");
+        volume.unmount();
+        volume.home.ok(&[&"recipients", &"add", &volume.cipher, &key]);
+        volume.home.ok(&[&"recipients", &"remove", &volume.cipher, &key]);
+        volume.mount();
+    }
+}
+
+#[test]
 fn a_key_is_found_again_by_the_name_that_added_it() {
     let volume = volume();
     let home = &volume.home;

@@ -464,7 +464,7 @@ fn nobody_says_in_the_cipher_directory_that_a_file_was_sealed_anew() {
     for _ in 0..2 {
         let before = fs::read(&a).unwrap();
         let said = volume.home.refused(1, &[&"rekey", &volume.cipher]);
-        assert!(said.contains("2 files are done and 1 are not"), "{said}");
+        assert!(said.contains("2 files done, 1 not"), "{said}");
         assert_ne!(data_key(&fs::read(&a).unwrap()[..4096]), data_key(&before[..4096]));
     }
     assert_eq!(notes(&volume), None);

@@ -1,6 +1,7 @@
 //! What a mount inherits from whoever starts it, where it may lie, and how it is found.
 
 use std::fs;
+use std::path::Path;
 
 use rustix::process::{Signal, kill_process};
 
@@ -177,6 +178,19 @@ fn a_mount_that_another_namespace_has_is_named_and_can_be_ended() {
     assert_eq!(fs::read_to_string(volume.path("f")).unwrap(), "kept");
     holder.kill().unwrap();
     holder.wait().unwrap();
+}
+
+#[test]
+fn what_is_mounted_below_a_mount_is_named() {
+    support::needs_root();
+    let volume = Volume::new(&[]);
+    let inner = volume.path("inner");
+    fs::create_dir(&inner).unwrap();
+    support::run("mount", &[&"-t", &"tmpfs", &"tmpfs", &inner], Path::new("/"));
+    let said = volume.home.refused(1, &[&"umount", &volume.plain]);
+    support::run("umount", &[&inner], Path::new("/"));
+    assert!(said.contains(&format!("`umount {}`", inner.display())), "{said}");
+    volume.unmount();
 }
 
 #[test]

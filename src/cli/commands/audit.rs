@@ -120,7 +120,7 @@ impl Verified {
             return Err(not_whole(what).hint("it was cut off before it, or a file of it is not given"));
         }
         if report.lost > 0 {
-            let what = format!("{} uses of keys are in no record: the log says so itself", report.lost);
+            let what = format!("{} in no record: the log says so itself", report::counted(report.lost, "key use"));
             return Err(CliError::new(Exit::Amiss, what));
         }
         Ok(())
@@ -226,7 +226,7 @@ fn line(record: &Record, names: &Names) -> String {
             format!("mount of {volume} begins: kmsfs {version}, process {pid}")
         }
         Event::Use(key_use) => use_line(key_use, names),
-        Event::Lost { count, why } => format!("{count} uses are in no record: {why}"),
+        Event::Lost { count, why } => format!("{} in no record: {why}", report::counted(*count, "key use")),
         Event::Resumed { .. } => "the log goes on after a write that failed".to_owned(),
         Event::End {} => "mount ends".to_owned(),
     };

@@ -16,11 +16,11 @@ use crate::check::{self, CheckError, Checker, Finding, Target, TargetError};
 use crate::cli::environment::Environment;
 use crate::cli::error::{CliError, Exit};
 use crate::cli::mount_point;
-use crate::cli::passphrase;
 use crate::cli::pins::Pins;
 use crate::cli::progress::{self, Step};
 use crate::cli::settings::{self, Settings, SettingsArgs};
 use crate::cli::unlock;
+use crate::cli::{passphrase, report};
 use crate::daemon::log::Level;
 use crate::format::geometry::PAGE_SIZE;
 use crate::keys::KeyLimits;
@@ -174,8 +174,10 @@ fn fill(
     let totals = if is_whole { Totals::below(subject.directory.path().to_owned()) } else { Totals::default() };
     let step = || {
         let at = checker.progress();
-        let (of_files, size) = (totals.of_files(), progress::size_text(at.pages * PAGE_SIZE));
-        let text = format!("{}{of_files} files, {size}, findings: {}", at.files, at.findings);
+        let files =
+            totals.files().map_or_else(|| report::counted(at.files, "file"), |all| report::part(at.files, all, "file"));
+        let size = progress::size_text(at.pages * PAGE_SIZE);
+        let text = format!("{files}, {size}, findings: {}", at.findings);
         let of = totals.step(at.files, at.pages * PAGE_SIZE).filter(|_| !report.structure_only);
         Step { text, of }
     };

@@ -146,7 +146,11 @@ fn salvaged_line(salvaged: &Salvaged) -> String {
         None => format!("not salvaged: {place}: {}", salvaged.why.as_deref().unwrap_or("nothing of it opens")),
         Some(copy) => {
             let zeros: u64 = salvaged.zeroed.iter().map(|range| range.len).sum();
-            format!("salvaged: {place}: {} of {} bytes, to {}", salvaged.bytes - zeros, salvaged.bytes, copy.display())
+            format!(
+                "salvaged: {place}: {}, to {}",
+                report::part(salvaged.bytes - zeros, salvaged.bytes, "byte"),
+                copy.display()
+            )
         }
     })
 }

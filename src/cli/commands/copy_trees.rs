@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::cli::error::{CliError, Exit};
 use crate::cli::progress::{self, Step};
-use crate::cli::report::{self, counted};
+use crate::cli::report::{self, counted, part};
 use crate::transfer::{Counts, Failure, Progress, Settings};
 
 use super::cat::named;
@@ -166,7 +166,7 @@ fn conclude(
     let step = || {
         let now = at.counts();
         let of = totals.step(now.files + now.kept, now.moved + now.kept_bytes).filter(|_| now.verified == 0);
-        Step { text: text(&Counts { bytes: now.moved, ..now }, &totals.of_files(), args.verify), of }
+        Step { text: text(&Counts { bytes: now.moved, ..now }, totals.files(), args.verify), of }
     };
     let started = Instant::now();
     let failures = progress::show_while(step, || copy(&at))?;
@@ -182,7 +182,7 @@ fn conclude(
         short if short.as_secs() == 0 => String::new(),
         time => format!(" in {}", progress::time_text(time)),
     };
-    progress::conclude(&format!("{}{time}", text(&now, "", args.verify)));
+    progress::conclude(&format!("{}{time}", text(&now, None, args.verify)), args.json);
     Ok(())
 }
 
@@ -202,8 +202,8 @@ fn report<'r>(now: &Counts, failures: &'r [FailureReport]) -> Report<'r> {
 }
 
 /// `12 of 20 files, 3.4 MiB copied, 5 there already`.
-fn text(now: &Counts, of: &str, verify: bool) -> String {
-    let files = if of.is_empty() { counted(now.files, "file") } else { format!("{}{of} files", now.files) };
+fn text(now: &Counts, of: Option<u64>, verify: bool) -> String {
+    let files = of.map_or_else(|| counted(now.files, "file"), |all| part(now.files, all, "file"));
     let mut text = format!("{files}, {} copied", progress::size_text(now.bytes));
     let mut put = |count: u64, what: &str| {
         if count > 0 {

@@ -216,7 +216,10 @@ fn check_config(directory: &CipherDirectory, findings: &mut Findings) -> Option<
         Ok(sealed) => {
             let config = &sealed.config;
             let what = format!("volume {}, suite {}", config.volume_id, config.suite);
-            findings.ok("config", format!("{what}, {} files per data key", config.files_per_data_key));
+            findings.ok(
+                "config",
+                format!("{what}, {} per data key", report::counted(config.files_per_data_key.into(), "file")),
+            );
             Some(sealed)
         }
         Err(error) => {

@@ -11,6 +11,7 @@ use rustix::process::{DumpableBehavior, Resource};
 use crate::cli::environment::Environment;
 use crate::cli::error::{CliError, Exit, device_hint};
 use crate::crypto::{KeyMemory, Secret};
+use crate::daemon::control::{self, ControlError};
 use crate::format::geometry::PAGE_LEN;
 use crate::storage::CipherDirectory;
 use crate::storage::cipher_directory::{LockError, LockMode};
@@ -32,6 +33,7 @@ pub(super) fn check(environment: &Environment, findings: &mut Findings) {
     if cfg!(feature = "mount") {
         check_device(findings);
         check_helper(environment, findings);
+        check_sockets(environment, findings);
         doctor_wakes::check(findings);
     } else {
         findings.warn("fuse", "this kmsfs was built without FUSE", "build it with the feature `mount`");
@@ -72,6 +74,21 @@ fn check_helper(environment: &Environment, findings: &mut Findings) {
             "install the package fuse3 anew, or `chmod u+s` it",
         ),
         Some((helper, _)) => findings.ok(CHECK, helper.display()),
+    }
+}
+
+/// Where the process of a mount could be asked.
+fn check_sockets(environment: &Environment, findings: &mut Findings) {
+    const CHECK: &str = "control socket";
+    let join = |refused: &[ControlError]| refused.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    match control::find(environment.runtime_directory().as_deref()) {
+        Ok((place, refused)) if refused.is_empty() => findings.ok(CHECK, place.display()),
+        Ok((place, refused)) => findings.ok(CHECK, format!("{} (not {})", place.display(), join(&refused))),
+        Err(mut refused) => {
+            let what = join(&refused);
+            let error = CliError::from(refused.pop().unwrap_or(ControlError::NoDirectory));
+            findings.fail(CHECK, error.code(), what, error.hint_text());
+        }
     }
 }
 

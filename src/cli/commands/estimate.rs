@@ -154,7 +154,7 @@ fn put(text: &mut String, report: &Report) -> std::fmt::Result {
         writeln!(text, "{files_per_data_key:>10} {calls} {:>12} {:>12}", dollars(create), time(create))?;
     }
     let price = format!("${DOLLARS_PER_10_000_CALLS} for 10 000 calls (AWS KMS pricing, symmetric requests)");
-    writeln!(text, "\nat {price}, and {} calls a second", report.kms_rate)
+    writeln!(text, "\nat {price}, and {} a second", report::counted(report.kms_rate.into(), "call"))
 }
 
 fn dollars(cost: &Cost) -> String {

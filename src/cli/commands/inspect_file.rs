@@ -221,7 +221,7 @@ pub(super) fn failure(path: &Path, disk_size: u64, plain_size: Option<u64>, slot
         return unauthentic(bad.mac.as_ref().unwrap_or(&bad.state));
     }
     if plain_size.is_none() {
-        return unauthentic(&format!("{disk_size} bytes on disk are no whole file"));
+        return unauthentic(&format!("{} on disk make no whole file", report::counted(disk_size, "byte")));
     }
     None
 }

@@ -12,6 +12,7 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use crate::cli::error::CliError;
+use crate::cli::report;
 use crate::content::{Opened, open_page};
 use crate::crypto::FileKeys;
 use crate::format::anatomy::{self, Field};
@@ -225,8 +226,8 @@ fn pages(file: &File, count: u64, keys: Option<&FileKeys>) -> io::Result<Vec<Dra
 
 fn draw_page(page: &Page, state: State, what: Option<String>) -> DrawnPage {
     let trailer = match Trailer::parse(page) {
-        Ok(Trailer { len, last: true }) => format!("the last page, of which {len} bytes count"),
-        Ok(Trailer { len, last: false }) => format!("{len} bytes count, and more pages follow"),
+        Ok(Trailer { len, last: true }) => format!("the last page, with {}", report::counted(len as u64, "byte")),
+        Ok(Trailer { len, last: false }) => format!("{}, and more pages follow", report::counted(len as u64, "byte")),
         Err(_) => "none that this version writes".to_owned(),
     };
     DrawnPage {
@@ -242,15 +243,14 @@ fn draw_page(page: &Page, state: State, what: Option<String>) -> DrawnPage {
 fn verdict(failure: Option<&CliError>, locked: Option<&String>, list: &[DrawnPage], count: u64) -> Verdict {
     let damaged = list.iter().filter(|page| page.state == State::Damaged).count();
     let shown = list.len();
-    let of = if (shown as u64) < count { format!("the first {shown} of {count}") } else { shown.to_string() };
+    let pages = report::counted(count, "page");
+    let of = if (shown as u64) < count { format!("the first {shown} of {pages}") } else { pages };
+    let verb = if count == 1 { "does" } else { "do" };
     match (failure, damaged, locked) {
         (Some(failure), _, _) => Verdict { kind: "bad", text: failure.to_string() },
-        (None, 1.., _) => Verdict { kind: "bad", text: format!("{damaged} of {of} pages do not authenticate") },
+        (None, 1.., _) => Verdict { kind: "bad", text: format!("{damaged} of {of} {verb} not authenticate") },
         (None, 0, Some(why)) => Verdict { kind: "open", text: format!("not checked: {why}") },
-        (None, 0, None) if shown == 1 && count == 1 => {
-            Verdict { kind: "good", text: "the header and the one page are authentic".to_owned() }
-        }
-        (None, 0, None) => Verdict { kind: "good", text: format!("the header and {of} pages are authentic") },
+        (None, 0, None) => Verdict { kind: "good", text: format!("the header and {of} are authentic") },
     }
 }
 
@@ -320,7 +320,7 @@ mod tests {
     fn verdicts_name_the_worst() {
         let page = |state| draw_page(&[7; PAGE_LEN], state, None);
         let good = verdict(None, None, &[page(State::Authentic)], 1);
-        assert_eq!((good.kind, good.text.as_str()), ("good", "the header and the one page are authentic"));
+        assert_eq!((good.kind, good.text.as_str()), ("good", "the header and 1 page are authentic"));
         assert_eq!(verdict(None, Some(&"locked".to_owned()), &[page(State::Unchecked)], 1).kind, "open");
         let damaged = verdict(None, None, &[page(State::Authentic), page(State::Damaged)], 9);
         assert_eq!(damaged.text, "1 of the first 2 of 9 pages do not authenticate");

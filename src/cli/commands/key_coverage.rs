@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::cli::error::CliError;
 use crate::cli::listed_key::name_of;
+use crate::cli::report;
 use crate::format::config::WrappingKey;
 use crate::format::header::{self, HeaderPage, Record};
 use crate::keys::{ProviderKind, Ring};
@@ -78,9 +79,8 @@ impl Coverage {
 
     /// How many of how many, as in "3 of 12 files", and that there are others if that is so.
     pub(super) fn of_all(&self, files: u64) -> String {
-        let noun = if self.files == 1 { "file" } else { "files" };
         let sample = if self.whole { "" } else { " looked at (there are more)" };
-        format!("{files} of {} {noun}{sample}", self.files)
+        format!("{}{sample}", report::part(files, self.files, "file"))
     }
 }
 

@@ -93,11 +93,12 @@ impl Hold {
             if let Some(why) = status::error_in(&answer) {
                 let what =
                     format_args!("the mount at {} cannot take the new list of keys: {why}", mountpoint.display());
-                return Err(CliError::new(Exit::KeyRefused, what)
-                    .hint(
-                    "let that mount use the key (its sandbox reads keyrings only in the directories of those that it began \
-                     with), or unmount it and run the command again",
-                ));
+                let hint = format_args!(
+                    "`kmsfs umount {}`, then the same command: a mount keeps no passphrase, and reads keyrings only in the \
+                     directories of those that it began with",
+                    mountpoint.display()
+                );
+                return Err(CliError::new(Exit::KeyRefused, what).hint(hint));
             }
         }
         if mounts.is_empty() {

@@ -121,11 +121,7 @@ pub(super) fn run(args: &ProvisionArgs) -> Result<(), CliError> {
     };
     work.run(args.parallel);
     stock.sync().map_err(failed)?;
-    if args.json {
-        let made = work.made.load(Ordering::SeqCst);
-        report::print(&Made { made, missing: work.missing - made, in_stock: good + made }, true)?;
-    }
-    work.verdict(good)
+    work.verdict(good, args.json)
 }
 
 /// How many entries of the stock are provisioned keys of this volume.
@@ -150,7 +146,7 @@ impl Work<'_> {
         let threads = self.missing.min(parallel.into());
         let step = || {
             let made = self.made.load(Ordering::SeqCst);
-            Step { text: format!("{made} of {} keys made", self.missing), of: Some((made, self.missing)) }
+            Step { text: format!("{} made", report::part(made, self.missing, "key")), of: Some((made, self.missing)) }
         };
         progress::show_while(step, || {
             std::thread::scope(|scope| {
@@ -192,17 +188,20 @@ impl Work<'_> {
         }
     }
 
-    fn verdict(self, before: u64) -> Result<(), CliError> {
+    fn verdict(self, before: u64, json: bool) -> Result<(), CliError> {
         let made = self.made.load(Ordering::SeqCst);
+        if json {
+            report::print(&Made { made, missing: self.missing - made, in_stock: before + made }, true)?;
+        }
         if made == self.missing {
             let made = report::counted(made, "key");
-            progress::conclude(&format!("made {made}: {} are in stock", before + self.missing));
+            progress::conclude(&format!("made {made}, {} in stock", before + self.missing), json);
             return Ok(());
         }
         let failure = self.failure().take();
         let (code, why) = failure
             .map_or((Exit::Other as u8, "a thread failed".to_owned()), |error| (error.code(), error.to_string()));
-        let what = format!("{made} of {} keys were made, {} are in stock: {why}", self.missing, before + made);
+        let what = format!("{} made, {} in stock: {why}", report::part(made, self.missing, "key"), before + made);
         Err(CliError::with_code(code, what).hint("the same command goes on from here"))
     }
 

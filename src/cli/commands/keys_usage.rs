@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use crate::cli::error::CliError;
+use crate::cli::report;
 use crate::format::header;
 use crate::keys::ProviderKind;
 use crate::keys::providers::{KeyringKey, local_version_number};
@@ -89,8 +90,10 @@ pub(super) fn rotation(key: &KeyringKey, due_after: u32) -> String {
     let days = days_since(key.versions.last().map_or(key.created, |(_, created)| *created));
     match (key.enabled, days > u64::from(due_after)) {
         (false, _) => "none: the key is disabled".to_owned(),
-        (true, true) => format!("due: the newest version is {days} days old (kmsfs keys rotate {})", key.id),
-        (true, false) => format!("due in {} days", u64::from(due_after) - days),
+        (true, true) => {
+            format!("due: the newest version is {} old (kmsfs keys rotate {})", report::counted(days, "day"), key.id)
+        }
+        (true, false) => format!("due in {}", report::counted(u64::from(due_after) - days, "day")),
     }
 }
 

@@ -1,12 +1,13 @@
 //! `kmsfs lock` and `kmsfs unlock`.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use rustix::fs::{Mode, OFlags};
 
-use crate::cli::error::CliError;
+use crate::cli::error::{CliError, Exit};
 use crate::daemon::control::Ask;
 
 use super::status;
@@ -28,13 +29,17 @@ pub(crate) struct UnlockArgs {
     mountpoint: PathBuf,
 }
 
-/// Locks. What programs have written so far is handed over first: without a key it would be lost.
+/// Locks, whatever becomes of what programs have written so far. It is handed over first: without a key it would be lost.
 pub(crate) fn lock(args: &LockArgs) -> Result<(), CliError> {
     let mountpoint = status::canonical(&args.mountpoint)?;
     // Nothing is handed over to what is no mount, or a dead one.
     status::connect(&mountpoint).map_err(|error| status::failure(&mountpoint, &error))?;
-    write_back(&mountpoint)?;
-    tell(&mountpoint, Ask::Lock)
+    let written = write_back(&mountpoint);
+    tell(&mountpoint, Ask::Lock)?;
+    written.map_err(|error| {
+        let what = format_args!("{} is locked, and not all that was written to it is stored", mountpoint.display());
+        CliError::new(Exit::Io, format_args!("{what}: {error}"))
+    })
 }
 
 /// Unlocks.
@@ -43,10 +48,9 @@ pub(crate) fn unlock(args: &UnlockArgs) -> Result<(), CliError> {
 }
 
 /// Has the kernel hand over what programs have written to a mount.
-pub(super) fn write_back(mountpoint: &Path) -> Result<(), CliError> {
+pub(super) fn write_back(mountpoint: &Path) -> io::Result<()> {
     let root = rustix::fs::open(mountpoint, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    let synced = root.and_then(rustix::fs::syncfs);
-    synced.map_err(|error| CliError::io(mountpoint.display(), &error.into()))
+    Ok(root.and_then(rustix::fs::syncfs)?)
 }
 
 fn tell(mountpoint: &Path, ask: Ask) -> Result<(), CliError> {

@@ -153,7 +153,7 @@ fn remove(args: &ChangeArgs) -> Result<(), CliError> {
             .hint("run the command again when no program moves files in the mount"));
     }
     if needed > 0 {
-        let what = format!("{needed} files or provisioned keys can be opened with {name} alone");
+        let what = format!("{name} alone opens {needed} of the files and provisioned keys");
         return Err(CliError::new(Exit::Other, what)
             .hint(format_args!("`kmsfs rewrap {path}` gives them the others' records first")));
     }

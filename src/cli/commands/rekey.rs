@@ -297,7 +297,7 @@ impl<'a> Work<'a> {
         // Files that are dealt with, and what they weigh.
         let (passed, done) = (AtomicUsize::new(0), AtomicU64::new(0));
         let step = || {
-            let text = format!("{} of {} files", passed.load(Ordering::SeqCst), files.len());
+            let text = report::part(passed.load(Ordering::SeqCst) as u64, files.len() as u64, "file");
             Step { text, of: Some((done.load(Ordering::SeqCst), total)) }
         };
         let next = AtomicUsize::new(0);
@@ -360,7 +360,7 @@ impl<'a> Work<'a> {
         if failed > 0 {
             let first = self.first.into_inner().unwrap_or_else(PoisonError::into_inner);
             let why = first.map_or_else(|| "a header cannot be read".to_owned(), |error| error.to_string());
-            let what = format!("{files} files are done and {failed} are not; the first: {why}");
+            let what = format!("{} done, {failed} not; the first: {why}", report::counted(files, "file"));
             let hint = if interrupted { "the same command goes on from here" } else { "the same command begins anew" };
             return Err(CliError::new(Exit::Other, what).hint(hint));
         }
@@ -372,7 +372,7 @@ impl<'a> Work<'a> {
         }
         let before = if files_done_before > 0 { format!(", {files_done_before} before") } else { String::new() };
         let (files, size) = (report::counted(files, "file"), progress::size_text(bytes));
-        progress::conclude(&format!("{files} sealed anew{before}, {size}"));
+        progress::conclude(&format!("{files} sealed anew{before}, {size}"), json);
         Ok(())
     }
 }

@@ -150,7 +150,7 @@ pub(crate) fn run(args: &RewrapArgs) -> Result<(), CliError> {
     }
     let conclusion = conclusion(&done);
     verdict(done, args.to.is_some())?;
-    progress::conclude(&conclusion);
+    progress::conclude(&conclusion, args.json);
     Ok(())
 }
 
@@ -250,7 +250,7 @@ fn verdict(done: Done, moves: bool) -> Result<(), CliError> {
     }
     let (code, why) =
         done.first_failure.map_or((Exit::Other as u8, String::new()), |error| (error.code(), error.to_string()));
-    let what = format!("{} files are done and {} are not; the first: {why}", done.files, done.failed);
+    let what = format!("{} done, {} not; the first: {why}", report::counted(done.files, "file"), done.failed);
     let kept = if moves { "; until then the volume keeps the old key" } else { "" };
     Err(CliError::with_code(code, what).hint(format_args!("the same command goes on from here{kept}")))
 }

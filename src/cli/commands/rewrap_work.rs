@@ -352,7 +352,7 @@ impl Running<'_> {
 
     fn step(&self) -> Step {
         let done = self.files.load(Ordering::SeqCst) + self.provisioned.load(Ordering::SeqCst);
-        Step { text: format!("{done} of {} files", self.total), of: Some((done, self.total)) }
+        Step { text: report::part(done, self.total, "file"), of: Some((done, self.total)) }
     }
 }
 

@@ -7,7 +7,7 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::DirBuilder;
-use std::io;
+use std::io::{self, IsTerminal as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
@@ -32,7 +32,7 @@ use crate::cli::settings::{PASSPHRASE_VARIABLE, Settings};
 use crate::cli::unlock::{self, Expected};
 use crate::cli::watched::MountLimits;
 use crate::cli::writing;
-use crate::daemon::control::{self, Client, ControlError, ControlSocket, Ended};
+use crate::daemon::control::{self, Client, ControlSocket, Ended};
 use crate::daemon::detach::{self, Background, Started};
 use crate::daemon::inherited::{self, InheritedError};
 use crate::daemon::log::{self, Format, Level, Target};
@@ -158,6 +158,10 @@ struct Place {
 impl Job<'_> {
     fn read_passphrase(&self) -> Result<Option<Secret>, CliError> {
         let Self { args, settings, environment, .. } = self;
+        if io::stdin().is_terminal() {
+            // Nobody types a passphrase for a place that cannot be mounted on.
+            self.find_place()?;
+        }
         if args.init && CipherDirectory::check_vacant(&args.cipher_directory).is_ok() {
             return init::read_passphrase(&args.volume, settings, environment);
         }
@@ -342,7 +346,7 @@ impl Job<'_> {
             mount::unmount(dead, true).map_err(CliError::from)
         })?;
         let runtime = self.environment.runtime_directory();
-        let sockets = control::directory(runtime.as_deref(), &prepared.path).map_err(control_failure)?;
+        let sockets = control::directory(runtime.as_deref(), &prepared.path)?;
         mount::check_rights(self.flags.allow_other, self.flags.low_latency)?;
         Ok((Place { cipher_directory, mountpoint: prepared.path, sockets }, prepared.directory))
     }
@@ -369,7 +373,7 @@ impl Job<'_> {
         let teller = Arc::new(Teller::new(&filesystem, told, end.clone()));
         let page = observers.take_page().map(|page| page.serve(teller.page()));
         let page = page.transpose().map_err(|error| CliError::io("the page of metrics", &error))?;
-        let socket = ControlSocket::bind(sockets.control, &place.sockets, teller.answers()).map_err(control_failure)?;
+        let socket = ControlSocket::bind(sockets.control, &place.sockets, teller.answers())?;
         take_modes_as_given();
         let notifier = Arc::new(sockets.notifier);
         let mut usable = Ok(None);
@@ -463,12 +467,4 @@ impl Job<'_> {
             threads: self.args.threads.into(),
         }
     }
-}
-
-fn control_failure(error: ControlError) -> CliError {
-    let exit = match &error {
-        ControlError::NoDirectory | ControlError::UnsafeDirectory(_) => Exit::Usage,
-        ControlError::Io { .. } => Exit::Io,
-    };
-    CliError::new(exit, format_args!("the control socket: {error}"))
 }

@@ -73,7 +73,7 @@ pub(crate) fn run(args: &ShredArgs) -> Result<(), CliError> {
     let at = Progress::default();
     let step = || {
         let (done, all) = (at.counts().files, doomed.files.len() as u64);
-        Step { text: format!("{done} of {all} files"), of: Some((done, all)) }
+        Step { text: report::part(done, all, "file"), of: Some((done, all)) }
     };
     let failures = progress::show_while(step, || volume.tree.shred(&doomed, parallel(None, false), &at));
     report.failures = failures.into_iter().map(failure).collect();

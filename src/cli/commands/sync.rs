@@ -46,13 +46,14 @@ fn write_back(mountpoint: &Path) -> Result<(), CliError> {
     let place = mountpoint.to_owned();
     let spawned = thread::Builder::new().spawn(move || done.send(lock::write_back(&place)));
     spawned.map_err(|error| CliError::io("starting a thread", &error))?;
-    is_done.recv_timeout(DEADLINE).unwrap_or_else(|_| Err(late(mountpoint)))
+    let written = is_done.recv_timeout(DEADLINE).map_err(|_| late(mountpoint))?;
+    written.map_err(|error| not_durable(mountpoint, &error))
 }
 
 fn late(mountpoint: &Path) -> CliError {
     not_durable(mountpoint, &format!("not done after {DEADLINE:?}"))
 }
 
-fn not_durable(mountpoint: &Path, why: &str) -> CliError {
+fn not_durable(mountpoint: &Path, why: &impl std::fmt::Display) -> CliError {
     CliError::new(Exit::Io, format_args!("{}: not everything is durable: {why}", mountpoint.display()))
 }

@@ -41,8 +41,8 @@ impl Totals {
         Some((weight(files, bytes), weight(*all_files, *all_bytes)))
     }
 
-    /// ` of 12`, if it is known.
-    pub(super) fn of_files(&self) -> String {
-        self.0.get().map_or_else(String::new, |(files, _)| format!(" of {files}"))
+    /// How many files there are, if that is known yet.
+    pub(super) fn files(&self) -> Option<u64> {
+        self.0.get().map(|(files, _)| *files)
     }
 }

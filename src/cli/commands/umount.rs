@@ -186,8 +186,13 @@ mod with_mount {
             result = mount::unmount(mountpoint, false);
         }
         result.map_err(|error| match error {
-            MountError::Busy => CliError::new(Exit::Other, format_args!("{place} is in use"))
-                .hint(format_args!("close what is open below it (`fuser -vm {place}` lists it) and try again")),
+            MountError::Busy => {
+                let hint = match mount::mounts_below(mountpoint).first() {
+                    Some(inner) => format!("unmount what is mounted below it first: `umount {}`", inner.display()),
+                    None => format!("close what is open below it (`fuser -vm {place}` lists it) and try again"),
+                };
+                CliError::new(Exit::Other, format_args!("{place} is in use")).hint(hint)
+            }
             other => CliError::from(other),
         })
     }

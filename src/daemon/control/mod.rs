@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use client::{Client, ClientError, Waiting};
-pub use place::directory;
+pub use place::{directory, find};
 pub use server::{ControlSocket, Farewell};
 
 /// The longest line of either side.
@@ -100,6 +100,9 @@ pub enum ControlError {
     /// Its directory is not safe.
     #[error("{0} must be a directory of this user's that is closed to others (mode 0700)")]
     UnsafeDirectory(PathBuf),
+    /// No socket in it could have an address.
+    #[error("{0}: too long a path for a socket")]
+    LongPath(PathBuf),
     /// It cannot be made.
     #[error("{path}: {error}")]
     Io {

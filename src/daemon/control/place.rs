@@ -7,12 +7,18 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::io::Errno;
+
 use super::ControlError;
 
 /// What the directories are called.
 const NAME: &str = "kmsfs";
 /// The kernel's list of sockets.
 const SOCKETS: &str = "/proc/net/unix";
+/// A path of so many bytes fits the address of a socket, and the longest name of one is so long.
+const MAX_PATH: usize = 107;
+const MAX_SOCKET: usize = 32;
 
 /// Where this user's sockets lie, for a mount at `mountpoint`; made if it is missing.
 ///
@@ -23,7 +29,7 @@ pub fn directory(runtime_directory: Option<&Path>, mountpoint: &Path) -> Result<
     let mut last = Err(ControlError::NoDirectory);
     // Below the mount it would not be found.
     for place in usual(user, runtime_directory).into_iter().filter(|place| !place.starts_with(mountpoint)) {
-        last = make(&place).map(|()| place);
+        last = check(&place).and_then(|()| make(&place)).map(|()| place);
         if last.is_ok() {
             break;
         }
@@ -38,6 +44,35 @@ pub(super) fn of_user(user: u32, runtime_directory: Option<&Path>) -> Vec<PathBu
     places.extend(listed(&fs::read_to_string(SOCKETS).unwrap_or_default()));
     places.retain(|place| is_private(place, user));
     places
+}
+
+/// Where this user's next mount has its socket, and the places that come before it with the reason why they do not serve.
+/// Nothing is made.
+///
+/// # Errors
+/// [`ControlError`] of each place if none serves.
+pub fn find(runtime_directory: Option<&Path>) -> Result<(PathBuf, Vec<ControlError>), Vec<ControlError>> {
+    let mut refused = Vec::new();
+    for place in usual(rustix::process::geteuid().as_raw(), runtime_directory) {
+        match check(&place) {
+            Ok(()) => return Ok((place, refused)),
+            Err(error) => refused.push(error),
+        }
+    }
+    Err(refused)
+}
+
+/// Whether [`make`] can be expected to succeed, and a socket to be made there.
+fn check(directory: &Path) -> Result<(), ControlError> {
+    let io = |error: Errno| ControlError::Io { path: directory.to_owned(), error: error.into() };
+    let may_write =
+        |place: &Path| accessat(CWD, place, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).map_err(io);
+    check_length(directory)?;
+    match fs::symlink_metadata(directory) {
+        Ok(_) => check_private(directory).and_then(|()| may_write(directory)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => may_write(directory.parent().unwrap_or(directory)),
+        Err(error) => Err(ControlError::Io { path: directory.to_owned(), error }),
+    }
 }
 
 fn usual(user: u32, runtime_directory: Option<&Path>) -> Vec<PathBuf> {
@@ -71,13 +106,24 @@ pub(super) fn make(directory: &Path) -> Result<(), ControlError> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(io(error)),
         _ => {}
     }
+    check_private(directory)
+}
+
+fn check_private(directory: &Path) -> Result<(), ControlError> {
     let private = is_private(directory, rustix::process::geteuid().as_raw());
     if private { Ok(()) } else { Err(ControlError::UnsafeDirectory(directory.to_owned())) }
+}
+
+/// A socket with a longer path could not be bound, and not be connected to.
+fn check_length(directory: &Path) -> Result<(), ControlError> {
+    let fits = directory.as_os_str().len() + 1 + MAX_SOCKET <= MAX_PATH;
+    if fits { Ok(()) } else { Err(ControlError::LongPath(directory.to_owned())) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
     fn directories_of_ours_are_read_from_the_list_of_sockets() {
@@ -87,6 +133,22 @@ mod tests {
                     0: 00000002 00000000 00010000 0001 01 22 @abstract\n\
                     0: 00000002 00000000 00010000 0001 01 23 /run/other/kmsfs\n";
         assert_eq!(listed(list), [PathBuf::from("/run/user/7/kmsfs"), PathBuf::from("/a b/kmsfs")]);
+    }
+
+    #[test]
+    fn a_place_is_judged_before_anything_is_made_there() {
+        let home = tempfile::tempdir().unwrap();
+        let place = home.path().join(NAME);
+        check(&place).unwrap();
+        assert!(!place.exists());
+        make(&place).unwrap();
+        check(&place).unwrap();
+        fs::set_permissions(&place, fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(matches!(check(&place), Err(ControlError::UnsafeDirectory(_))));
+        assert!(matches!(check(&home.path().join("missing/kmsfs")), Err(ControlError::Io { .. })));
+        let long = |len: usize| Path::new("/tmp").join("x".repeat(len - "/tmp/".len()));
+        check(&long(MAX_PATH - 1 - MAX_SOCKET)).unwrap();
+        assert!(matches!(check(&long(MAX_PATH - MAX_SOCKET)), Err(ControlError::LongPath(_))));
     }
 
     #[test]
