@@ -9,5 +9,6 @@ mod backing_fs_failures;
 mod kills;
 mod lost_writes;
 mod power_cuts;
+mod services;
 mod systemd;
 mod systemd_booted;

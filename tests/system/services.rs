@@ -1,14 +1,9 @@
 //! What GUIDE says of services on a mount: databases whose key goes away, and podman's containers.
-#![cfg(feature = "mount")]
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // how a test fails, and how it tells what it left out
-
-#[path = "support/mount.rs"]
-mod support;
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Output};
 
-use support::{Home, Volume, needs_root, python, text};
+use crate::support::{Home, Volume, needs_root, python, text};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_kmsfs");
 
