@@ -241,3 +241,23 @@ fn long_files_are_named() {
         println!("{} has {} lines: has it one reason to exist?", source.path.display(), source.lines);
     }
 }
+
+#[test]
+fn paths_in_the_documents_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let in_docs = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let in_root = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
+    let documents = in_docs.chain(in_root).filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    let is_of_a_path = |c: char| c.is_ascii_alphanumeric() || "_-./*{".contains(c);
+    let is_ours = |word: &&str| {
+        let first = word.split('/').next().unwrap_or_default();
+        word.contains('/')
+            && ["src", "tests", "scripts", "docs", "systemd", "fuzz", "benches", "findings"].contains(&first)
+    };
+    for document in documents {
+        let text = fs::read_to_string(&document).unwrap();
+        let words = text.split(|c| !is_of_a_path(c)).filter(is_ours).filter(|word| !word.contains(['*', '{']));
+        let missing: Vec<_> = words.filter(|word| !root.join(word.trim_end_matches('.')).exists()).collect();
+        assert!(missing.is_empty(), "{} names what is not there: {missing:?}", document.display());
+    }
+}

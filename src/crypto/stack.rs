@@ -3,7 +3,7 @@
 
 use std::hint::black_box;
 
-/// Deeper than any computation here goes; measured by the search in `tests/memory.rs`.
+/// Deeper than any computation here goes; measured by the search in `tests/kms/memory.rs`.
 const DEPTH: usize = 12 * 1024;
 
 /// What `work` returns, which should be small and hold a secret behind a pointer only: it is moved through frames that
