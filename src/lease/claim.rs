@@ -76,7 +76,7 @@ impl Claim {
         for _ in 0..ATTEMPTS {
             let began = since_boot();
             let taken = match self.wait_until_free(notice)? {
-                None => self.file.create(&self.seal.bytes(&lease), !self.local),
+                None => self.file.create(&self.seal.bytes(&lease)),
                 Some(_) => self.replace(&lease),
             };
             match taken {

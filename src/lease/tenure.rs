@@ -62,8 +62,6 @@ struct Held {
     file: LeaseFile,
     seal: Seal,
     local: bool,
-    /// The lease has left this host, once.
-    is_durable: AtomicBool,
     pace: Pace,
     /// As it was last written. Held while it is renewed.
     lease: Mutex<Lease>,
@@ -87,9 +85,7 @@ impl Tenure {
     ) -> io::Result<Self> {
         let mut tenure = Self::unattended(file, seal, lease, local, pace, began);
         let weak = Arc::downgrade(&tenure.held);
-        // Where a lock keeps others out, a lease becomes durable when the mount is there.
-        let first = Next::After(if local { pace.renew / SOONER } else { pace.renew });
-        tenure.renewals = Some(Periodic::start("kmsfs-lease", first, move || keep(&weak))?);
+        tenure.renewals = Some(Periodic::start("kmsfs-lease", Next::After(pace.renew), move || keep(&weak))?);
         Ok(tenure)
     }
 
@@ -98,7 +94,6 @@ impl Tenure {
             file,
             seal,
             local,
-            is_durable: AtomicBool::new(false),
             pace,
             lease: Mutex::new(lease),
             failing: AtomicBool::new(false),
@@ -114,7 +109,7 @@ impl Tenure {
     pub(super) fn begin_frozen(claim: super::Claim) -> Self {
         let (file, seal, host, local, pace) = claim.into_parts();
         let lease = seal.begin(&host, local);
-        file.create(&seal.bytes(&lease), true).unwrap();
+        file.create(&seal.bytes(&lease)).unwrap();
         Self::unattended(file, seal, lease, local, pace, since_boot())
     }
 
@@ -204,10 +199,9 @@ impl Held {
     /// Puts `next` in its place; returns whose lease is there instead.
     fn put(&self, lease: &Lease, next: &Lease) -> io::Result<Option<Lease>> {
         let bytes = self.seal.bytes(next);
-        let sync = !self.local || !self.is_durable.swap(true, Ordering::Relaxed);
-        let Some(seen) = self.file.renew(&bytes, |bytes| self.is_own(lease, bytes), sync)? else {
+        let Some(seen) = self.file.renew(&bytes, |bytes| self.is_own(lease, bytes), !self.local)? else {
             tracing::warn!("somebody has removed .kmsfs/lease: it is made anew");
-            return self.file.create(&bytes, true).map(|()| None);
+            return self.file.create(&bytes).map(|()| None);
         };
         match self.seal.open(&seen.bytes) {
             Some(found) if found.lease_id == lease.lease_id => Ok(None),

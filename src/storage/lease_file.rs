@@ -51,19 +51,19 @@ impl LeaseFile {
         }
     }
 
-    /// Puts a lease where none is. With `sync` it has left this host.
+    /// Puts a lease where none is.
     ///
     /// # Errors
     /// `AlreadyExists` if there is one; others of the backing filesystem.
-    pub fn create(&self, bytes: &[u8], sync: bool) -> io::Result<()> {
+    pub fn create(&self, bytes: &[u8]) -> io::Result<()> {
         let file = self.keep_times(|| make_like(self.volume.as_fd(), LEASE_FILE)).map(File::from)?;
-        let written = file.write_all_at(bytes, 0).and_then(|()| if sync { file.sync_all() } else { Ok(()) });
+        let written = file.write_all_at(bytes, 0).and_then(|()| file.sync_all());
         if written.is_err() {
             // A file without a lease in it helps nobody.
             let _ = rustix::fs::unlinkat(&self.volume, LEASE_FILE, AtFlags::empty());
         }
         written?;
-        if sync { Ok(rustix::fs::fsync(&self.volume)?) } else { Ok(()) }
+        Ok(rustix::fs::fsync(&self.volume)?)
     }
 
     /// Puts a lease in the place of whatever is there. `new` names the file while it is written.
