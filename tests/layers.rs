@@ -248,7 +248,7 @@ fn paths_in_the_documents_exist() {
     let in_docs = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
     let in_root = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
     let documents = in_docs.chain(in_root).filter(|path| path.extension().is_some_and(|extension| extension == "md"));
-    let is_of_a_path = |c: char| c.is_ascii_alphanumeric() || "_-./*{".contains(c);
+    let is_of_a_path = |c: char| c.is_ascii_alphanumeric() || "_-./*{@".contains(c);
     let is_ours = |word: &&str| {
         let first = word.split('/').next().unwrap_or_default();
         word.contains('/')
